@@ -1,0 +1,59 @@
+"""mechmem: is this language model remembering or thinking, where does it decide, can we turn it?
+
+The names below are the public API; each is loaded when it is first used, so that importing mechmem
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "errors": (
+        "ArtifactError EditError LeakageError MechmemError ModelError PositionError PromptError "
+        "SiteError TaskError"
+    ),
+    "tasks": "Chat Prompt PromptSet Task available_tasks get_task register_task",
+    "models": "Model Site lab_models load_model",
+    "caching": "Activations Moments cache_activations cache_moments",
+    "analysis": (
+        "Direction Directions NeuronScores Probes difference_of_means fit_probes "
+        "neuron_mean_difference"
+    ),
+    "patching": (
+        "AblateNeurons AddDirection Edit ProjectOut ScaleProjection SetProjection ShiftNeurons "
+        "patched"
+    ),
+    "evaluation": "Observations Rates controls evaluate observe",
+    "experiments": "Study run_study sweep train_lab_model",
+}
+_WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
+_ROOMS = ("tasks", "models", "caching", "analysis", "patching", "evaluation", "plotting", "experiments")
+
+__all__ = ["__version__", *_ROOMS, *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"mechmem.{_WHERE[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"mechmem.{name}")
+    raise AttributeError(f"module 'mechmem' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from mechmem.analysis import *
+    from mechmem.caching import *
+    from mechmem.errors import *
+    from mechmem.evaluation import *
+    from mechmem.experiments import *
+    from mechmem.models import *
+    from mechmem.patching import *
+    from mechmem.tasks import *

@@ -1,0 +1,190 @@
+"""Directions: one vector per site that points **toward** a named class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechmem.artifacts import load_artifact, save_artifact
+from mechmem.caching.activations import Activations
+from mechmem.caching.moments import Moments
+from mechmem.caching.provenance import Provenance
+from mechmem.errors import PositionError, PromptError, SiteError, listed
+from mechmem.models.sites import Site
+
+__all__ = ["Direction", "Directions", "difference_of_means"]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One vector at one site.
+
+    Attributes:
+        vector: ``[d]`` float64, in the units of the activation.
+        site: Where it lives.
+        toward, away: The class it points to and the one it comes from.
+        toward_mean, away_mean: Mean projection of each class on the unit vector.
+        provenance: Model, positions and what was seen.
+        method: How it was made.
+    """
+
+    vector: Float[Tensor, " d"]
+    site: Site
+    toward: str
+    away: str
+    toward_mean: float
+    away_mean: float
+    provenance: Provenance
+    method: str = "difference_of_means"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.vector.numpy().astype(dtype) if dtype is not None else self.vector.numpy()
+
+    def __repr__(self) -> str:
+        return f"Direction({self.site}, {self.away} -> {self.toward}, norm {self.norm:.3g})"
+
+    @property
+    def norm(self) -> float:
+        """Euclidean length, in activation units."""
+        return float(self.vector.norm())
+
+    @property
+    def unit(self) -> Float[Tensor, " d"]:
+        """The vector at length 1.
+
+        Raises:
+            SiteError: When the vector is zero and so points nowhere.
+        """
+        if self.norm == 0:
+            raise SiteError(f"The direction at {self.site} is zero: the two class means coincide.")
+        return self.vector / self.norm
+
+    def project(self, states: Tensor) -> Tensor:
+        """Signed length along the unit vector, for states ``[..., d]`` of its site."""
+        if states.shape[-1] != self.vector.shape[0]:
+            raise SiteError(
+                f"States of width {states.shape[-1]} cannot be projected on the direction at "
+                f"{self.site}, which has width {self.vector.shape[0]}."
+            )
+        return states.double() @ self.unit
+
+
+@dataclass(frozen=True)
+class Directions:
+    """One `Direction` per site, ``directions["resid_post", 3]``."""
+
+    by_site: Mapping[Site, Direction]
+
+    def __getitem__(self, site: tuple[str, int]) -> Direction:
+        if site not in self.by_site:
+            raise SiteError(
+                f"No direction at {site!r}; there are {listed(map(str, self.by_site))}."
+            )
+        return self.by_site[Site(*site)]
+
+    def __iter__(self) -> Iterator[Direction]:
+        return iter(self.by_site.values())
+
+    def __len__(self) -> int:
+        return len(self.by_site)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Sites in order."""
+        return list(self.by_site)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path.safetensors`` and ``path.json``."""
+        first = next(iter(self))
+        about = {
+            "provenance": first.provenance.as_dict(),
+            "toward": first.toward,
+            "away": first.away,
+            "method": first.method,
+            "means": {d.site.key: [d.toward_mean, d.away_mean] for d in self},
+        }
+        return save_artifact(path, "directions", {d.site.key: d.vector for d in self}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Directions:
+        """Read what `save` wrote."""
+        tensors, about = load_artifact(path, "directions")
+        provenance = Provenance.from_dict(about["provenance"])
+        sites = sorted((Site.from_key(key) for key in tensors), key=lambda site: site.depth)
+        return cls(
+            {
+                site: Direction(
+                    tensors[site.key],
+                    site,
+                    about["toward"],
+                    about["away"],
+                    *about["means"][site.key],
+                    provenance=provenance,
+                    method=about["method"],
+                )
+                for site in sites
+            }
+        )
+
+
+def difference_of_means(
+    states: Activations | Moments,
+    *,
+    toward: str,
+    away: str | None = None,
+    by: str = "behavior",
+) -> Directions:
+    """Mean of one class minus mean of the other, at every site, in float64 (P2's r).
+
+    On flips each group brings as many memorized as generalized examples, so what belongs to the
+    instance cancels; on unpaired sets it does not, and the direction carries the difference in
+    content as well.
+
+    Args:
+        states: Stored states at one position, or streamed moments.
+        toward: The class the direction points to; no sign to remember.
+        away: The other class; found by itself when there are two.
+        by: ``"behavior"`` (observed) or ``"label"`` (asked for). Moments know their own.
+
+    Returns:
+        `Directions`, a vector ``[d]`` per site (heads of ``z`` flattened).
+
+    Raises:
+        PromptError: When a class is missing, or the states are not finite.
+        PositionError: When the states have several positions.
+    """
+    if isinstance(states, Activations):
+        if len(states) == 0:
+            raise PromptError("No examples to take a difference of means of: the set is empty.")
+        states = Moments.from_activations(states, by)
+    if len(states.columns) != 1:
+        raise PositionError(
+            f"A direction belongs to one position, these states have {listed(states.columns)}; "
+            "choose one with acts.at('last'), or cache with positions='mean'."
+        )
+    toward, away = states.pair(toward, away)
+    counts = states.counts
+    provenance = Provenance(
+        states.provenance.model,
+        states.provenance.seen,
+        states.provenance.positions,
+        states.provenance.by,
+        ((toward, counts[toward]), (away, counts[away])),
+    )
+    out = {}
+    for site in states.sites:
+        high = states.classes[toward][site].mean.flatten()
+        low = states.classes[away][site].mean.flatten()
+        vector = high - low
+        unit = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+        out[site] = Direction(
+            vector, site, toward, away, float(high @ unit), float(low @ unit), provenance
+        )
+    return Directions(out)

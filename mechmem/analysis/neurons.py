@@ -1,0 +1,284 @@
+"""Neurons: single coordinates of a declared site, scored by how they differ between behaviors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mechmem.artifacts import load_artifact, save_artifact
+from mechmem.caching.activations import Activations
+from mechmem.caching.moments import Moments
+from mechmem.caching.provenance import Provenance
+from mechmem.errors import MechmemError, listed
+from mechmem.models.sites import Site
+
+__all__ = ["NeuronScores", "NeuronSet", "neuron_mean_difference"]
+
+RANKINGS = ("correlation", "mean_difference", "effect_size")
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Chosen neurons of some sites.
+
+    Attributes:
+        scores: Where they were chosen from.
+        index: Chosen coordinates (flattened over positions and features) per site.
+    """
+
+    scores: NeuronScores
+    index: Mapping[Site, Tensor]
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.index.values())
+
+    def mask(self, site: Site) -> Tensor:
+        """``[position, d]`` True at the chosen coordinates of a site."""
+        shape = self.scores.mean_difference[site].shape
+        out = torch.zeros(shape.numel(), dtype=torch.bool)
+        out[self.index.get(site, torch.empty(0, dtype=torch.long))] = True
+        return out.reshape(shape)
+
+    def per_site(self) -> dict[Site, int]:
+        """How many neurons were chosen at every scored site, zeros included."""
+        return {site: len(self.index.get(site, ())) for site in self.scores.mean_difference}
+
+
+@dataclass(frozen=True)
+class NeuronScores:
+    """Per-neuron statistics of a contrast; every tensor is ``[position, d]`` float64 per site.
+
+    Attributes:
+        mean_difference: First class minus second (P1's NMD: memorized minus generalized).
+        correlation: Pearson r between the activation and being of the first class.
+        effect_size: Cohen's d, the mean difference in pooled standard deviations.
+        p, q: Two-sided p value of Welch's t test and its Benjamini-Hochberg q over all neurons.
+            They treat examples as independent; rephrasings are not, so read them as a ranking.
+        mean: Mean over both classes, each weighted equally (the value of mean ablation).
+        std: Pooled standard deviation.
+        first, second: The two classes.
+        columns: Names of the positions.
+        provenance: Model, positions, counts and what was seen.
+    """
+
+    mean_difference: Mapping[Site, Tensor]
+    correlation: Mapping[Site, Tensor]
+    effect_size: Mapping[Site, Tensor]
+    p: Mapping[Site, Tensor]
+    q: Mapping[Site, Tensor]
+    mean: Mapping[Site, Tensor]
+    std: Mapping[Site, Tensor]
+    first: str
+    second: str
+    columns: tuple[str, ...]
+    provenance: Provenance
+
+    def __repr__(self) -> str:
+        return (
+            f"NeuronScores({self.first} - {self.second}: {self.total} neurons at "
+            f"{len(self.sites)} sites, positions {list(self.columns)})"
+        )
+
+    @property
+    def sites(self) -> list[Site]:
+        """Sites in depth order."""
+        return list(self.mean_difference)
+
+    @property
+    def total(self) -> int:
+        """Number of neurons scored."""
+        return sum(values.numel() for values in self.mean_difference.values())
+
+    def top(
+        self,
+        k: float,
+        *,
+        by: str = "correlation",
+        scope: str = "global",
+        sites: Iterable[tuple[str, int]] | None = None,
+    ) -> NeuronSet:
+        """The highest-ranking neurons.
+
+        Args:
+            k: A number of neurons (integer), or a share of them (float in (0, 1]).
+            by: ``"correlation"`` (|r|, P1), ``"mean_difference"`` (|NMD|) or ``"effect_size"``
+                (|d|). |r| and |d| rank alike inside one contrast; |NMD| can differ completely
+                when neurons have different scales.
+            scope: ``"global"`` ranks all sites together (P1), ``"site"`` takes the same share
+                of each.
+            sites: Only these, default all.
+
+        Raises:
+            MechmemError: For an impossible ``k``, ranking or scope.
+        """
+        if by not in RANKINGS:
+            raise MechmemError(f"Unknown ranking {by!r}; allowed are {listed(RANKINGS)}.")
+        if scope not in ("global", "site"):
+            raise MechmemError(f"scope must be 'global' or 'site', got {scope!r}.")
+        wanted = self.sites if sites is None else [Site(*site) for site in sites]
+        score = getattr(self, by)
+        parts = {site: score[site].abs().flatten() for site in wanted}
+        if scope == "site":
+            index = {
+                site: values.argsort(descending=True, stable=True)[: _count(k, len(values))]
+                for site, values in parts.items()
+            }
+            return NeuronSet(self, index)
+        joined = torch.cat(list(parts.values()))
+        chosen = joined.argsort(descending=True, stable=True)[: _count(k, len(joined))]
+        index, start = {}, 0
+        for site, values in parts.items():
+            mine = chosen[(chosen >= start) & (chosen < start + len(values))] - start
+            index[site] = mine.sort().values
+            start += len(values)
+        return NeuronSet(self, index)
+
+    def table(self) -> pd.DataFrame:
+        """One row per neuron with all scores."""
+        frames = []
+        for site, difference in self.mean_difference.items():
+            positions, width = difference.shape
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "stream": site.stream,
+                        "layer": site.layer,
+                        "position": np.repeat(self.columns, width),
+                        "neuron": np.tile(np.arange(width), positions),
+                        "mean_difference": difference.flatten().numpy(),
+                        "correlation": self.correlation[site].flatten().numpy(),
+                        "effect_size": self.effect_size[site].flatten().numpy(),
+                        "p": self.p[site].flatten().numpy(),
+                        "q": self.q[site].flatten().numpy(),
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path.safetensors`` and ``path.json``."""
+        tensors = {
+            f"{name}/{site.key}": getattr(self, name)[site] for name in _TENSORS for site in self.sites
+        }
+        about = {
+            "first": self.first,
+            "second": self.second,
+            "columns": list(self.columns),
+            "provenance": self.provenance.as_dict(),
+        }
+        return save_artifact(path, "neuron-scores", tensors, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronScores:
+        """Read what `save` wrote."""
+        tensors, about = load_artifact(path, "neuron-scores")
+        keys = {key.partition("/")[2] for key in tensors}
+        sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
+        return cls(
+            **{name: {site: tensors[f"{name}/{site.key}"] for site in sites} for name in _TENSORS},
+            first=about["first"],
+            second=about["second"],
+            columns=tuple(about["columns"]),
+            provenance=Provenance.from_dict(about["provenance"]),
+        )
+
+
+_TENSORS = ("mean_difference", "correlation", "effect_size", "p", "q", "mean", "std")
+
+
+def neuron_mean_difference(
+    states: Activations | Moments,
+    *,
+    first: str = "memorized",
+    second: str = "generalized",
+    by: str = "behavior",
+) -> NeuronScores:
+    """P1's neuron-wise mean difference, first class minus second, with its ranking statistics.
+
+    ``NMD[l, i] = mean(h[l, i] | first) - mean(h[l, i] | second)``. The ranking of P1 is by |Pearson
+    r| with the class; for two classes r follows from means and variances, so streamed moments are
+    enough. A neuron is a coordinate of the site that was cached: a residual coordinate for
+    ``resid_*`` streams (P1), a hidden unit for ``mlp_post``.
+
+    What it does not prove: that a neuron with a large difference causes the behavior.
+
+    Raises:
+        PromptError: When a class is missing or has fewer than two examples, or states are not
+            finite.
+    """
+    moments = Moments.from_activations(states, by) if isinstance(states, Activations) else states
+    moments.pair(first, second)
+    counts = moments.counts
+    n1, n0 = counts[first], counts[second]
+    if min(n1, n0) < 2:
+        raise MechmemError(
+            f"A spread needs at least two examples of each class, got {first}: {n1}, "
+            f"{second}: {n0}. Observe more prompts."
+        )
+    out: dict[str, dict[Site, Tensor]] = {name: {} for name in _TENSORS}
+    for site in moments.sites:
+        one, zero = moments.classes[first][site], moments.classes[second][site]
+        difference = (one.mean - zero.mean).flatten(1)
+        within = (one.m2 + zero.m2).flatten(1)
+        pooled = (within / (n1 + n0 - 2)).sqrt()
+        total = within + difference**2 * (n1 * n0 / (n1 + n0))
+        error = (one.variance / n1 + zero.variance / n0).flatten(1)
+        out["mean_difference"][site] = difference
+        out["correlation"][site] = _ratio(
+            difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt()
+        )
+        out["effect_size"][site] = _ratio(difference, pooled)
+        out["p"][site] = _welch_p(difference, one.variance, zero.variance, n1, n0, error)
+        out["mean"][site] = ((one.mean + zero.mean) / 2).flatten(1)
+        out["std"][site] = pooled
+    sizes = [values.numel() for values in out["p"].values()]
+    joined = torch.cat([values.flatten() for values in out["p"].values()]).numpy()
+    corrected = torch.from_numpy(stats.false_discovery_control(joined)).split(sizes)
+    for site, values in zip(out["p"], corrected, strict=True):
+        out["q"][site] = values.reshape(out["p"][site].shape)
+    provenance = Provenance(
+        moments.provenance.model,
+        moments.provenance.seen,
+        moments.provenance.positions,
+        moments.provenance.by,
+        ((first, n1), (second, n0)),
+    )
+    return NeuronScores(
+        **out, first=first, second=second, columns=moments.columns, provenance=provenance
+    )
+
+
+def _welch_p(
+    difference: Tensor, var1: Tensor, var0: Tensor, n1: int, n0: int, error: Tensor
+) -> Tensor:
+    a, b = var1.flatten(1) / n1, var0.flatten(1) / n0
+    freedom = _ratio((a + b) ** 2, a**2 / (n1 - 1) + b**2 / (n0 - 1)).clamp_min(1)
+    t = _ratio(difference, error.sqrt())
+    return torch.from_numpy(2 * stats.t.sf(t.abs().numpy(), freedom.numpy()))
+
+
+def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
+    """0 where a coordinate never varies: a constant says nothing about the class."""
+    return torch.where(bottom > 0, top / bottom.clamp_min(1e-300), torch.zeros_like(top))
+
+
+def _count(k: float, total: int) -> int:
+    if isinstance(k, bool) or (isinstance(k, int) and k < 1) or (
+        isinstance(k, float) and not 0 < k <= 1
+    ):
+        raise MechmemError(
+            f"top must be a number of neurons (an integer from 1) or a share (a float in (0, 1]), "
+            f"got {k!r}."
+        )
+    if isinstance(k, float):
+        return max(1, round(k * total))
+    if k > total:
+        raise MechmemError(f"top={k} neurons asked for, but only {total} were scored.")
+    return k

@@ -1,0 +1,172 @@
+"""`Activations`: states of every asked site at chosen positions, with the prompts they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechmem.artifacts import load_artifact, save_artifact
+from mechmem.caching.provenance import Provenance, Seen
+from mechmem.errors import PositionError, PromptError, SiteError, did_you_mean, listed
+from mechmem.models.sites import Site
+from mechmem.models.tokens import TokenizedPrompt
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Activations", "class_names"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """States read from a model.
+
+    ``acts["resid_post", 3]`` is ``[example, position, *feature]``.
+
+    Attributes:
+        states: One tensor per site, on the CPU.
+        prompts: The examples, in order.
+        columns: Names of the positions, ``"last"`` or ``"cue[0]"``.
+        token_ids: What the model was fed, per example.
+        provenance: Model, positions and what was seen.
+    """
+
+    states: Mapping[Site, Tensor]
+    prompts: PromptSet
+    columns: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    provenance: Provenance
+
+    def __getitem__(self, site: tuple[str, int]) -> Float[Tensor, "example position *feature"]:
+        if site not in self.states:
+            raise SiteError(
+                f"No states of {site!r} here; there are {listed(map(str, self.states))}. "
+                "Ask for it when caching: sites=[...]."
+            )
+        return self.states[Site(*site)]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __repr__(self) -> str:
+        return (
+            f"Activations({len(self)} examples, {len(self.states)} sites, "
+            f"positions {list(self.columns)})"
+        )
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites, in the order asked for."""
+        return list(self.states)
+
+    @property
+    def values(self) -> Float[Tensor, "example site d"]:
+        """Everything as one tensor, when there is one position and one width.
+
+        Raises:
+            SiteError: When sites differ in shape or there are several positions.
+        """
+        shapes = {tuple(state.shape[1:]) for state in self.states.values()}
+        if len(shapes) > 1 or len(self.columns) > 1:
+            raise SiteError(
+                f"`values` needs one position and one width; here are positions "
+                f"{list(self.columns)} and shapes {sorted(shapes)}. Use acts[stream, layer]."
+            )
+        return torch.stack([state.flatten(1) for state in self.states.values()], dim=1)
+
+    def at(self, column: str) -> Activations:
+        """The same with one position only."""
+        if column not in self.columns:
+            raise PositionError(
+                f"No position {column!r} here; there are {listed(self.columns)}."
+                f"{did_you_mean(column, self.columns)}"
+            )
+        k = self.columns.index(column)
+        states = {site: state[:, k : k + 1] for site, state in self.states.items()}
+        return replace(self, states=states, columns=(column,))
+
+    def take(self, rows: Sequence[int]) -> Activations:
+        """Some examples only; what was seen shrinks with them."""
+        index = torch.as_tensor(list(rows), dtype=torch.long)
+        prompts = PromptSet(self.prompts[int(row)] for row in rows)
+        ids = tuple(self.token_ids[int(row)] for row in rows)
+        return Activations(
+            {site: state[index] for site, state in self.states.items()},
+            prompts,
+            self.columns,
+            ids,
+            replace(self.provenance, seen=_seen(prompts, ids)),
+        )
+
+    def select(self, prompts: PromptSet) -> Activations:
+        """The examples of these prompts, whose behaviors and labels replace the stored ones."""
+        at = {name: row for row, name in enumerate(self.prompts.ids)}
+        missing = [name for name in prompts.ids if name not in at]
+        if missing:
+            raise PromptError(f"No states of prompts {listed(missing, 5)} here.")
+        return replace(self.take([at[name] for name in prompts.ids]), prompts=prompts)
+
+    def classes(self, by: str, required: int = 2) -> list[str | None]:
+        """Class of every example: its observed ``behavior`` or its ``label``.
+
+        Raises:
+            PromptError: When fewer than ``required`` classes occur, saying what was found.
+        """
+        names = class_names(self.prompts, by)
+        present = sorted({name for name in names if name is not None})
+        if len(present) < required:
+            hint = (
+                "observe the model first and use its flips: mm.observe(...).flips()"
+                if by == "behavior"
+                else "set Prompt.label"
+            )
+            raise PromptError(
+                f"A contrast by {by} needs {required} classes, but {len(names)} prompts show "
+                f"{listed(present) or 'none'}; {hint}."
+            )
+        return names
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path.safetensors`` and ``path.json``; `load` reads them back."""
+        about = {
+            "prompts": self.prompts.to_records(),
+            "columns": list(self.columns),
+            "token_ids": [list(ids) for ids in self.token_ids],
+            "provenance": self.provenance.as_dict(),
+        }
+        tensors = {site.key: state for site, state in self.states.items()}
+        return save_artifact(path, "activations", tensors, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Activations:
+        """Read what `save` wrote."""
+        tensors, about = load_artifact(path, "activations")
+        sites = sorted((Site.from_key(key) for key in tensors), key=lambda site: site.depth)
+        return cls(
+            {site: tensors[site.key] for site in sites},
+            PromptSet.from_records(about["prompts"]),
+            tuple(about["columns"]),
+            tuple(tuple(ids) for ids in about["token_ids"]),
+            Provenance.from_dict(about["provenance"]),
+        )
+
+
+def class_names(prompts: PromptSet, by: str) -> list[str | None]:
+    """The class of every prompt by ``"behavior"`` or ``"label"``.
+
+    Raises:
+        PromptError: For any other word.
+    """
+    if by not in ("behavior", "label"):
+        raise PromptError(f"by must be 'behavior' (what the model did) or 'label', got {by!r}.")
+    return [getattr(prompt, by) for prompt in prompts]
+
+
+def _seen(prompts: PromptSet, token_ids: Sequence[tuple[int, ...]]) -> Seen:
+    tokenized = [
+        TokenizedPrompt(name, ids, {}) for name, ids in zip(prompts.ids, token_ids, strict=True)
+    ]
+    return Seen.of(prompts, tokenized)

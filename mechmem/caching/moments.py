@@ -1,0 +1,165 @@
+"""`Moments`: count, mean and second moment per class, streamed in float64 and merged exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mechmem.caching.activations import Activations
+from mechmem.caching.provenance import Provenance
+from mechmem.errors import MechmemError, PromptError, listed
+from mechmem.models.sites import Site
+
+__all__ = ["ClassMoments", "Moments"]
+
+
+@dataclass
+class ClassMoments:
+    """Moments of one class at one site, per position and coordinate.
+
+    Attributes:
+        count: Number of examples.
+        mean: ``[position, *feature]`` float64.
+        m2: Sum of squared deviations from the mean, same shape.
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> ClassMoments:
+        """Moments of ``[example, position, *feature]``."""
+        data = values.double()
+        mean = data.mean(0)
+        return cls(data.shape[0], mean, ((data - mean) ** 2).sum(0))
+
+    def merged(self, other: ClassMoments) -> ClassMoments:
+        """Both together, by Chan's update: no large sums are subtracted from each other."""
+        if self.mean.shape != other.mean.shape:
+            raise MechmemError(
+                f"Cannot merge moments of shapes {tuple(self.mean.shape)} and "
+                f"{tuple(other.mean.shape)}; they belong to different sites or positions."
+            )
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        m2 = self.m2 + other.m2 + delta**2 * (self.count * other.count / count)
+        return ClassMoments(count, mean, m2)
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased variance ``[position, *feature]``; NaN for a single example."""
+        return self.m2 / (self.count - 1) if self.count > 1 else torch.full_like(self.m2, torch.nan)
+
+
+@dataclass
+class Moments:
+    """Streaming statistics of several classes at several sites.
+
+    Attributes:
+        provenance: Model, positions and what was seen.
+        columns: Names of the positions.
+        classes: ``moments.classes["memorized"][site]`` is a `ClassMoments`.
+    """
+
+    provenance: Provenance
+    columns: tuple[str, ...]
+    classes: dict[str, dict[Site, ClassMoments]] = field(default_factory=dict)
+
+    def update(self, states: Mapping[Site, Tensor], names: Sequence[str | None]) -> None:
+        """Add a batch.
+
+        Args:
+            states: ``[example, position, *feature]`` per site.
+            names: Class of every example; ``None`` is left out.
+
+        Raises:
+            PromptError: When a state is not finite, naming the site.
+        """
+        for name in sorted({name for name in names if name is not None}):
+            rows = torch.tensor([k for k, other in enumerate(names) if other == name])
+            known = self.classes.setdefault(name, {})
+            for site, values in states.items():
+                batch = ClassMoments.of(values[rows])
+                if not torch.isfinite(batch.mean).all():
+                    raise PromptError(
+                        f"States at {site} are not finite (NaN or infinity) for class {name!r}; "
+                        "no statistic of them means anything. Is the dtype too small?"
+                    )
+                known[site] = known[site].merged(batch) if site in known else batch
+
+    def merge(self, other: Moments) -> Moments:
+        """Both together, as if all examples had gone into one.
+
+        Raises:
+            MechmemError: When they come from different models, positions or contrasts.
+        """
+        mine, theirs = self.provenance, other.provenance
+        for what in ("positions", "by"):
+            if getattr(mine, what) != getattr(theirs, what):
+                raise MechmemError(
+                    f"Cannot merge moments with {what} {getattr(mine, what)!r} and "
+                    f"{getattr(theirs, what)!r}."
+                )
+        if mine.model.fingerprint != theirs.model.fingerprint:
+            raise MechmemError(
+                f"Cannot merge moments of two models, {mine.model.fingerprint} and "
+                f"{theirs.model.fingerprint}."
+            )
+        merged = {name: dict(sites) for name, sites in self.classes.items()}
+        for name, sites in other.classes.items():
+            known = merged.setdefault(name, {})
+            for site, moments in sites.items():
+                known[site] = known[site].merged(moments) if site in known else moments
+        provenance = Provenance(mine.model, mine.seen | theirs.seen, mine.positions, mine.by)
+        return Moments(provenance, self.columns, merged)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Sites that any class has, in depth order."""
+        found = {site for sites in self.classes.values() for site in sites}
+        return sorted(found, key=lambda site: site.depth)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of examples of every class."""
+        return {
+            name: next(iter(sites.values())).count for name, sites in self.classes.items() if sites
+        }
+
+    def pair(self, toward: str, away: str | None) -> tuple[str, str]:
+        """The two classes of a contrast; the other one of two is found by itself.
+
+        Raises:
+            PromptError: When a class is missing, or the other one is not unique.
+        """
+        present = sorted(self.classes)
+        others = [name for name in present if name != toward]
+        if toward not in present or (away is not None and away not in present):
+            missing = toward if toward not in present else away
+            raise PromptError(
+                f"No examples of class {missing!r}; the classes are {listed(present)} "
+                f"with counts {self.counts}."
+            )
+        if away is None:
+            if len(others) != 1:
+                raise PromptError(
+                    f"toward={toward!r} leaves {listed(others) or 'no class'} on the other side; "
+                    "a contrast needs one other class: say away=."
+                )
+            away = others[0]
+        return toward, away
+
+    @classmethod
+    def from_activations(cls, acts: Activations, by: str) -> Moments:
+        """The statistics of stored states."""
+        moments = cls(
+            Provenance(acts.provenance.model, acts.provenance.seen, acts.provenance.positions, by),
+            acts.columns,
+        )
+        moments.update(acts.states, acts.classes(by))
+        return moments

@@ -1,0 +1,112 @@
+"""Where a result came from, and what it has seen: the memory that keeps evaluations honest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mechmem.errors import LeakageError, ModelError, listed
+from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.tokens import TokenizedPrompt
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Provenance", "Seen"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Groups and token ids that something was fitted or chosen on."""
+
+    groups: frozenset[str] = frozenset()
+    digests: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, prompts: PromptSet, tokenized: Iterable[TokenizedPrompt]) -> Seen:
+        """What fitting on these prompts has seen."""
+        return cls(frozenset(prompts.groups), frozenset(item.digest for item in tokenized))
+
+    def __or__(self, other: Seen) -> Seen:
+        return Seen(self.groups | other.groups, self.digests | other.digests)
+
+    def refuse(
+        self, prompts: PromptSet, tokenized: Iterable[TokenizedPrompt], purpose: str
+    ) -> None:
+        """Raise when one of the prompts, or a rephrasing of one, was seen.
+
+        Raises:
+            LeakageError: Naming the prompts and what they share.
+        """
+        shared = [p.id for p in prompts if p.group in self.groups]
+        same = [item.id for item in tokenized if item.digest in self.digests]
+        if shared or same:
+            both = list(dict.fromkeys([*shared, *same]))
+            raise LeakageError(
+                f"Cannot {purpose} on {len(both)} prompts that fitting or choosing has seen "
+                f"({len(shared)} by group, {len(same)} by identical token ids): {listed(both, 5)}. "
+                "Split by group first: train, validation, test = prompts.split(...)."
+            )
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """JSON-ready."""
+        return {"groups": sorted(self.groups), "digests": sorted(self.digests)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, list[str]]) -> Seen:
+        """The inverse of `as_dict`."""
+        return cls(frozenset(data["groups"]), frozenset(data["digests"]))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The model a result belongs to, and what it has seen.
+
+    Attributes:
+        model: Facts of the model.
+        seen: Groups and prompts it was fitted on.
+        positions: Where in the text the states were read, as typed.
+        by: ``"behavior"`` (what the model did) or ``"label"`` (what the prompt asks for).
+        counts: Examples of each class.
+    """
+
+    model: ModelInfo
+    seen: Seen
+    positions: Any
+    by: str = ""
+    counts: tuple[tuple[str, int], ...] = ()
+
+    def check_model(self, model: Model, what: str) -> None:
+        """Refuse a result of another model.
+
+        Raises:
+            ModelError: Naming both fingerprints and the processing of both.
+        """
+        mine, other = self.model, model.info
+        if mine.fingerprint != other.fingerprint:
+            raise ModelError(
+                f"{what} was made on model {mine.name!r} (fingerprint {mine.fingerprint}, "
+                f"{mine.processing}, {mine.dtype}) but is used on {other.name!r} (fingerprint "
+                f"{other.fingerprint}, {other.processing}, {other.dtype}). Make it again on this "
+                "model, or pass force=True if the two are meant to be comparable."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "model": asdict(self.model),
+            "seen": self.seen.as_dict(),
+            "positions": self.positions,
+            "by": self.by,
+            "counts": [list(pair) for pair in self.counts],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Provenance:
+        """The inverse of `as_dict`."""
+        return cls(
+            ModelInfo(**data["model"]),
+            Seen.from_dict(data["seen"]),
+            data["positions"],
+            data["by"],
+            tuple((str(name), int(count)) for name, count in data["counts"]),
+        )

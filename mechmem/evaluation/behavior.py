@@ -1,0 +1,166 @@
+"""`observe`: let the model answer, and write down what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mechmem.errors import PromptError
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Observations", "observe"]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a model did, one row per prompt.
+
+    Attributes:
+        prompts: What was asked, in order.
+        completions: What the model wrote.
+        outcomes: How the task read it.
+        margins: Log-probability of the memorized answer minus that of the generalized one, in
+            nats, before anything is generated; NaN where a prompt lacks one of the two answers.
+        allowed: Every outcome the task knows, in its order.
+        task: Name of the task.
+        model: Facts of the model that answered.
+        tokenized: What the model was fed.
+        truncated: True where the limit of new tokens ended the completion.
+    """
+
+    prompts: PromptSet
+    completions: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    margins: Float[np.ndarray, " example"]
+    allowed: tuple[str, ...]
+    task: str
+    model: ModelInfo
+    tokenized: tuple[TokenizedPrompt, ...]
+    truncated: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __repr__(self) -> str:
+        shares = {name: self.outcomes.count(name) for name in self.allowed}
+        return f"Observations({len(self)} prompts: {shares})"
+
+    @cached_property
+    def behaving(self) -> PromptSet:
+        """The prompts with their outcome attached as `Prompt.behavior`."""
+        return self.prompts.with_behaviors(dict(zip(self.prompts.ids, self.outcomes, strict=True)))
+
+    def flips(self) -> PromptSet:
+        """Pairs of rephrasings of which one came out memorized and the other generalized.
+
+        Pairs are consecutive rephrasings of a group (`PromptSet.pairs`). Each flip brings one
+        prompt of each behavior from the same instance, so a contrast of the two is balanced.
+        """
+        out = []
+        for one, other in self.behaving.pairs():
+            if {one.behavior, other.behavior} == set(BEHAVIORS):
+                out += [one, other]
+        return PromptSet(out)
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of the pairs that are flips.
+
+        Raises:
+            PromptError: When no group has two rephrasings.
+        """
+        pairs = len(self.prompts.pairs())
+        if pairs == 0:
+            raise PromptError(
+                "A flip rate needs pairs: give at least two rephrasings the same `group`."
+            )
+        return len(self.flips()) / 2 / pairs
+
+    def table(self) -> pd.DataFrame:
+        """One row per prompt."""
+        return pd.DataFrame(
+            {
+                "id": self.prompts.ids,
+                "group": self.prompts.groups,
+                "prompt": [prompt.text for prompt in self.prompts],
+                "completion": self.completions,
+                "behavior": self.outcomes,
+                "margin": self.margins,
+                "truncated": self.truncated,
+            }
+        )
+
+
+def observe(
+    model: Model,
+    prompts: PromptsLike,
+    *,
+    task: Task | None = None,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> Observations:
+    """Generate greedily after every prompt and classify what came out.
+
+    Args:
+        model: From `load_model`, or the view inside `patched`.
+        prompts: What to ask.
+        task: Reads the completions. Without one, the prompts' own `memorized`/`generalized` (or
+            `answer`) serve.
+        token_budget: Most tokens in one batch.
+        progress: Called with the number of prompts once they are done.
+
+    Raises:
+        TaskError: Without a task, when prompts lack their answers.
+    """
+    asked = as_prompts(prompts).require("observe")
+    reader = task if task is not None else PromptAnswers.for_prompts(asked)
+    done = model.complete(
+        asked, reader.max_new_tokens, stop=reader.stop, token_budget=token_budget
+    )
+    outcomes = tuple(
+        reader.classify(prompt, completion.text)
+        for prompt, completion in zip(asked, done, strict=True)
+    )
+    observed = Observations(
+        asked,
+        tuple(completion.text for completion in done),
+        outcomes,
+        _margins(model, asked, reader, token_budget),
+        reader.outcomes,
+        reader.name,
+        model.info,
+        tuple(model.tokenize(asked)),
+        tuple(not completion.finished for completion in done),
+    )
+    if progress is not None:
+        progress(len(asked))
+    return observed
+
+
+def _margins(model: Model, prompts: PromptSet, task: Task, token_budget: int) -> np.ndarray:
+    margins = np.full(len(prompts), np.nan)
+    rows = [
+        k for k, p in enumerate(prompts) if p.memorized is not None and p.generalized is not None
+    ]
+    if not rows:
+        return margins
+    chosen = PromptSet(prompts[k] for k in rows)
+    both = [
+        model.logprobs(
+            chosen,
+            [task.continuation(p, str(getattr(p, behavior))) for p in chosen],
+            token_budget=token_budget,
+        ).numpy()
+        for behavior in BEHAVIORS
+    ]
+    margins[rows] = both[0] - both[1]
+    return margins

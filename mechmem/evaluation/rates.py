@@ -1,0 +1,173 @@
+"""`evaluate`: how often each outcome happens, with intervals, and what an edit turned into what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.caching.provenance import Seen
+from mechmem.errors import PromptError, TaskError, listed
+from mechmem.evaluation.behavior import Observations, observe
+from mechmem.models.hooked import Model
+from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.patching.apply import patched
+from mechmem.patching.edits import Edit, as_edits
+from mechmem.tasks.base import Task
+
+__all__ = ["Rates", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of the outcomes, with 95 % intervals from resampling groups.
+
+    Attributes:
+        after: What the (edited) model did.
+        before: What the unedited model did on the same prompts; ``None`` without an edit.
+        seed: Keys the resampling.
+    """
+
+    after: Observations
+    before: Observations | None = None
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name} {self.share(name)}" for name in self.after.allowed)
+        return f"Rates({shares}; n={len(self.after)})"
+
+    def share(self, outcome: str) -> Estimate:
+        """Share of the prompts with this outcome."""
+        return group_mean(self._is(self.after, outcome), self.after.prompts.groups, seed=self.seed)
+
+    def change(self, outcome: str) -> Estimate:
+        """Share after minus share before, paired prompt by prompt."""
+        difference = self._is(self.after, outcome) - self._is(self._before, outcome)
+        return group_mean(difference, self.after.prompts.groups, seed=self.seed)
+
+    def compared_with(self, other: Rates, outcome: str) -> Estimate:
+        """This share minus another edit's on the same prompts, paired prompt by prompt.
+
+        Raises:
+            PromptError: When the two were not measured on the same prompts.
+        """
+        if self.after.prompts.ids != other.after.prompts.ids:
+            raise PromptError(
+                "Two edits are compared prompt by prompt; these two were evaluated on different "
+                "prompts. Evaluate both on one set."
+            )
+        difference = self._is(self.after, outcome) - self._is(other.after, outcome)
+        return group_mean(difference, self.after.prompts.groups, seed=self.seed)
+
+    def given(self, start: str, outcome: str) -> Estimate:
+        """Of the prompts that were ``start`` without the edit, the share that is ``outcome`` now.
+
+        This is how P1 reports its intervention.
+
+        Raises:
+            PromptError: When no prompt had that outcome before.
+        """
+        rows = np.flatnonzero(self._is(self._before, start))
+        if rows.size == 0:
+            raise PromptError(f"No prompt was {start!r} before the edit.")
+        groups = [self.after.prompts[int(k)].group for k in rows]
+        return group_mean(self._is(self.after, outcome)[rows], groups, seed=self.seed)
+
+    @cached_property
+    def transitions(self) -> pd.DataFrame:
+        """Counts of prompts, rows the outcome before and columns the outcome after the edit."""
+        pairs = list(zip(self._before.outcomes, self.after.outcomes, strict=True))
+        counts = [
+            [pairs.count((start, end)) for end in self.after.allowed]
+            for start in self._before.allowed
+        ]
+        return pd.DataFrame(
+            counts,
+            index=pd.Index(self._before.allowed, name="before"),
+            columns=pd.Index(self.after.allowed, name="after"),
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row per outcome with interval, and the paired change where there was an edit."""
+        rows = []
+        for outcome in self.after.allowed:
+            share = self.share(outcome)
+            row = {
+                "outcome": outcome,
+                "share": share.value,
+                "low": share.low,
+                "high": share.high,
+                "n": share.n,
+                "groups": share.groups,
+            }
+            if self.before is not None:
+                change = self.change(outcome)
+                row |= {
+                    "change": change.value,
+                    "change_low": change.low,
+                    "change_high": change.high,
+                }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    @property
+    def _before(self) -> Observations:
+        if self.before is None:
+            raise PromptError(
+                "There is no 'before': these rates are of the unedited model. "
+                "Use evaluate(..., edit=...)."
+            )
+        return self.before
+
+    def _is(self, seen: Observations, outcome: str) -> np.ndarray:
+        if outcome not in seen.allowed:
+            raise TaskError(f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}.")
+        return np.array([name == outcome for name in seen.outcomes], dtype=float)
+
+
+def evaluate(
+    model: Model,
+    prompts: PromptsLike,
+    *,
+    task: Task | None = None,
+    edit: Edit | Sequence[Edit] | None = None,
+    before: Observations | None = None,
+    allow_seen: bool = False,
+    seed: int = 0,
+) -> Rates:
+    """Rates of the outcomes, under an edit if one is given.
+
+    Args:
+        model: The model.
+        prompts: What to ask. None of them, and no rephrasing, may have been seen in making the
+            edit.
+        task: Reads the completions; default the prompts' own answers.
+        edit: One edit or a list that composes in order.
+        before: Observations of the unedited model on the same prompts, to save the time.
+        allow_seen: Evaluate on fitted prompts all the same (in-sample; say so when you show it).
+        seed: Keys the resampling.
+
+    Raises:
+        LeakageError: When the edit has seen a prompt or a group of the set.
+        EditError: When the edit never reached the model.
+    """
+    asked = as_prompts(prompts).require("evaluate")
+    if edit is None:
+        return Rates(observe(model, asked, task=task), None, seed)
+    edits = as_edits(edit)
+    if not allow_seen:
+        seen = Seen()
+        for item in edits:
+            seen = seen | item.seen
+        seen.refuse(asked, model.tokenize(asked), "evaluate an edit")
+    if before is None:
+        before = observe(model, asked, task=task)
+    elif before.prompts.ids != asked.ids:
+        raise PromptError("`before` was observed on other prompts than the ones to evaluate.")
+    with patched(model, edits) as view:
+        after = observe(view, asked, task=task)
+    return Rates(after, before, seed)

@@ -1,0 +1,1 @@
+"""The engine: positions, batches, hooks, and running the model over them."""

@@ -1,0 +1,150 @@
+"""The two TransformerLens classes behind one small interface.
+
+`TransformerBridge` (3.x and 4.x) and `HookedTransformer` (3.x) are told apart by what they can do,
+never by importing a class that one of the versions does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mechmem.errors import ModelError
+
+__all__ = ["Backend", "BridgeBackend", "HookedTransformerBackend", "backend_for"]
+
+HookFunction = Callable[[Tensor], Tensor | None]
+
+
+class Backend(Protocol):
+    """What the engine needs from a TransformerLens model."""
+
+    kind: str
+    model: Any
+
+    @property
+    def processing(self) -> str:
+        """``"raw"``, or how the weights were processed."""
+        ...
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, *, cache: Any = None, use_cache: bool = False,
+        last_only: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Logits ``[row, token, vocab]`` (the last token only when asked) and the grown cache."""
+        ...
+
+
+class BridgeBackend:
+    """A `TransformerBridge` on raw Hugging Face weights, or in compatibility mode."""
+
+    kind = "TransformerBridge"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def processing(self) -> str:
+        return "compatibility" if getattr(self.model, "compatibility_mode", False) else "raw"
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, *, cache: Any = None, use_cache: bool = False,
+        last_only: bool = False,
+    ) -> tuple[Tensor, Any]:
+        extra: dict[str, Any] = {"use_cache": use_cache or cache is not None}
+        if last_only and ids.shape[1] > 1:
+            extra["logits_to_keep"] = 1
+        try:
+            logits, grown = self.model(
+                ids,
+                attention_mask=mask,
+                return_type="logits_and_cache",
+                past_key_values=cache,
+                **extra,
+            )
+        finally:
+            self._forget_patterns()
+        return (logits[:, -1:] if last_only else logits), grown
+
+    def _forget_patterns(self) -> None:
+        """Fused-attention bridges keep every layer's last attention pattern alive; drop it."""
+        for block in self.model.blocks:
+            attention = getattr(block, "attn", None)
+            if getattr(attention, "_pattern", None) is not None:
+                attention._pattern = None
+
+
+class HookedTransformerBackend:
+    """A `HookedTransformer` of TransformerLens 3.x."""
+
+    kind = "HookedTransformer"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def processing(self) -> str:
+        folded = str(self.model.cfg.normalization_type or "").endswith("Pre")
+        return "processed" if folded else "raw"
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, *, cache: Any = None, use_cache: bool = False,
+        last_only: bool = False,
+    ) -> tuple[Tensor, Any]:
+        if use_cache and cache is None:
+            cache = self._new_cache(ids)
+        seen = mask[:, -ids.shape[1] :]  # its own cache remembers the earlier mask
+        logits = self.model(ids, attention_mask=seen, return_type="logits", past_kv_cache=cache)
+        return (logits[:, -1:] if last_only else logits), cache
+
+    def _new_cache(self, ids: Tensor) -> Any:
+        from transformer_lens.cache.key_value_cache import (  # type: ignore[import-untyped,unused-ignore]
+            TransformerLensKeyValueCache,
+        )
+
+        return TransformerLensKeyValueCache.init_cache(self.model.cfg, ids.device, ids.shape[0])
+
+
+def backend_for(model: Any) -> Backend:
+    """The backend that drives ``model``.
+
+    Raises:
+        ModelError: When it is neither a TransformerBridge nor a HookedTransformer.
+    """
+    if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
+        raise ModelError(
+            f"{type(model).__name__} is no TransformerLens model; hand a TransformerBridge, a "
+            "HookedTransformer (TransformerLens 3.x), a transformers model, a folder or a name to "
+            "mechmem.load_model."
+        )
+    if hasattr(model, "original_model"):
+        return BridgeBackend(model)
+    return HookedTransformerBackend(model)
+
+
+@contextmanager
+def attached(hook_point: Any, function: HookFunction) -> Iterator[None]:
+    """Call ``function`` on the activation at a TransformerLens hook point, after the user's hooks.
+
+    Only this hook is removed at the end, whatever happened inside.
+    """
+    before = len(hook_point.fwd_hooks)
+    try:
+        hook_point.add_hook(lambda tensor, hook: function(tensor))
+        yield
+    finally:
+        for handle in hook_point.fwd_hooks[before:]:
+            handle.hook.remove()
+        del hook_point.fwd_hooks[before:]
+
+
+def model_device(model: Any) -> torch.device:
+    """Where token ids must go: the device of the first parameter that is not a placeholder."""
+    for parameter in model.parameters():
+        if parameter.device.type != "meta":
+            return torch.device(parameter.device)
+    return torch.device("cpu")

@@ -1,0 +1,259 @@
+"""`Model`: a TransformerLens model behind one face, whatever it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechmem.errors import ModelError
+from mechmem.models.engine.backends import Backend, backend_for
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.run import Completion, answer_logprobs, generate, last_logits
+from mechmem.models.engine.wiring import Intervention
+from mechmem.models.sites import Site, SiteSpec, parse_sites
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt, Tokens, as_prompts
+
+__all__ = ["Model", "ModelInfo"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The facts of a model that results depend on.
+
+    Attributes:
+        name: What it was loaded from.
+        architecture: Its Hugging Face or TransformerLens architecture name.
+        kind: ``"TransformerBridge"`` or ``"HookedTransformer"``.
+        processing: ``"raw"`` weights, or ``"compatibility"`` / ``"processed"`` ones. Directions of
+            the two are not comparable.
+        n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes.
+        dtype: Of the weights.
+        fingerprint: Hash of names, shapes and sampled values of all weights, and of `processing`.
+        tokenizer: Hash of the vocabulary and the tokeniser's habits.
+    """
+
+    name: str
+    architecture: str
+    kind: str
+    processing: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_mlp: int
+    vocab_size: int
+    n_ctx: int
+    dtype: str
+    fingerprint: str
+    tokenizer: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. Make one with `mechmem.load_model`.
+
+    It never changes the TransformerLens model it holds: hooks are attached for a single forward
+    pass and taken away after it, the user's own hooks stay and run first.
+
+    Attributes:
+        backend: Drives the TransformerLens model.
+        tokens: From prompts to ids and back.
+        name: What it was loaded from.
+        card: The manifest of a shipped lab model, else empty.
+        interventions: Edits in force (see `mechmem.patched`).
+    """
+
+    backend: Backend
+    tokens: Tokens
+    name: str
+    card: Mapping[str, Any] = field(default_factory=dict)
+    interventions: tuple[Intervention, ...] = ()
+
+    @classmethod
+    def wrap(
+        cls,
+        tl_model: Any,
+        tokenizer: Any,
+        name: str,
+        *,
+        prepend_bos: bool | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """Wrap a TransformerLens model that exists already."""
+        n_ctx = int(getattr(tl_model.cfg, "n_ctx", 0) or 0) or None
+        return cls(
+            backend_for(tl_model), Tokens(tokenizer, n_ctx, prepend_bos), name, dict(card or {})
+        )
+
+    def __repr__(self) -> str:
+        info = self.info
+        return (
+            f"Model({self.name!r}: {info.architecture}, {info.n_layers} layers, d_model "
+            f"{info.d_model}, {info.kind} {info.processing} {info.dtype})"
+        )
+
+    @property
+    def tl(self) -> Any:
+        """The TransformerLens model itself, for everything TransformerLens can do."""
+        return self.backend.model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.tl.cfg.n_layers)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """Sizes, processing and fingerprints."""
+        cfg = self.tl.cfg
+        parameter = next(self.tl.parameters())
+        return ModelInfo(
+            name=self.name,
+            architecture=str(
+                getattr(cfg, "architecture", None)
+                or getattr(cfg, "original_architecture", None)
+                or type(self.tl).__name__
+            ),
+            kind=self.backend.kind,
+            processing=self.backend.processing,
+            n_layers=int(cfg.n_layers),
+            d_model=int(cfg.d_model),
+            n_heads=int(cfg.n_heads),
+            d_mlp=int(cfg.d_mlp or 0),
+            vocab_size=int(cfg.d_vocab),
+            n_ctx=int(cfg.n_ctx or 0),
+            dtype=str(parameter.dtype).removeprefix("torch."),
+            fingerprint=_fingerprint(self.tl, self.backend.processing),
+            tokenizer=self.tokens.fingerprint,
+        )
+
+    def sites(self, spec: SiteSpec) -> list[Site]:
+        """Sites of this model from what users type; see `mechmem.models.sites.parse_sites`."""
+        return parse_sites(spec, self.n_layers)
+
+    def tokenize(self, prompts: PromptsLike) -> list[TokenizedPrompt]:
+        """Ids and span positions of every prompt, in order."""
+        return self.tokens.encode(as_prompts(prompts).require("run"))
+
+    def token_ids(self, prompt: PromptsLike) -> list[int]:
+        """Exactly the ids the model is fed for one prompt, BOS and chat template included."""
+        return list(self.tokenize(prompt)[0].ids)
+
+    def logits(
+        self, prompts: PromptsLike, *, token_budget: int = DEFAULT_TOKEN_BUDGET
+    ) -> Float[Tensor, "example vocab"]:
+        """Logits (float32, on the CPU) for the token after every prompt.
+
+        Args:
+            prompts: A `PromptSet`, a text, or a list of prompts or texts.
+            token_budget: Most tokens in one batch, padding included.
+        """
+        return last_logits(
+            self.backend,
+            self.tokenize(prompts),
+            interventions=self.interventions,
+            pad_id=self.tokens.pad_id,
+            token_budget=token_budget,
+        )
+
+    def generate(
+        self,
+        prompts: PromptsLike,
+        max_new_tokens: int = 16,
+        *,
+        stop: Sequence[str] = (),
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> list[str]:
+        """Greedy continuations as text, in order; see `complete` for ids and whether they ended."""
+        done = self.complete(prompts, max_new_tokens, stop=stop, token_budget=token_budget)
+        return [completion.text for completion in done]
+
+    def complete(
+        self,
+        prompts: PromptsLike,
+        max_new_tokens: int = 16,
+        *,
+        stop: Sequence[str] = (),
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> list[Completion]:
+        """Greedy continuations with their ids.
+
+        Raises:
+            ModelError: When ``max_new_tokens`` is below 1.
+        """
+        if max_new_tokens < 1:
+            raise ModelError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        return generate(
+            self.backend,
+            self.tokenize(prompts),
+            self.tokens.decode,
+            max_new_tokens=max_new_tokens,
+            stop=[stop] if isinstance(stop, str) else stop,
+            eos_ids=self._eos_ids,
+            interventions=self.interventions,
+            pad_id=self.tokens.pad_id,
+            n_ctx=self.tokens.n_ctx,
+            token_budget=token_budget,
+        )
+
+    def logprobs(
+        self,
+        prompts: PromptsLike,
+        answers: Iterable[str],
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> Float[Tensor, " example"]:
+        """Log-probability (nats, float64) of a given continuation after every prompt.
+
+        Args:
+            prompts: What to condition on.
+            answers: One continuation each, exactly as it would follow (white space included).
+        """
+        asked = as_prompts(prompts).require("score")
+        wanted = [
+            self.tokens.continuation(prompt, answer)
+            for prompt, answer in zip(asked, answers, strict=True)
+        ]
+        return answer_logprobs(
+            self.backend,
+            self.tokenize(asked),
+            wanted,
+            interventions=self.interventions,
+            pad_id=self.tokens.pad_id,
+            token_budget=token_budget,
+        )
+
+    def with_interventions(self, interventions: Iterable[Intervention]) -> Model:
+        """A view of this model on which further interventions act, after those already there."""
+        return replace(self, interventions=(*self.interventions, *interventions))
+
+    @cached_property
+    def _eos_ids(self) -> tuple[int, ...]:
+        known: list[int] = []
+        source = getattr(self.tl, "original_model", None)
+        configured = getattr(getattr(source, "generation_config", None), "eos_token_id", None)
+        for value in (configured, self.tokens.tokenizer.eos_token_id):
+            known += value if isinstance(value, list) else [] if value is None else [value]
+        return tuple(dict.fromkeys(known))
+
+
+def _fingerprint(model: Any, processing: str, samples: int = 64) -> str:
+    """Cheap at any size: hashes every weight's name, shape and evenly spaced values."""
+    digest = hashlib.sha256(processing.encode())
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype}".encode())
+        if parameter.device.type != "meta" and parameter.numel():
+            step = max(1, parameter.numel() // samples)
+            values = parameter.detach().reshape(-1)[::step][:samples]
+            digest.update(values.to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]

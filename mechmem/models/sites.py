@@ -1,0 +1,112 @@
+"""Sites: a stream and a layer by name, never a bare layer integer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mechmem.errors import SiteError, did_you_mean, listed
+
+__all__ = ["DEPTH", "STREAMS", "Site", "SiteSpec", "parse_sites"]
+
+STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
+"""Every stream, in the order in which a sequential block computes them."""
+
+DEPTH = {stream: index for index, stream in enumerate(STREAMS)}
+
+
+class Site(NamedTuple):
+    """One place in the network: a stream (TransformerLens's name and meaning) of one block.
+
+    Streams: ``resid_pre`` and ``resid_post`` are the residual stream before and after the block,
+    ``resid_mid`` between attention and MLP, ``attn_out`` and ``mlp_out`` what the two branches add,
+    ``mlp_post`` the MLP's hidden units, ``z`` the heads' outputs before the output projection.
+    """
+
+    stream: str
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}[{self.layer}]"
+
+    @property
+    def key(self) -> str:
+        """The site as one word for file keys and tables, ``"resid_post.3"``."""
+        return f"{self.stream}.{self.layer}"
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Sorts sites in the order in which a forward pass reaches them."""
+        return (self.layer, DEPTH[self.stream])
+
+    @classmethod
+    def from_key(cls, key: str) -> Site:
+        """The inverse of `key`."""
+        stream, _, layer = key.rpartition(".")
+        if stream not in DEPTH or not layer.isdigit():
+            raise SiteError(f"{key!r} is no site key; an example is 'resid_post.3'.")
+        return cls(stream, int(layer))
+
+
+SiteSpec = str | tuple[str, int] | Site | Iterable[str | tuple[str, int] | Site]
+
+
+def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
+    """Sites from what users type.
+
+    Args:
+        spec: ``"resid_post"`` (every layer), ``("resid_post", 3)``, or a list of such. A negative
+            layer counts from the end.
+        n_layers: Number of blocks of the model.
+
+    Returns:
+        The sites without repetition, in the order asked for.
+
+    Raises:
+        SiteError: For an unknown stream, a layer that is out of range, or a bare integer.
+    """
+    items = [spec] if isinstance(spec, str) or _is_site(spec) else spec
+    if isinstance(items, (int, float)) or not isinstance(items, Iterable):
+        raise SiteError(
+            f"A site needs a stream and a layer, got {spec!r}; write ('resid_post', {spec!r})."
+        )
+    sites: dict[Site, None] = {}
+    for item in items:
+        if isinstance(item, str):
+            stream, layers = item, list(range(n_layers))
+        elif _is_site(item):
+            stream, layers = item[0], [_checked_layer(item, n_layers)]
+        else:
+            raise SiteError(
+                f"{item!r} is no site; write a stream name for every layer or ('resid_post', 3). "
+                f"Streams: {listed(STREAMS)}."
+            )
+        if stream not in DEPTH:
+            raise SiteError(
+                f"Unknown stream {stream!r}; streams are {listed(STREAMS)}."
+                f"{did_you_mean(stream, STREAMS)}"
+            )
+        sites.update(dict.fromkeys(Site(stream, layer) for layer in layers))
+    if not sites:
+        raise SiteError("No sites given; for example sites='resid_post' for every layer.")
+    return list(sites)
+
+
+def _is_site(item: object) -> bool:
+    return (
+        isinstance(item, tuple)
+        and len(item) == 2
+        and isinstance(item[0], str)
+        and isinstance(item[1], int)
+        and not isinstance(item[1], bool)
+    )
+
+
+def _checked_layer(item: tuple[str, int], n_layers: int) -> int:
+    stream, layer = item
+    if not -n_layers <= layer < n_layers:
+        raise SiteError(
+            f"Layer {layer} of {stream!r} is out of range: the model has {n_layers} layers, "
+            f"0 to {n_layers - 1} (or -1 for the last)."
+        )
+    return layer % n_layers

@@ -1,0 +1,192 @@
+"""From a prompt to token ids, in one place: one BOS at most, template included, spans located."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mechmem.errors import ModelError, PromptError, listed
+from mechmem.tasks.prompts import Prompt, PromptSet
+
+__all__ = ["PromptsLike", "TokenizedPrompt", "Tokens", "as_prompts"]
+
+PromptsLike = PromptSet | Prompt | str | Iterable[Prompt | str]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        id: The prompt's id.
+        ids: Token ids, special tokens included.
+        spans: Token indices of every named span.
+        straddling: Spans whose first or last token reaches beyond the span's characters.
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    spans: Mapping[str, tuple[int, ...]]
+    straddling: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the token ids: two prompts with the same one are the same input."""
+        return hashlib.sha256(",".join(map(str, self.ids)).encode()).hexdigest()[:16]
+
+
+def as_prompts(prompts: PromptsLike) -> PromptSet:
+    """A `PromptSet` from what users hand over: a set, one prompt, one text, or a list of either."""
+    if isinstance(prompts, PromptSet):
+        return prompts
+    items: list[Any] = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+    return PromptSet(
+        Prompt(id=str(index), text=item) if isinstance(item, str) else item
+        for index, item in enumerate(items)
+    )
+
+
+class Tokens:
+    """The only way from text to ids and back.
+
+    The caller's tokenizer is copied and never changed. A missing pad token is no problem: batches
+    are padded with an arbitrary id under a mask.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        n_ctx: Longest prompt the model can read, in tokens; ``None`` for no limit.
+        prepend_bos: ``None`` follows the tokenizer's own habit (the habit it was trained with);
+            ``True`` and ``False`` force exactly one, or no, beginning-of-sequence token.
+    """
+
+    def __init__(
+        self, tokenizer: Any, n_ctx: int | None = None, prepend_bos: bool | None = None
+    ) -> None:
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.n_ctx = n_ctx
+        self.prepend_bos = prepend_bos
+        self.bos_id: int | None = self.tokenizer.bos_token_id
+        if prepend_bos and self.bos_id is None:
+            raise ModelError(
+                "prepend_bos=True, but this tokenizer has no BOS token; leave prepend_bos out, "
+                "or set tokenizer.bos_token before loading."
+            )
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+
+    def encode(self, prompts: PromptsLike) -> list[TokenizedPrompt]:
+        """Tokenise prompts, in order.
+
+        Raises:
+            PromptError: For a prompt without tokens or longer than the context, naming it.
+        """
+        return [self._encode_one(prompt) for prompt in as_prompts(prompts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, special tokens included."""
+        return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def continuation(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """Ids of ``text`` when it follows the prompt: from the joined text where the prompt's own
+        tokens stay the same, otherwise from ``text`` alone."""
+        head = self._ids(self._rendered(prompt)[0])[0]
+        joined = self._ids(self._rendered(prompt)[0] + text)[0]
+        if joined[: len(head)] == head and len(joined) > len(head):
+            return tuple(joined[len(head) :])
+        alone = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not alone:
+            raise PromptError(f"The continuation {text!r} of prompt {prompt.id!r} has no tokens.")
+        return tuple(alone)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary and of how a probe text is tokenised."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        probe = self._ids("One 1+2=3 probe.\n")[0]
+        return hashlib.sha256(repr((vocabulary, probe)).encode()).hexdigest()[:16]
+
+    def _encode_one(self, prompt: Prompt) -> TokenizedPrompt:
+        text, shift = self._rendered(prompt)
+        ids, offsets = self._ids(text, with_offsets=bool(prompt.spans))
+        if not ids:
+            raise PromptError(f"Prompt {prompt.id!r} has no tokens: its text is {prompt.text!r}.")
+        if self.n_ctx is not None and len(ids) > self.n_ctx:
+            raise PromptError(
+                f"Prompt {prompt.id!r} has {len(ids)} tokens, but the model reads at most "
+                f"{self.n_ctx}. Shorten it; mechmem never cuts a prompt silently."
+            )
+        spans: dict[str, tuple[int, ...]] = {}
+        straddling = []
+        for name, (start, end) in prompt.spans.items():
+            low, high = start + shift, end + shift
+            inside = [k for k, (a, b) in enumerate(offsets) if a < high and b > low and b > a]
+            if not inside:
+                raise PromptError(
+                    f"Span {name!r} of prompt {prompt.id!r} covers no token: "
+                    f"{prompt.text[start:end]!r}."
+                )
+            # A byte-level token may carry the blank before the word; that is not straddling.
+            first, last = offsets[inside[0]], offsets[inside[-1]]
+            if text[first[0] : low].strip() or text[high : last[1]].strip():
+                straddling.append(name)
+            spans[name] = tuple(inside)
+        return TokenizedPrompt(prompt.id, tuple(ids), spans, tuple(straddling))
+
+    def _rendered(self, prompt: Prompt) -> tuple[str, int]:
+        """The full text the model reads, and where the prompt's own text begins in it."""
+        if prompt.chat is None:
+            return prompt.text, 0
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise PromptError(
+                f"Prompt {prompt.id!r} asks for a chat template, but this tokenizer has none; "
+                "remove `chat`, or set tokenizer.chat_template before loading."
+            )
+        turns = [{"role": "user", "content": prompt.text}]
+        if prompt.chat.system is not None:
+            turns.insert(0, {"role": "system", "content": prompt.chat.system})
+        text = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        start = text.rfind(prompt.text)
+        if prompt.spans and start < 0:
+            raise PromptError(
+                f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
+                f"{listed(prompt.spans)} cannot be located; remove them or the template."
+            )
+        return text + prompt.chat.assistant_prefix, max(start, 0)
+
+    def _ids(
+        self, text: str, with_offsets: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        if with_offsets and not getattr(self.tokenizer, "is_fast", False):
+            raise ModelError(
+                "Named spans need a fast tokenizer (character offsets); this one is "
+                f"{type(self.tokenizer).__name__}. Use integer positions instead."
+            )
+        encoded = self.tokenizer(
+            text, return_offsets_mapping=with_offsets, verbose=False, truncation=False
+        )
+        ids = list(encoded["input_ids"])
+        offsets = [tuple(pair) for pair in encoded["offset_mapping"]] if with_offsets else []
+        return self._with_one_bos(ids, offsets)
+
+    def _with_one_bos(
+        self, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        bos = self.bos_id
+        if bos is None:
+            return ids, offsets
+        # A text that spells out the BOS token keeps that one; a second, from the tokenizer, goes.
+        leading = 0
+        while leading < len(ids) and ids[leading] == bos:
+            leading += 1
+        keep = min(leading, 1) if self.prepend_bos is None else int(self.prepend_bos)
+        ids, offsets = ids[leading:], offsets[leading:]
+        return [bos] * keep + ids, ([(0, 0)] * keep + offsets) if offsets else []

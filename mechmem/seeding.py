@@ -1,0 +1,41 @@
+"""Keyed randomness: every draw is named by a seed and words, never by the order of calls."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["caller_state_kept", "keyed_order", "keyed_rng", "keyed_seed"]
+
+
+def keyed_seed(seed: int, *names: object) -> int:
+    """A 63-bit seed that depends on ``seed`` and every name, and on nothing else."""
+    text = "\x1f".join([str(int(seed)), *(str(name) for name in names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def keyed_rng(seed: int, *names: object) -> np.random.Generator:
+    """A NumPy generator for one named purpose."""
+    return np.random.default_rng(keyed_seed(seed, *names))
+
+
+def keyed_order(items: Iterable[str], seed: int, *names: object) -> list[str]:
+    """The distinct ``items`` in a random order that does not depend on the order they came in."""
+    return sorted(set(items), key=lambda item: (keyed_seed(seed, *names, item), item))
+
+
+@contextmanager
+def caller_state_kept() -> Iterator[None]:
+    """Run a block that may draw random numbers, and leave the caller's generators untouched."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

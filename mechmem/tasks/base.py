@@ -1,0 +1,153 @@
+"""`Task`: makes prompts and reads completions. Tasks are registered by name in one place."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from mechmem.errors import TaskError, did_you_mean, listed
+from mechmem.tasks.prompts import Prompt, PromptSet
+
+__all__ = [
+    "BEHAVIORS",
+    "PromptAnswers",
+    "Task",
+    "available_tasks",
+    "get_task",
+    "register_task",
+    "starts_with_answer",
+]
+
+BEHAVIORS = ("memorized", "generalized")
+
+
+class Task(ABC):
+    """A family of prompts together with the reading of what a model answers.
+
+    Attributes:
+        name: The name that `get_task` knows it by.
+        outcomes: What a completion can be. The last one means "none of the others": what cannot
+            be parsed is that, never a guess.
+        max_new_tokens: How far to generate, at most.
+        stop: Strings after which a completion is finished.
+        read_spans: Named spans (and ``"last"``) where the behavior is worth reading or editing.
+    """
+
+    name: ClassVar[str] = ""
+    outcomes: ClassVar[tuple[str, ...]] = (*BEHAVIORS, "other")
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ()
+    read_spans: tuple[str, ...] = ("last",)
+
+    @abstractmethod
+    def pairs(self, n: int, seed: int = 0) -> PromptSet:
+        """``n`` pairs of rephrasings: ``2 n`` prompts, the two members of a pair in one group."""
+
+    @abstractmethod
+    def classify(self, prompt: Prompt, completion: str) -> str:
+        """One of `outcomes` for what the model wrote after the prompt."""
+
+    def clean_prompts(self, n: int, seed: int = 0) -> PromptSet:
+        """``n`` ordinary items (with ``answer`` set) to measure what an edit costs elsewhere."""
+        raise TaskError(f"Task {self.name!r} has no clean items.")
+
+    def continuation(self, prompt: Prompt, answer: str) -> str:
+        """``answer`` as the text that would follow the prompt, white space included."""
+        return answer if prompt.text[-1:].isspace() else f" {answer}"
+
+
+class PromptAnswers(Task):
+    """The reading used without a task: a prompt's own `memorized`, `generalized` or `answer`.
+
+    A completion counts as an answer when it begins with it (case and outer white space aside) and
+    the answer ends there at a word's end, so that ``12`` is not read as ``1``.
+    """
+
+    name = "prompt-answers"
+
+    def __init__(self, kind: str = "behavior") -> None:
+        if kind not in ("behavior", "answer"):
+            raise TaskError(f"kind must be 'behavior' or 'answer', got {kind!r}.")
+        self.kind = kind
+        if kind == "answer":
+            self.outcomes = ("correct", "wrong", "unparsed")  # type: ignore[misc]
+
+    @classmethod
+    def for_prompts(cls, prompts: PromptSet) -> PromptAnswers:
+        """The reading that these prompts' own answers allow.
+
+        Raises:
+            TaskError: When a prompt carries neither both behaviors nor an answer.
+        """
+        if all(p.memorized is not None and p.generalized is not None for p in prompts):
+            return cls("behavior")
+        if all(p.answer is not None for p in prompts):
+            return cls("answer")
+        lacking = [p.id for p in prompts if p.memorized is None or p.generalized is None]
+        raise TaskError(
+            "Without a task every prompt needs `memorized` and `generalized` (or every prompt an "
+            f"`answer`); missing on {listed(lacking, 5)}. Set them, or pass task=."
+        )
+
+    def pairs(self, n: int, seed: int = 0) -> PromptSet:
+        raise TaskError("Your own prompts are the pairs: give rephrasings the same `group`.")
+
+    def classify(self, prompt: Prompt, completion: str) -> str:
+        if self.kind == "answer":
+            if not completion.strip():
+                return "unparsed"
+            return "correct" if starts_with_answer(completion, prompt.answer or "") else "wrong"
+        hits = [
+            name
+            for name in BEHAVIORS
+            if starts_with_answer(completion, getattr(prompt, name) or "")
+        ]
+        return hits[0] if len(hits) == 1 else "other"
+
+
+def starts_with_answer(completion: str, answer: str) -> bool:
+    """Whether the completion begins with the answer and the answer ends at a word's end there."""
+    text, wanted = " ".join(completion.split()).casefold(), " ".join(answer.split()).casefold()
+    if not wanted or not text.startswith(wanted):
+        return False
+    rest = text[len(wanted) :]
+    return not rest or not (wanted[-1].isalnum() and re.match(r"\w|[.,]\d", rest))
+
+
+_REGISTRY: dict[str, Callable[..., Task]] = {}
+
+
+def register_task(name: str, make: Callable[..., Task]) -> None:
+    """Make a task known to `get_task` and the command line.
+
+    Raises:
+        TaskError: When the name is taken by something else.
+    """
+    if _REGISTRY.get(name, make) is not make:
+        raise TaskError(f"A task named {name!r} is registered already; choose another name.")
+    _REGISTRY[name] = make
+
+
+def available_tasks() -> list[str]:
+    """Names that `get_task` knows, sorted."""
+    return sorted(_REGISTRY)
+
+
+def get_task(name: str, **options: object) -> Task:
+    """A registered task by its name.
+
+    Args:
+        name: For example ``"addition-cued"``; `available_tasks` lists them.
+        **options: Passed to the task's constructor.
+
+    Raises:
+        TaskError: For an unknown name, with the nearest known one.
+    """
+    if name not in _REGISTRY:
+        raise TaskError(
+            f"Unknown task {name!r}; known are {listed(available_tasks())}."
+            f"{did_you_mean(name, _REGISTRY)}"
+        )
+    return _REGISTRY[name](**options)
