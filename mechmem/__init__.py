@@ -21,7 +21,7 @@ _HOME = {
     "caching": "Activations Moments cache_activations cache_moments",
     "analysis": (
         "Direction Directions NeuronScores Probes difference_of_means fit_probes "
-        "neuron_mean_difference"
+        "neuron_mean_difference separation"
     ),
     "patching": (
         "AblateNeurons AddDirection Edit ProjectOut ScaleProjection SetProjection ShiftNeurons "
@@ -31,7 +31,16 @@ _HOME = {
     "experiments": "Study run_study sweep train_lab_model",
 }
 _WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
-_ROOMS = ("tasks", "models", "caching", "analysis", "patching", "evaluation", "plotting", "experiments")
+_ROOMS = (
+    "tasks",
+    "models",
+    "caching",
+    "analysis",
+    "patching",
+    "evaluation",
+    "plotting",
+    "experiments",
+)
 
 __all__ = ["__version__", *_ROOMS, *_WHERE]
 

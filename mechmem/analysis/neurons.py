@@ -165,7 +165,9 @@ class NeuronScores:
     def save(self, path: str | Path) -> Path:
         """Write ``path.safetensors`` and ``path.json``."""
         tensors = {
-            f"{name}/{site.key}": getattr(self, name)[site] for name in _TENSORS for site in self.sites
+            f"{name}/{site.key}": getattr(self, name)[site]
+            for name in _TENSORS
+            for site in self.sites
         }
         about = {
             "first": self.first,
@@ -231,9 +233,7 @@ def neuron_mean_difference(
         total = within + difference**2 * (n1 * n0 / (n1 + n0))
         error = (one.variance / n1 + zero.variance / n0).flatten(1)
         out["mean_difference"][site] = difference
-        out["correlation"][site] = _ratio(
-            difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt()
-        )
+        out["correlation"][site] = _ratio(difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt())
         out["effect_size"][site] = _ratio(difference, pooled)
         out["p"][site] = _welch_p(difference, one.variance, zero.variance, n1, n0, error)
         out["mean"][site] = ((one.mean + zero.mean) / 2).flatten(1)
@@ -270,8 +270,10 @@ def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
 
 
 def _count(k: float, total: int) -> int:
-    if isinstance(k, bool) or (isinstance(k, int) and k < 1) or (
-        isinstance(k, float) and not 0 < k <= 1
+    if (
+        isinstance(k, bool)
+        or (isinstance(k, int) and k < 1)
+        or (isinstance(k, float) and not 0 < k <= 1)
     ):
         raise MechmemError(
             f"top must be a number of neurons (an integer from 1) or a share (a float in (0, 1]), "

@@ -69,9 +69,7 @@ class Probes:
         return pd.DataFrame(rows)
 
 
-def fit_probes(
-    acts: Activations, *, by: str = "behavior", seed: int = 0, folds: int = 5
-) -> Probes:
+def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds: int = 5) -> Probes:
     """Logistic classifiers per site, tested on held-out groups.
 
     The strength of the L2 penalty is chosen by an inner cross-validation inside the training
@@ -108,9 +106,7 @@ def fit_probes(
     def held_out(features: np.ndarray, target: np.ndarray) -> Estimate:
         return group_mean(_held_out(features, target, groups, parts), groups.tolist(), seed=seed)
 
-    states = {
-        site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()
-    }
+    states = {site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()}
     return Probes(
         {site: held_out(features, y) for site, features in states.items()},
         {site: held_out(features, mixed) for site, features in states.items()},
@@ -133,9 +129,10 @@ def _held_out(
         if len(set(target[train].tolist())) < 2:
             right[test] = target[test] == target[train][0]
             continue
-        right[test] = _classifier(features[train], target[train], groups[train]).predict(
-            features[test]
-        ) == target[test]
+        right[test] = (
+            _classifier(features[train], target[train], groups[train]).predict(features[test])
+            == target[test]
+        )
     return right
 
 

@@ -105,6 +105,7 @@ def observe(
     prompts: PromptsLike,
     *,
     task: Task | None = None,
+    margins: bool = True,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
 ) -> Observations:
@@ -115,6 +116,7 @@ def observe(
         prompts: What to ask.
         task: Reads the completions. Without one, the prompts' own `memorized`/`generalized` (or
             `answer`) serve.
+        margins: Also score both answers; leave out to save two forward passes.
         token_budget: Most tokens in one batch.
         progress: Called with the number of prompts once they are done.
 
@@ -123,9 +125,7 @@ def observe(
     """
     asked = as_prompts(prompts).require("observe")
     reader = task if task is not None else PromptAnswers.for_prompts(asked)
-    done = model.complete(
-        asked, reader.max_new_tokens, stop=reader.stop, token_budget=token_budget
-    )
+    done = model.complete(asked, reader.max_new_tokens, stop=reader.stop, token_budget=token_budget)
     outcomes = tuple(
         reader.classify(prompt, completion.text)
         for prompt, completion in zip(asked, done, strict=True)
@@ -134,7 +134,9 @@ def observe(
         asked,
         tuple(completion.text for completion in done),
         outcomes,
-        _margins(model, asked, reader, token_budget),
+        _margins(model, asked, reader, token_budget)
+        if margins
+        else np.full(len(asked), np.nan),
         reader.outcomes,
         reader.name,
         model.info,

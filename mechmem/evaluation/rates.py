@@ -137,6 +137,7 @@ def evaluate(
     edit: Edit | Sequence[Edit] | None = None,
     before: Observations | None = None,
     allow_seen: bool = False,
+    margins: bool = True,
     seed: int = 0,
 ) -> Rates:
     """Rates of the outcomes, under an edit if one is given.
@@ -149,6 +150,7 @@ def evaluate(
         edit: One edit or a list that composes in order.
         before: Observations of the unedited model on the same prompts, to save the time.
         allow_seen: Evaluate on fitted prompts all the same (in-sample; say so when you show it).
+        margins: Also score both answers (see `observe`).
         seed: Keys the resampling.
 
     Raises:
@@ -157,7 +159,7 @@ def evaluate(
     """
     asked = as_prompts(prompts).require("evaluate")
     if edit is None:
-        return Rates(observe(model, asked, task=task), None, seed)
+        return Rates(observe(model, asked, task=task, margins=margins), None, seed)
     edits = as_edits(edit)
     if not allow_seen:
         seen = Seen()
@@ -165,9 +167,9 @@ def evaluate(
             seen = seen | item.seen
         seen.refuse(asked, model.tokenize(asked), "evaluate an edit")
     if before is None:
-        before = observe(model, asked, task=task)
+        before = observe(model, asked, task=task, margins=margins)
     elif before.prompts.ids != asked.ids:
         raise PromptError("`before` was observed on other prompts than the ones to evaluate.")
     with patched(model, edits) as view:
-        after = observe(view, asked, task=task)
+        after = observe(view, asked, task=task, margins=margins)
     return Rates(after, before, seed)
