@@ -278,7 +278,9 @@ class ShiftNeurons(Edit):
             self.provenance.positions if window else self.positions or "each_step"
         )
         _refuse_pooled(where)
-        return {site: _adder(value, where, window, self.alpha == 0) for site, value in shift.items()}
+        return {
+            site: _adder(value, where, window, self.alpha == 0) for site, value in shift.items()
+        }
 
     def describe(self) -> dict[str, Any]:
         positions = self.provenance.positions if len(self.scores.columns) > 1 else self.positions
@@ -414,7 +416,9 @@ def _sign(toward: str | None, first: str, second: str) -> int:
 
 def _refuse_pooled(where: Positions) -> None:
     if where.pooled:
-        raise EditError("positions='mean' is for reading; an edit needs tokens, for example 'last'.")
+        raise EditError(
+            "positions='mean' is for reading; an edit needs tokens, for example 'last'."
+        )
 
 
 def as_edits(edit: Edit | Sequence[Edit]) -> list[Edit]:
