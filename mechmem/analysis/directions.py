@@ -125,9 +125,10 @@ class Directions:
                     site,
                     about["toward"],
                     about["away"],
-                    *about["means"][site.key],
-                    provenance=provenance,
-                    method=about["method"],
+                    about["means"][site.key][0],
+                    about["means"][site.key][1],
+                    provenance,
+                    about["method"],
                 )
                 for site in sites
             }

@@ -121,9 +121,7 @@ def separation(
     return Separation(aurocs, sizes, randoms, first.toward, first.away)
 
 
-def _estimate(
-    scores: np.ndarray, positive: np.ndarray, groups: list[str], seed: int
-) -> Estimate:
+def _estimate(scores: np.ndarray, positive: np.ndarray, groups: list[str], seed: int) -> Estimate:
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)

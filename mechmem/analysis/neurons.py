@@ -240,7 +240,7 @@ def neuron_mean_difference(
         out["std"][site] = pooled
     sizes = [values.numel() for values in out["p"].values()]
     joined = torch.cat([values.flatten() for values in out["p"].values()]).numpy()
-    corrected = torch.from_numpy(stats.false_discovery_control(joined)).split(sizes)
+    corrected = torch.split(torch.from_numpy(stats.false_discovery_control(joined)), sizes)
     for site, values in zip(out["p"], corrected, strict=True):
         out["q"][site] = values.reshape(out["p"][site].shape)
     provenance = Provenance(
@@ -269,7 +269,7 @@ def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
     return torch.where(bottom > 0, top / bottom.clamp_min(1e-300), torch.zeros_like(top))
 
 
-def _count(k: float, total: int) -> int:
+def _count(k: int | float, total: int) -> int:
     if (
         isinstance(k, bool)
         or (isinstance(k, int) and k < 1)

@@ -1,4 +1,4 @@
-"""`Activations`: states of every asked site at chosen positions, with the prompts they belong to."""
+"""`Activations`: states of every asked site at chosen positions, and whose they are."""
 
 from __future__ import annotations
 

@@ -134,9 +134,7 @@ def observe(
         asked,
         tuple(completion.text for completion in done),
         outcomes,
-        _margins(model, asked, reader, token_budget)
-        if margins
-        else np.full(len(asked), np.nan),
+        _margins(model, asked, reader, token_budget) if margins else np.full(len(asked), np.nan),
         reader.outcomes,
         reader.name,
         model.info,

@@ -139,4 +139,5 @@ def _moved(row: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _gaussian(row: Tensor, rng: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(rng.standard_normal(len(row)))
-    return noise * (row.norm() / noise.norm())
+    scaled: Tensor = noise * (row.norm() / noise.norm())
+    return scaled

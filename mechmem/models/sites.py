@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
 
@@ -65,7 +65,7 @@ def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
     Raises:
         SiteError: For an unknown stream, a layer that is out of range, or a bare integer.
     """
-    items = [spec] if isinstance(spec, str) or _is_site(spec) else spec
+    items: Any = [spec] if isinstance(spec, str) or _is_site(spec) else spec
     if isinstance(items, (int, float)) or not isinstance(items, Iterable):
         raise SiteError(
             f"A site needs a stream and a layer, got {spec!r}; write ('resid_post', {spec!r})."

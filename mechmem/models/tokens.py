@@ -151,9 +151,7 @@ class Tokens:
         turns = [{"role": "user", "content": prompt.text}]
         if prompt.chat.system is not None:
             turns.insert(0, {"role": "system", "content": prompt.chat.system})
-        text = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         start = text.rfind(prompt.text)
         if prompt.spans and start < 0:
             raise PromptError(

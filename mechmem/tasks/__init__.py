@@ -1,5 +1,6 @@
 """Floor 1: prompts, and the tasks that make and read them."""
 
+from mechmem.tasks.addition_cued import AdditionCued, CuedWorld
 from mechmem.tasks.base import (
     BEHAVIORS,
     PromptAnswers,
@@ -11,8 +12,10 @@ from mechmem.tasks.base import (
 from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
 
 __all__ = [
+    "AdditionCued",
     "BEHAVIORS",
     "Chat",
+    "CuedWorld",
     "Prompt",
     "PromptAnswers",
     "PromptSet",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,10 @@ def record_from_prompt(prompt: Any) -> dict[str, Any]:
 
 
 def prompt_from_record(
-    prompt_class: type[T], chat_class: type[Any], row: Mapping[str, Any], index: int
+    prompt_class: Callable[..., T],
+    chat_class: Callable[..., Any],
+    row: Mapping[str, Any],
+    index: int,
 ) -> T:
     """The inverse of `record_from_prompt`; keys that are no field are kept in ``meta``."""
     known = {item.name for item in fields(prompt_class)}  # type: ignore[arg-type]

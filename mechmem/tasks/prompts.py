@@ -37,7 +37,7 @@ class Prompt:
 
     Attributes:
         id: Unique within a set.
-        text: Exactly what the model reads (a beginning-of-sequence token is added by the tokenizer).
+        text: Exactly what the model reads (the tokenizer adds a beginning-of-sequence token).
         group: Ties the rephrasings of one instance together; its own id when left out.
         memorized: The answer of a model that remembers.
         generalized: The answer of a model that works it out.
@@ -240,7 +240,7 @@ class PromptSet(Sequence[Prompt]):
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> PromptSet:
-        """Rows with at least ``text``; ``id`` defaults to the row number, the unknown goes to meta."""
+        """Rows with at least ``text``; ``id`` defaults to the row number, other keys go to meta."""
         return cls(
             files.prompt_from_record(Prompt, Chat, row, index) for index, row in enumerate(records)
         )

@@ -32,7 +32,12 @@ class Backend(Protocol):
         ...
 
     def forward(
-        self, ids: Tensor, mask: Tensor, *, cache: Any = None, use_cache: bool = False,
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        cache: Any = None,
+        use_cache: bool = False,
         last_only: bool = False,
     ) -> tuple[Tensor, Any]:
         """Logits ``[row, token, vocab]`` (the last token only when asked) and the grown cache."""
@@ -52,7 +57,12 @@ class BridgeBackend:
         return "compatibility" if getattr(self.model, "compatibility_mode", False) else "raw"
 
     def forward(
-        self, ids: Tensor, mask: Tensor, *, cache: Any = None, use_cache: bool = False,
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        cache: Any = None,
+        use_cache: bool = False,
         last_only: bool = False,
     ) -> tuple[Tensor, Any]:
         extra: dict[str, Any] = {"use_cache": use_cache or cache is not None}
@@ -74,7 +84,7 @@ class BridgeBackend:
         """Fused-attention bridges keep every layer's last attention pattern alive; drop it."""
         for block in self.model.blocks:
             attention = getattr(block, "attn", None)
-            if getattr(attention, "_pattern", None) is not None:
+            if attention is not None and getattr(attention, "_pattern", None) is not None:
                 attention._pattern = None
 
 
@@ -92,7 +102,12 @@ class HookedTransformerBackend:
         return "processed" if folded else "raw"
 
     def forward(
-        self, ids: Tensor, mask: Tensor, *, cache: Any = None, use_cache: bool = False,
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        cache: Any = None,
+        use_cache: bool = False,
         last_only: bool = False,
     ) -> tuple[Tensor, Any]:
         if use_cache and cache is None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mechmem.errors import PositionError, did_you_mean, listed
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["Positions", "PositionSpec"]
+__all__ = ["PositionSpec", "Positions"]
 
 PositionSpec = str | int | Sequence[str | int]
 
@@ -46,7 +47,8 @@ class Positions:
         if isinstance(spec, Positions):
             return spec
         single = isinstance(spec, (str, int)) or not isinstance(spec, Iterable)
-        parts = tuple([spec] if single else spec)
+        items: Any = [spec] if single else spec
+        parts: tuple[Any, ...] = tuple(items)
         for part in parts:
             if isinstance(part, bool) or not isinstance(part, (str, int)):
                 raise PositionError(
@@ -136,7 +138,7 @@ class Positions:
         if part not in prompt.spans:
             allowed = [*_WORDS, *prompt.spans]
             raise PositionError(
-                f"Unknown position {part!r} for prompt {prompt.id!r}; allowed are {listed(allowed)} "
-                f"or an integer.{did_you_mean(part, allowed)}"
+                f"Unknown position {part!r} for prompt {prompt.id!r}; allowed are "
+                f"{listed(allowed)} or an integer.{did_you_mean(part, allowed)}"
             )
         return [(f"{part}[{k}]", index) for k, index in enumerate(prompt.spans[part])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from mechmem.errors import ModelError
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
 from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.wiring import Intervention, Reader, StopForward, wired
+from mechmem.models.engine.wiring import Intervention, StopForward, wired
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -83,11 +83,9 @@ def take_states(
     for rows in plan_batches(prompts, token_budget):
         batch = Batch.collate(prompts, rows, pad_id, model_device(backend.model), side)
         takes = [_Take(site, positions, dtype) for site in sites]
-        with _running(backend), wired(backend, batch.feed(), interventions, takes, True):
-            try:
-                backend.forward(batch.ids, batch.mask)
-            except StopForward:
-                pass
+        hooks = wired(backend, batch.feed(), interventions, takes, True)
+        with _running(backend), hooks, suppress(StopForward):
+            backend.forward(batch.ids, batch.mask)
         unread = [str(take.site) for take in takes if take.value is None]
         if unread:
             raise ModelError(

@@ -109,7 +109,8 @@ class _Program:
         if self.keep:
             self.before = value
         if self.mid:
-            assert self.source is not None and self.source.before is not None
+            assert self.source is not None
+            assert self.source.before is not None
             stream = self.source.before + value
             moved = self._run(self.mid, stream)
             if moved is not stream:
@@ -118,9 +119,7 @@ class _Program:
             raise StopForward
         return None if value is tensor else value
 
-    def _run(
-        self, steps: list[tuple[Intervention | None, Reader | None]], value: Tensor
-    ) -> Tensor:
+    def _run(self, steps: list[tuple[Intervention | None, Reader | None]], value: Tensor) -> Tensor:
         for intervention, reader in steps:
             if intervention is not None:
                 changed = intervention.apply(value, self.feed)
