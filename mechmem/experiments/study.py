@@ -1,0 +1,363 @@
+"""`run_study`: the whole question, asked once, with every control beside the effect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.geometry import Separation, separation
+from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
+from mechmem.analysis.probes import Probes, fit_probes
+from mechmem.artifacts import versions
+from mechmem.caching.activations import Activations
+from mechmem.caching.extract import cache_activations
+from mechmem.errors import PromptError
+from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.controls import controls
+from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.experiments.sweep import Sweep, sweep
+from mechmem.models.hooked import Model, ModelInfo
+from mechmem.patching.edits import AddDirection, Edit, ShiftNeurons
+from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Study", "default_grid", "run_study"]
+
+SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
+DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+MIN_FLIPS = 10
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found; every part is a result object of its own.
+
+    Attributes:
+        model: The model asked.
+        card: The manifest of a shipped model, else empty.
+        task: Name of the task.
+        seed: Keys splits, controls and resampling.
+        splits: Prompts of each part; parts share no group.
+        observed: What the unedited model did, per part.
+        flips: Flips of the training part, on which everything is fitted.
+        scores: Residual-stream neurons at the last prompt token, every layer.
+        mlp_scores: MLP neurons at the last prompt token, every layer.
+        window_scores: Residual neurons at the task's own positions; `scores` where it has none.
+        directions: Difference of means per site at the last prompt token.
+        separation: Along those directions, on the flips of the test part.
+        probes: On the training flips, cross-validated by group.
+        sweep: Edits chosen on validation, tested once.
+        dose: Rates over a range of alphas on the test part, the edit beside a placebo.
+        clean: Accuracy on ordinary items, unedited and under the chosen edit.
+        negative: The same study on a model without a shared mode, if there is one.
+        seconds: Wall-clock time.
+    """
+
+    model: ModelInfo
+    card: Mapping[str, Any]
+    task: str
+    seed: int
+    splits: Mapping[str, PromptSet]
+    observed: Mapping[str, Observations]
+    flips: PromptSet
+    scores: NeuronScores
+    mlp_scores: NeuronScores
+    window_scores: NeuronScores
+    directions: Directions
+    separation: Separation
+    probes: Probes
+    sweep: Sweep
+    dose: pd.DataFrame
+    clean: pd.DataFrame
+    negative: Study | None
+    seconds: float
+
+    def answer(self) -> str:
+        """The result in one honest sentence, made from the numbers."""
+        from mechmem.experiments.report import sentence
+
+        return sentence(self)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table by name."""
+        from mechmem.experiments.report import tables
+
+        return tables(self)
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure by name, as plotly figures."""
+        from mechmem.experiments.report import figures
+
+        return figures(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``report.html``, the tables as CSV and the artifacts as safetensors and JSON.
+
+        Returns:
+            The path of the report.
+
+        Raises:
+            ArtifactError: When the folder cannot be written.
+        """
+        from mechmem.experiments.report import write
+
+        return write(self, Path(folder))
+
+    def manifest(self) -> dict[str, Any]:
+        """What is needed to do it again, JSON-ready."""
+        return {
+            "task": self.task,
+            "seed": self.seed,
+            "model": self.model.as_dict(),
+            "card": dict(self.card),
+            "versions": versions(),
+            "splits": {
+                name: {"prompts": len(part), "groups": sorted(set(part.groups))}
+                for name, part in self.splits.items()
+            },
+            "chosen": [tested.edit.describe() for tested in self.sweep.tested],
+        }
+
+
+def default_grid(
+    scores: NeuronScores, window: NeuronScores, directions: Directions
+) -> dict[str, list[Edit]]:
+    """Edits that a study tries, by family.
+
+    ``P1 as published`` shifts the top neurons of all layers at the last position of every pass.
+    ``one layer, own shift per position`` shifts all coordinates of one layer, each position of the
+    window by its own mean difference. ``one direction`` adds the difference of means at one layer to
+    every position.
+    """
+    layers = [site for site in scores.sites if site.stream == "resid_post"]
+    return {
+        "P1 as published": [
+            ShiftNeurons(scores, top=top, alpha=alpha)
+            for top in (0.05, 0.10)
+            for alpha in (1.0, 3.0, 5.0)
+        ],
+        "one layer, own shift per position": [
+            ShiftNeurons(window, top=1.0, alpha=alpha, at=[site])
+            for site in layers
+            for alpha in (0.5, 1.0, 1.5, 2.0)
+        ],
+        "one direction": [
+            AddDirection(directions[site], alpha=alpha) for site in layers for alpha in (1.0, 2.0, 4.0)
+        ],
+    }
+
+
+def run_study(
+    model: Model,
+    *,
+    task: Task | None = None,
+    prompts: PromptSet | None = None,
+    n: int = 800,
+    seed: int = 0,
+    grid: Callable[[NeuronScores, NeuronScores, Directions], Mapping[str, Sequence[Edit]]] = (
+        default_grid
+    ),
+    negative: tuple[Model, Task] | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Does this model remember or compute, where is that decided, and can it be turned?
+
+    Observes pairs of rephrasings, splits them by group (40 % training, 20 % validation, 40 % test),
+    fits neurons, directions and probes on the training flips, chooses an edit per family on
+    validation, and runs the winners and their controls once on test.
+
+    Args:
+        model: From `load_model`.
+        task: Makes pairs and reads completions.
+        prompts: Your own rephrased prompts with `memorized` and `generalized`, instead of the
+            task's.
+        n: Pairs to make, when the task makes them.
+        seed: Keys splits, controls and resampling.
+        grid: From neuron scores, window scores and directions to edits by family.
+        negative: A model (with its task) in which no effect is expected.
+        progress: Called with a line for every step.
+
+    Raises:
+        PromptError: When there are too few prompts, or too few flips to contrast the behaviors.
+    """
+    started = time.monotonic()
+    say = progress or (lambda line: None)
+    if prompts is None:
+        if task is None:
+            raise PromptError("A study needs a task, or prompts=, or both.")
+        prompts = task.pairs(n, seed)
+    parts = prompts.split(**SHARES, seed=seed)._asdict()
+    observed = {}
+    for name, part in parts.items():
+        say(f"observing the {name} prompts")
+        observed[name] = observe(model, part, task=task)
+    flips = observed["train"].flips()
+    if len(flips) // 2 < MIN_FLIPS:
+        shares = {name: observed["train"].outcomes.count(name) for name in BEHAVIORS}
+        raise PromptError(
+            f"Only {len(flips) // 2} of {len(parts['train'].pairs())} training pairs are flips "
+            f"(outcomes {shares}); a contrast needs at least {MIN_FLIPS}. Use more pairs, or a "
+            "model that shows both behaviors."
+        )
+    say(f"reading the states of {len(flips)} flips")
+    acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
+    acts = _first_and_posts(acts)
+    scores = neuron_mean_difference(_posts(acts))
+    mlp_scores = neuron_mean_difference(cache_activations(model, flips, sites="mlp_post"))
+    window_scores = _window(model, flips, task, scores)
+    directions = difference_of_means(acts, toward=BEHAVIORS[1])
+    say("measuring the separation on test flips")
+    test_flips = observed["test"].flips()
+    held_out = cache_activations(model, test_flips, sites=acts.sites)
+    apart = separation(directions, held_out, seed=seed)
+    say("fitting probes and their baselines")
+    probes = fit_probes(acts, seed=seed)
+    found = sweep(
+        model,
+        grid(scores, window_scores, directions),
+        task=task,
+        validation=parts["validation"],
+        test=parts["test"],
+        seed=seed,
+        progress=say,
+    )
+    say("dose and response, and the cost on clean items")
+    dose = _dose_response(model, found, parts["test"], task, seed)
+    clean = _clean_cost(model, found, task, seed)
+    inner = None
+    if negative is not None:
+        say("the same on the model without a shared mode")
+        inner = run_study(negative[0], task=negative[1], n=n, seed=seed, grid=grid)
+    return Study(
+        model.info,
+        dict(model.card),
+        task.name if task is not None else "own prompts",
+        seed,
+        parts,
+        observed,
+        flips,
+        scores,
+        mlp_scores,
+        window_scores,
+        directions,
+        apart,
+        probes,
+        found,
+        dose,
+        clean,
+        inner,
+        time.monotonic() - started,
+    )
+
+
+def _first_and_posts(acts: Activations) -> Activations:
+    """The embedding (input of block 0) and the output of every block, each state once."""
+    keep = {
+        site: state
+        for site, state in acts.states.items()
+        if site.stream == "resid_post" or site.layer == 0
+    }
+    return replace(acts, states=keep)
+
+
+def _posts(acts: Activations) -> Activations:
+    states = {site: state for site, state in acts.states.items() if site.stream == "resid_post"}
+    return replace(acts, states=states)
+
+
+def _window(
+    model: Model, flips: PromptSet, task: Task | None, scores: NeuronScores
+) -> NeuronScores:
+    positions = list(task.read_spans) if task is not None else ["last"]
+    if positions == ["last"]:
+        return scores
+    return neuron_mean_difference(cache_activations(model, flips, positions=positions))
+
+
+def _dose_response(
+    model: Model, found: Sweep, test: PromptSet, task: Task | None, seed: int
+) -> pd.DataFrame:
+    """Rates of the chosen edit and of a norm-matched random direction over a range of alphas."""
+    rows = []
+    chosen: Any = found.best.edit
+    for toward in BEHAVIORS:
+        for dose in DOSES:
+            edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
+            placebo = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
+            kinds = {"edit": edit, "placebo": placebo["random direction"]}
+            if dose == 0:
+                kinds["placebo"] = edit
+            for kind, item in kinds.items():
+                rates = evaluate(
+                    model,
+                    test,
+                    task=task,
+                    edit=item,
+                    before=found.before,
+                    margins=kind == "edit",
+                    seed=seed,
+                )
+                rows += _dose_rows(rates, toward, edit.alpha, kind)
+    return pd.DataFrame(rows)
+
+
+def _dose_rows(rates: Rates, toward: str, alpha: float, kind: str) -> list[dict[str, Any]]:
+    margin = float(pd.Series(rates.after.margins).mean())
+    return [
+        {
+            "toward": toward,
+            "alpha": alpha,
+            "kind": kind,
+            "outcome": outcome,
+            "share": share.value,
+            "low": share.low,
+            "high": share.high,
+            "margin": margin,
+            "n": share.n,
+            "groups": share.groups,
+        }
+        for outcome, share in ((name, rates.share(name)) for name in rates.after.allowed)
+    ]
+
+
+def _clean_cost(model: Model, found: Sweep, task: Task | None, seed: int) -> pd.DataFrame:
+    """Accuracy on the task's clean items, unedited and under the chosen edit."""
+    if task is None or type(task).clean_prompts is Task.clean_prompts:
+        return pd.DataFrame()
+    items = task.clean_prompts(400, seed)
+    reader = PromptAnswers("answer")
+    reader.max_new_tokens, reader.stop = task.max_new_tokens, task.stop
+    plain = evaluate(model, items, task=reader, margins=False, seed=seed)
+    settings = {"unedited": plain}
+    for toward in BEHAVIORS:
+        settings[f"toward {toward}"] = evaluate(
+            model,
+            items,
+            task=reader,
+            edit=replace(found.best.edit, toward=toward),  # type: ignore[call-arg]
+            before=plain.after,
+            margins=False,
+            seed=seed,
+        )
+    rows = []
+    for name, rates in settings.items():
+        share = rates.share("correct")
+        rows.append(
+            {
+                "setting": name,
+                "accuracy": share.value,
+                "low": share.low,
+                "high": share.high,
+                "n": share.n,
+                "groups": share.groups,
+            }
+        )
+    return pd.DataFrame(rows)
