@@ -114,7 +114,8 @@ def separation(
     for direction in directions:
         site = direction.site
         states = acts[site][rows].flatten(1).double()
-        scores = direction.project(states).numpy()
+        # Where the class means coincide (the input, when all prompts end alike) nothing separates.
+        scores = direction.project(states).numpy() if direction.norm else np.zeros(len(rows))
         aurocs[site] = _estimate(scores, positive, groups, seed)
         sizes[site] = _cohens_d(scores, positive)
         randoms[site] = _random_range(states, positive, direction, seed)
