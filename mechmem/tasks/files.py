@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 
+from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, PromptError, listed
 
 NESTED = ("spans", "chat", "meta")
@@ -41,6 +44,11 @@ def prompt_from_record(
 ) -> T:
     """The inverse of `record_from_prompt`; keys that are no field are kept in ``meta``."""
     known = {item.name for item in fields(prompt_class)}  # type: ignore[arg-type]
+    if not isinstance(row, Mapping):
+        raise PromptError(
+            f"Row {index} must be a mapping with a 'text', got {row!r:.80}. "
+            "Plain strings go into PromptSet.from_texts."
+        )
     values = {key: value for key, value in row.items() if value is not None}
     if "text" not in values:
         raise PromptError(
@@ -49,12 +57,43 @@ def prompt_from_record(
         )
     nested = {name: _decoded(values.pop(name, None), name, index) for name in NESTED}
     extra = {key: values.pop(key) for key in list(values) if key not in known}
-    spans = {name: (int(span[0]), int(span[1])) for name, span in (nested["spans"] or {}).items()}
-    chat = chat_class(**nested["chat"]) if nested["chat"] is not None else None
+    spans = {
+        name: _span(value, name, index)
+        for name, value in (nested["spans"] or {}).items()
+        if value is not None
+    }
+    chat = None if nested["chat"] is None else _chat(chat_class, nested["chat"], index)
     meta = {**(nested["meta"] or {}), **extra}
+    for key, value in values.items():
+        if isinstance(value, (Mapping, Sequence, set)) and not isinstance(value, str):
+            raise PromptError(
+                f"Row {index}: column {key!r} must be text, got a {type(value).__name__}: "
+                f"{value!r:.80}. Make one row of every prompt, or rename the column."
+            )
     values = {key: str(value) for key, value in values.items()}
     values.setdefault("id", str(index))
     return prompt_class(**values, spans=spans, chat=chat, meta=meta)
+
+
+def _span(value: Any, name: str, index: int) -> tuple[int, int]:
+    try:
+        start, end = value
+        return int(start), int(end)
+    except (TypeError, ValueError):
+        raise PromptError(
+            f"Row {index}: span {name!r} is {value!r:.80}; a span is [start, end] in characters."
+        ) from None
+
+
+def _chat(chat_class: Callable[..., Any], value: Mapping[str, Any], index: int) -> Any:
+    allowed = [item.name for item in fields(chat_class)]  # type: ignore[arg-type]
+    unknown = [key for key in value if key not in allowed]
+    if unknown:
+        raise PromptError(
+            f"Row {index}: column 'chat' has unknown {listed(unknown)}; allowed are "
+            f"{listed(allowed)}."
+        )
+    return chat_class(**{key: given for key, given in value.items() if given is not None})
 
 
 def _decoded(value: Any, name: str, index: int) -> Any:
@@ -74,7 +113,7 @@ def _decoded(value: Any, name: str, index: int) -> Any:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """JSON lines as dictionaries; an error names the line."""
     rows: list[dict[str, Any]] = []
-    with _existing(path).open(encoding="utf-8") as handle:
+    with _readable(path, "JSON lines") as source, source.open(encoding="utf-8-sig") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
@@ -90,48 +129,46 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """One JSON object a line."""
-    text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=False) + "\n" for row in rows)
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {target}: {error.strerror}.") from error
-    return target
+    return write_text(path, "".join(_json(row, row) + "\n" for row in rows))
 
 
 def records_from_frame(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table, empty cells left out."""
+    """Rows of a table, empty cells left out (an empty text is a text)."""
     return [
-        {str(key): value for key, value in row.items() if not _is_empty(value)}
+        {
+            str(key): value
+            for key, value in row.items()
+            if not _is_empty(value) or (key == "text" and value == "")
+        }
         for row in frame.to_dict(orient="records")
     ]
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+    return value is None or (
+        pd.api.types.is_scalar(value) and (value == "" or bool(pd.isna(value)))
+    )
 
 
 def frame_from_records(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A table whose nested cells are JSON text."""
     flat = [
-        {
-            key: json.dumps(value, ensure_ascii=False) if key in NESTED else value
-            for key, value in row.items()
-        }
+        {key: _json(value, row) if key in NESTED else value for key, value in row.items()}
         for row in rows
     ]
-    return pd.DataFrame(flat)
+    return pd.DataFrame(flat, columns=None if flat else ["id", "text"])
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
     """A CSV file, every cell as text."""
-    return pd.read_csv(_existing(path), dtype=str, keep_default_na=False)
+    with _readable(path, "CSV") as source:
+        return pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
 def read_parquet(path: str | Path) -> pd.DataFrame:
     """A Parquet file."""
-    return pd.read_parquet(_existing(path))
+    with _readable(path, "Parquet") as source:
+        return pd.read_parquet(source)
 
 
 def write_frame(frame: pd.DataFrame, path: str | Path, kind: str) -> Path:
@@ -140,16 +177,35 @@ def write_frame(frame: pd.DataFrame, path: str | Path, kind: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if kind == "csv":
-            frame.to_csv(target, index=False)
+            # Every cell quoted: a lone carriage return would otherwise end its row.
+            frame.to_csv(target, index=False, quoting=csv.QUOTE_ALL)
         else:
             frame.to_parquet(target, index=False)
     except OSError as error:
-        raise ArtifactError(f"Cannot write {target}: {error.strerror}.") from error
+        raise ArtifactError(f"Cannot write {target}: {error.strerror or error}.") from error
     return target
 
 
-def _existing(path: str | Path) -> Path:
+def _json(value: Any, row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise PromptError(
+            f"Prompt {row.get('id')!r} cannot be written as JSON: {error}. "
+            "Keep numbers, text, lists and dictionaries in its meta."
+        ) from None
+
+
+@contextmanager
+def _readable(path: str | Path, kind: str) -> Iterator[Path]:
     source = Path(path)
     if not source.is_file():
         raise PromptError(f"No file {source}; give the path of an existing file of prompts.")
-    return source
+    try:
+        yield source
+    except PromptError:
+        raise
+    except (ValueError, OSError) as error:
+        raise PromptError(
+            f"{source} cannot be read as {kind}: {str(error).splitlines()[0]}"
+        ) from error
