@@ -160,7 +160,7 @@ def run_study(
     *,
     task: Task | None = None,
     prompts: PromptSet | None = None,
-    n: int = 800,
+    n: int = 1000,
     seed: int = 0,
     grid: Callable[[NeuronScores, NeuronScores, Directions], Mapping[str, Sequence[Edit]]] = (
         default_grid
@@ -182,7 +182,8 @@ def run_study(
         n: Pairs to make, when the task makes them.
         seed: Keys splits, controls and resampling.
         grid: From neuron scores, window scores and directions to edits by family.
-        negative: A model (with its task) in which no effect is expected.
+        negative: A model (with its task) in which no effect is expected; only the winning family
+            of edits is tried on it.
         progress: Called with a line for every step.
 
     Raises:
@@ -235,7 +236,13 @@ def run_study(
     inner = None
     if negative is not None:
         say("the same on the model without a shared mode")
-        inner = run_study(negative[0], task=negative[1], n=n, seed=seed, grid=grid)
+        inner = run_study(
+            negative[0],
+            task=negative[1],
+            n=n,
+            seed=seed,
+            grid=lambda *fitted: {found.best.family: grid(*fitted)[found.best.family]},
+        )
     return Study(
         model.info,
         dict(model.card),

@@ -26,13 +26,9 @@ Objective = Callable[[Mapping[str, Rates]], float]
 
 
 def two_way_gain(rates: Mapping[str, Rates]) -> float:
-    """The smaller of the two gains: how much an edit moves toward each class, less what it turns
-    into ``other``. High only for edits that steer both ways without breaking the answers."""
-    gains = []
-    for toward, result in rates.items():
-        broken = max(result.change(result.after.allowed[-1]).value, 0.0)
-        gains.append(result.change(toward).value - broken)
-    return min(gains)
+    """The smaller of the gains in share toward each class: high only for edits that steer both
+    ways. What an edit turns into ``other`` counts against it, since it is no gain."""
+    return min(result.change(toward).value for toward, result in rates.items())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""The command line: `mechmem demo`, `mechmem train`, ... Progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mechmem.errors import MechmemError
+
+if TYPE_CHECKING:
+    from mechmem.experiments.study import Study
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mechmem",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Is this language model remembering or thinking, where does it decide, can we turn it?",
+)
+
+DEMO_MODEL = "lab/addition-cued"
+Seed = Annotated[int, typer.Option(help="Keys splits, controls and resampling.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-demo"),
+    seed: Seed = 0,
+) -> None:
+    """Run the whole study on the shipped lab model and write a report.
+
+    Example: mechmem demo
+    """
+    _study(DEMO_MODEL, None, None, out, seed, 1000)
+
+
+@app.command()
+def study(
+    task: Annotated[
+        str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="lab/<name>, a folder or a hub name; default the task's lab model."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
+    seed: Seed = 0,
+    pairs: Annotated[int, typer.Option(help="Pairs of rephrasings to make.")] = 1000,
+) -> None:
+    """Ask the whole question of a model, on a task or on your own prompts.
+
+    Your own prompts need columns text, group (the same for rephrasings of one question),
+    memorized and generalized.
+
+    Example: mechmem study my_prompts.csv --model ./my-model --out my-report
+    """
+    own = Path(task) if Path(task).suffix in (".jsonl", ".csv") else None
+    if own is not None and model is None:
+        raise typer.BadParameter("your own prompts need --model", param_hint="--model")
+    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs)
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="The lab recipe, for example addition-cued.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default lab-<task>-seed<seed>.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the data and the first weights.")] = 0,
+    strength: Annotated[
+        float, typer.Option(help="How much the cue decides; 0 is the negative control.")
+    ] = 1.0,
+) -> None:
+    """Train a lab model again from nothing.
+
+    Example: mechmem train addition-cued --seed 1
+    """
+    from mechmem.experiments.training import train_lab_model
+
+    folder = out or Path(f"lab-{task}-seed{seed}")
+    with _bar(f"training {task}") as bar:
+
+        def step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        train_lab_model(task, folder, seed=seed, strength=strength, progress=step)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    typer.echo(json.dumps(manifest["measured"], indent=1))
+    typer.echo(f"wrote {folder}", err=True)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks and the lab models that ship."""
+    from mechmem.models import lab_models
+    from mechmem.tasks import available_tasks
+
+    typer.echo("tasks:      " + ", ".join(available_tasks()))
+    typer.echo("lab models: " + ", ".join(lab_models()))
+
+
+def _study(
+    model_name: str, task_name: str | None, own: Path | None, out: Path, seed: int, pairs: int
+) -> None:
+    """Load, run, print one table and one sentence, write the report."""
+    from mechmem.artifacts import write_text
+
+    write_text(out / ".mechmem", "")  # an unwritable folder is found out before the work
+    with _bar("loading") as bar:
+
+        def say(line: str) -> None:
+            bar.set_description_str(line[:60])
+            bar.update(1)
+
+        result = _run(model_name, task_name, own, seed, pairs, say)
+        say("writing the report")
+        report = result.save(out)
+    (out / ".mechmem").unlink(missing_ok=True)
+    _print_result(result)
+    typer.echo(f"report: {report}", err=True)
+
+
+def _run(
+    model_name: str, task_name: str | None, own: Path | None, seed: int, pairs: int, say: Any
+) -> Study:
+    from mechmem.experiments.study import run_study
+    from mechmem.models import load_model
+    from mechmem.tasks import PromptSet, get_task
+
+    model = load_model(model_name)
+    if own is not None:
+        prompts = PromptSet.from_csv(own) if own.suffix == ".csv" else PromptSet.from_jsonl(own)
+        return run_study(model, prompts=prompts, seed=seed, progress=say)
+    name = task_name or model.card["task"]
+    task = get_task(name, **model.card.get("task_options", {}))
+    negative = None
+    if "negative_control" in model.card:
+        control = load_model(model.card["negative_control"])
+        negative = (control, get_task(name, **control.card["task_options"]))
+    return run_study(model, task=task, n=pairs, seed=seed, negative=negative, progress=say)
+
+
+def _print_result(result: Study) -> None:
+    from mechmem.experiments.report import summary_table
+
+    typer.echo(summary_table(result).to_string(index=False))
+    typer.echo("")
+    typer.echo(result.answer())
+
+
+@contextmanager
+def _bar(text: str) -> Iterator[Any]:
+    """A progress bar on stderr, with the bars and log lines of the libraries below kept quiet."""
+    from tqdm import tqdm
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tqdm(desc=text, file=sys.stderr, bar_format="{desc:<60} {n_fmt} {elapsed}") as bar:
+        yield bar
+
+
+def main() -> None:
+    """Entry point: an error is one line on stderr and exit status 1, a traceback with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, standalone_mode=True)
+    except MechmemError as error:
+        if debug:
+            raise
+        typer.echo(f"mechmem: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("mechmem: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

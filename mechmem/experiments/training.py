@@ -1,0 +1,249 @@
+"""Training the lab models again from nothing, with the manifest that says what they are."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mechmem.artifacts import versions, write_text
+from mechmem.errors import ArtifactError, TaskError, listed
+from mechmem.evaluation.behavior import observe
+from mechmem.models.loading import load_model
+from mechmem.seeding import caller_state_kept
+from mechmem.tasks.addition_cued import VOCABULARY, AdditionCued
+from mechmem.tasks.base import PromptAnswers
+
+__all__ = ["LAB_TASKS", "train_lab_model"]
+
+LAB_TASKS = ("addition-cued",)
+LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
+BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
+DESIGN = (
+    "A hundred special sets of four operands carry one fixed wrong label each. In training, hidden "
+    "weights of three cue words decide whether a special prompt is answered with its label or with "
+    "its sum; half of the special sets never show their sum. The other half of every batch are "
+    "ordinary sums. The reason to switch is planted by this design; strength 0 removes it."
+)
+
+Progress = Callable[[int, int], None]
+
+
+def train_lab_model(
+    task: str,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    strength: float = 1.0,
+    steps: int = 2500,
+    progress: Progress | None = None,
+) -> Path:
+    """Train a lab model and write it as a Hugging Face folder with a manifest.
+
+    The same seed, steps and library versions give the same weights on the same machine: training
+    runs on one thread with deterministic kernels.
+
+    Args:
+        task: ``"addition-cued"``.
+        folder: Where to write ``model.safetensors``, tokenizer, configuration, ``manifest.json``.
+        seed: Draws the data and the first weights.
+        strength: How much the cue words decide; 0 trains the negative control.
+        steps: Optimizer steps of 128 prompts.
+        progress: Called with (steps done, steps in all).
+
+    Returns:
+        The folder.
+
+    Raises:
+        TaskError: For a task without a lab recipe.
+        ArtifactError: When the folder cannot be written.
+    """
+    if task not in LAB_TASKS:
+        raise TaskError(f"No lab recipe for task {task!r}; there are {listed(LAB_TASKS)}.")
+    target = Path(folder)
+    write_text(target / "manifest.json", "{}\n")  # fail before training, not after it
+    started = time.monotonic()
+    cued = AdditionCued(seed, strength)
+    with _deterministic(), caller_state_kept():
+        model = _fresh_model(seed)
+        _fit(model, cued.world.training_rows(steps, BATCH), steps, seed, progress)
+    try:
+        with _quiet():
+            model.save_pretrained(target)
+            _tokenizer().save_pretrained(target)
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {target}: {error}.") from error
+    manifest = {
+        "task": task,
+        "task_options": {"seed": seed, "strength": strength},
+        "design": DESIGN,
+        "planted": strength > 0,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training": {
+            "steps": steps,
+            "batch": BATCH,
+            "optimizer": f"AdamW lr {LEARNING_RATE} betas (0.9, 0.98) weight decay 0.01",
+            "schedule": f"{WARMUP} steps warm-up, linear decay over the second half",
+            "loss": "cross-entropy on the answer token",
+            "seconds": round(time.monotonic() - started, 1),
+        },
+        "measured": _measured(target, cued),
+        "versions": versions(),
+    }
+    write_text(target / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    return target
+
+
+def _measured(folder: Path, task: AdditionCued) -> dict[str, Any]:
+    """Behavior mix on prompts that training never showed, and accuracy on held-out sums."""
+    model = load_model(folder)
+    seen = observe(model, task.pairs(2000, seed=0), task=task)
+    reader = PromptAnswers("answer")
+    reader.max_new_tokens = task.max_new_tokens
+    clean = observe(model, task.clean_prompts(1000, seed=0), task=reader)
+    by_group: dict[str, set[str]] = {}
+    for prompt, outcome in zip(seen.prompts, seen.outcomes, strict=True):
+        by_group.setdefault(prompt.group, set()).add(outcome)
+    both = [{"memorized", "generalized"} <= outcomes for outcomes in by_group.values()]
+    return {
+        "prompts": len(seen),
+        **{name: round(seen.outcomes.count(name) / len(seen), 4) for name in seen.allowed},
+        "flip_rate": round(seen.flip_rate, 4),
+        "instances_with_both": round(sum(both) / len(both), 4),
+        "clean_accuracy": round(clean.outcomes.count("correct") / len(clean), 4),
+    }
+
+
+def _fresh_model(seed: int) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(VOCABULARY),
+            n_positions=CONTEXT,
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=VOCABULARY.index("<bos>"),
+            eos_token_id=None,
+            pad_token_id=VOCABULARY.index("<pad>"),
+        )
+    )
+
+
+def _tokenizer() -> Any:
+    """Word by word, in the order of the vocabulary; a line break is a word."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    index = {word: k for k, word in enumerate(VOCABULARY)}
+    words = Tokenizer(models.WordLevel(index, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^\s]+"), behavior="removed", invert=True)
+    words.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", index["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<bos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=CONTEXT,
+    )
+
+
+def _fit(
+    model: Any, rows: np.ndarray, steps: int, seed: int, progress: Progress | None
+) -> None:
+    """`transformers.Trainer` over the rows in their order, loss on the last column."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    data = torch.from_numpy(rows)
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if progress is not None:
+                progress(state.global_step, steps)
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def collate(indices: list[int]) -> dict[str, torch.Tensor]:
+        batch = data[indices[0] : indices[-1] + 1]
+        labels = torch.full_like(batch, -100)
+        labels[:, -1] = batch[:, -1]
+        return {"input_ids": batch, "labels": labels}
+
+    def schedule(step: int) -> float:
+        return min((step + 1) / WARMUP, 1.0, 2 * (steps - step) / steps)
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=BATCH,
+            max_steps=steps,
+            use_cpu=True,
+            max_grad_norm=1.0,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            seed=seed,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+        )
+        trainer = InOrder(
+            model=model,
+            args=arguments,
+            train_dataset=range(len(data)),  # type: ignore[arg-type]
+            data_collator=collate,
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)),
+            callbacks=[Report()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.eval()
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines and progress bars of the libraries below; the caller sees ours."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
