@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mechmem.errors import ModelError, did_you_mean, listed
+from mechmem.models.adapters import is_adapter_folder, is_peft_model, merged, open_adapter
+from mechmem.models.booting import (
+    boot,
+    boot_options,
+    check_causal,
+    kept_still,
+    parse_dtype,
+    placement,
+    refuse_options,
+    tokenizer_at,
+)
 from mechmem.models.hooked import Model
-from mechmem.seeding import caller_state_kept
 
 __all__ = ["LAB_FOLDER", "lab_models", "load_model"]
 
 LAB_FOLDER = Path(__file__).parent / "lab"
+_OPTIONS = ("tokenizer", "device", "dtype", "prepend_bos", "consume")
 
 
 def lab_models() -> list[str]:
@@ -35,45 +44,65 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     prepend_bos: bool | None = None,
     consume: bool = False,
-    **boot: Any,
+    **options: Any,
 ) -> Model:
     """Load a causal language model as a hooked model, on raw (unprocessed) weights.
 
     Args:
-        source: ``"lab/<name>"`` for a shipped model, a folder, a Hugging Face hub name, a
-            ``transformers`` model, a ``HookedTransformer`` (TransformerLens 3.x) or a
-            ``TransformerBridge``.
+        source: ``"lab/<name>"`` for a shipped model, a folder, a Hugging Face hub name, a folder or
+            an in-memory model of a peft adapter (merged), a ``transformers`` model, a
+            ``HookedTransformer`` (TransformerLens 3.x) or a ``TransformerBridge``.
         tokenizer: Needed with an in-memory ``transformers`` model; otherwise found by itself.
         device: For example ``"cuda"``. Default: TransformerLens chooses.
         dtype: For example ``"bfloat16"``. Default: float32 for files, unchanged for objects.
         prepend_bos: ``None`` follows the tokenizer's own habit; ``True``/``False`` force it.
         consume: TransformerLens rewires an in-memory ``transformers`` model. By default a copy is
             rewired; ``True`` hands over the model itself, which afterwards is not usable alone.
-        **boot: Passed to ``TransformerBridge.boot_transformers`` (``device_map=``, ``revision=``,
+        **options: Passed to ``TransformerBridge.boot_transformers`` (``device_map=``, ``revision=``,
             ``trust_remote_code=``, ...).
 
     Returns:
         A `Model` in evaluation mode. Nothing handed over is changed (unless ``consume``).
 
     Raises:
-        ModelError: When the source cannot be found or is not a causal language model.
+        ModelError: When the source cannot be found or is not a causal language model, and for an
+            option that does not exist or would have no effect on this source.
     """
+    given = {
+        "tokenizer": tokenizer,
+        "device": device,
+        "dtype": dtype,
+        "prepend_bos": prepend_bos,
+        "consume": consume or None,
+        **options,
+    }
     if isinstance(source, Model):
+        refuse_options(given, "a Model that is loaded already", ())
         return source
     if hasattr(source, "hook_dict"):
+        refuse_options(given, "a TransformerLens model", ("tokenizer", "prepend_bos"))
         return _from_hooked(source, tokenizer, prepend_bos)
+    known = (*_OPTIONS, *boot_options())
+    refuse_options(given, "this source", known, known=known)
     if isinstance(source, torch.nn.Module):
-        return _from_transformers(source, tokenizer, device, dtype, prepend_bos, consume, boot)
+        return _from_transformers(source, tokenizer, device, dtype, prepend_bos, consume, options)
     if not isinstance(source, (str, os.PathLike)):
         raise ModelError(
             f"Cannot load a model from {type(source).__name__}; give a name, a folder, a "
             "transformers model, a HookedTransformer or a TransformerBridge."
         )
-    return _from_name(str(source), tokenizer, device, dtype, prepend_bos, boot)
+    if consume:
+        raise ModelError("consume=True is for in-memory models; a model on disk stays as it is.")
+    return _from_name(os.fspath(source), tokenizer, device, dtype, prepend_bos, options)
 
 
 def _from_name(
-    name: str, tokenizer: Any, device: Any, dtype: Any, prepend_bos: bool | None, boot: Any
+    name: str,
+    tokenizer: Any,
+    device: Any,
+    dtype: Any,
+    prepend_bos: bool | None,
+    options: Mapping[str, Any],
 ) -> Model:
     folder, card = Path(name), {}
     if name.startswith("lab/") and not folder.is_dir():
@@ -86,24 +115,45 @@ def _from_name(
         card = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     elif name.startswith((".", "/", "~")) or folder.exists():
         folder = folder.expanduser()
+        if is_adapter_folder(folder):
+            return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"{folder} holds no model: there is no config.json in it. Save one there with "
                 "model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
             )
+        _check_folder(folder)
     where = str(folder) if folder.is_dir() else name
-    try:
-        own = tokenizer if tokenizer is not None else _tokenizer_at(where, boot)
-        with _booting(own) as private:
-            bridge = _bridge_class().boot_transformers(
-                where, tokenizer=private, device=device, dtype=_dtype(dtype), **boot
-            )
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"Cannot load {name!r}: {str(error).splitlines()[0]}") from error
-    bridge.eval()
+    own = tokenizer if tokenizer is not None else tokenizer_at(where, options)
+    bridge = boot(where, own, {"device": device, "dtype": parse_dtype(dtype), **options})
     return Model.wrap(bridge, own, name, prepend_bos=prepend_bos, card=card)
+
+
+def _check_folder(folder: Path) -> None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError):
+        return  # remote code, or a type of its own: TransformerLens decides
+    check_causal(config, str(folder))
+
+
+def _from_adapter(
+    folder: Path,
+    name: str,
+    tokenizer: Any,
+    device: Any,
+    dtype: Any,
+    prepend_bos: bool | None,
+    options: Mapping[str, Any],
+) -> Model:
+    body, home, left = open_adapter(folder, parse_dtype(dtype), options)
+    refuse_options(left, "an adapter folder", ("prepend_bos",))
+    if device is not None:
+        body.to(device)
+    own = tokenizer if tokenizer is not None else tokenizer_at(home, {})
+    return _booted(body, own, name, prepend_bos, {})
 
 
 def _from_transformers(
@@ -113,7 +163,7 @@ def _from_transformers(
     dtype: Any,
     prepend_bos: bool | None,
     consume: bool,
-    boot: Any,
+    options: Mapping[str, Any],
 ) -> Model:
     config = getattr(model, "config", None)
     if config is None:
@@ -121,26 +171,44 @@ def _from_transformers(
             f"{type(model).__name__} has no `config`, so it is no transformers model; load_model "
             "takes transformers, HookedTransformer and TransformerBridge models."
         )
+    if placement(options):
+        raise ModelError(
+            f"{listed(placement(options))}: an in-memory model is placed already. Place it with "
+            "from_pretrained(..., device_map=...), or load it from its folder."
+        )
     if tokenizer is None:
         raise ModelError(
             "An in-memory transformers model needs its tokenizer: load_model(model, tokenizer=...)."
         )
-    with caller_state_kept():
-        body = model if consume else copy.deepcopy(model)
-    body.eval()
-    if dtype is not None or device is not None:
-        body.to(device=device, dtype=None if dtype is None else _dtype(dtype))
     name = str(getattr(config, "_name_or_path", "") or type(model).__name__)
-    with _booting(tokenizer) as private:
-        bridge = _bridge_class().boot_transformers(
-            name,
-            hf_model=body,
-            tokenizer=private,
-            dtype=next(body.parameters()).dtype,
-            device=next(body.parameters()).device,
-            **boot,
-        )
-    bridge.eval()
+    with kept_still():
+        if is_peft_model(model):
+            body = merged(model, consume=consume)
+        else:
+            body = model if consume else _copied(model)
+        if dtype is not None or device is not None:
+            body.to(device=device, dtype=None if dtype is None else parse_dtype(dtype))
+    check_causal(body.config, name)
+    return _booted(body, tokenizer, name, prepend_bos, options)
+
+
+def _copied(model: torch.nn.Module) -> torch.nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise ModelError(
+            f"This {type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); load it "
+            "from its folder, or hand it over with consume=True."
+        ) from error
+
+
+def _booted(
+    body: Any, tokenizer: Any, name: str, prepend_bos: bool | None, options: Mapping[str, Any]
+) -> Model:
+    body.eval()
+    first = next(parameter for parameter in body.parameters())
+    placed = {"dtype": first.dtype, "device": first.device}
+    bridge = boot(name, tokenizer, {**placed, **options}, body)
     return Model.wrap(bridge, tokenizer, name, prepend_bos=prepend_bos)
 
 
@@ -159,40 +227,3 @@ def _habit(tokenizer: Any, model: Any) -> bool | None:
     if tokenizer.bos_token_id is None:
         return None
     return bool(getattr(model.cfg, "default_prepend_bos", True))
-
-
-def _bridge_class() -> Any:
-    from transformer_lens.model_bridge import (  # type: ignore[import-untyped,unused-ignore]
-        TransformerBridge,
-    )
-
-    return TransformerBridge
-
-
-def _tokenizer_at(where: str, boot: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    options = {key: boot[key] for key in ("revision", "trust_remote_code") if key in boot}
-    return AutoTokenizer.from_pretrained(where, **options)
-
-
-@contextlib.contextmanager
-def _booting(tokenizer: Any) -> Iterator[Any]:
-    """A private copy of the tokenizer on disk for TransformerLens, which reloads and changes it;
-    the caller's random state, and the grad mode, as they were."""
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as folder, caller_state_kept(), torch.enable_grad():
-        tokenizer.save_pretrained(folder)
-        yield AutoTokenizer.from_pretrained(folder)
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelError(f"{dtype!r} is no floating dtype; use 'float32', 'bfloat16' or 'float16'.")
-    return found

@@ -1,0 +1,98 @@
+"""peft adapters: merged into their base model, on a copy."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechmem.errors import ModelError
+from mechmem.models.booting import kept_still
+
+__all__ = ["is_adapter_folder", "is_peft_model", "merged", "open_adapter"]
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model of its own."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether an in-memory model carries peft adapters around its weights."""
+    return hasattr(model, "peft_config")
+
+
+def merged(model: Any, *, consume: bool) -> Any:
+    """The plain ``transformers`` model with the active adapters folded into its weights.
+
+    Args:
+        model: A ``PeftModel``.
+        consume: Merge in place instead of on a copy.
+
+    Raises:
+        ModelError: When the adapters cannot be merged into weights.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        raise ModelError(
+            f"This {type(model).__name__} carries adapters that cannot be merged into weights "
+            "(prompt tuning, or adapters added by transformers itself); mechmem takes a "
+            "peft.PeftModel with LoRA-like adapters, or a model without adapters."
+        )
+    try:
+        return (model if consume else copy.deepcopy(model)).merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ModelError(f"These adapters cannot be merged into weights: {error}") from error
+
+
+def open_adapter(
+    folder: Path, dtype: torch.dtype, options: Mapping[str, Any]
+) -> tuple[Any, str, Mapping[str, Any]]:
+    """Base model and adapter of an adapter folder, merged.
+
+    Returns:
+        The merged ``transformers`` model, where its tokenizer is, and the options left to use.
+
+    Raises:
+        ModelError: When peft is not installed, or base model or adapter cannot be loaded.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(
+            f"{folder} holds a peft adapter, but peft is not installed; "
+            "install it with: pip install 'mechmem[lora]'."
+        ) from error
+    from transformers import AutoModelForCausalLM
+
+    base = _base_of(folder)
+    placed = {key: value for key, value in options.items() if key in _FOR_BASE}
+    try:
+        with kept_still():
+            body = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **placed)
+            whole = PeftModel.from_pretrained(body, str(folder))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"Cannot load the adapter {str(folder)!r} on its base model {base!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    left = {key: value for key, value in options.items() if key not in _FOR_BASE}
+    return merged(whole, consume=True), str(folder) if has_tokenizer else base, left
+
+
+_FOR_BASE = ("device_map", "max_memory", "offload_folder", "revision", "trust_remote_code")
+
+
+def _base_of(folder: Path) -> str:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = str(config.get("base_model_name_or_path") or "")
+    if not base:
+        raise ModelError(
+            f"{folder / 'adapter_config.json'} names no base model; set base_model_name_or_path."
+        )
+    beside = folder / base
+    return str(beside) if not Path(base).is_dir() and beside.is_dir() else base

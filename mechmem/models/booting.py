@@ -1,0 +1,177 @@
+"""Making a bridge from a Hugging Face model or folder, without touching what the caller owns."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mechmem.errors import ModelError, did_you_mean, listed
+from mechmem.seeding import caller_state_kept
+
+__all__ = [
+    "boot",
+    "boot_options",
+    "check_causal",
+    "kept_still",
+    "parse_dtype",
+    "placement",
+    "refuse_options",
+    "tokenizer_at",
+]
+
+_BOOT_ERRORS = (
+    OSError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, TypeError,
+)  # fmt: skip
+_PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
+
+
+def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = None) -> Any:
+    """A `TransformerBridge` in evaluation mode.
+
+    Args:
+        where: Folder or hub name; with ``body`` only its name.
+        tokenizer: Stays as it is: TransformerLens gets a copy of its own.
+        options: For ``TransformerBridge.boot_transformers``.
+        body: A ``transformers`` model to rewire.
+
+    Raises:
+        ModelError: When TransformerLens cannot make it.
+    """
+    given = {} if body is None else {"hf_model": body}
+    if body is not None and not getattr(body.config, "architectures", None):
+        # A model made from a config does not name its class there, and is not recognised by it.
+        body.config.architectures = [type(body).__name__]
+    try:
+        with _private(tokenizer) as private, kept_still():
+            bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
+    except _BOOT_ERRORS as error:
+        raise ModelError(f"TransformerLens cannot load {where!r}: {_first_words(error)}") from error
+    return bridge.eval()
+
+
+def boot_options() -> tuple[str, ...]:
+    """Options that ``TransformerBridge.boot_transformers`` of the installed version knows."""
+    known = inspect.signature(_bridge_class().boot_transformers).parameters
+    ours = ("self", "model_name", "hf_model", "tokenizer", "device", "dtype", "load_weights")
+    return tuple(name for name in known if name not in ours)
+
+
+def refuse_options(
+    given: Mapping[str, Any], what: str, meant: tuple[str, ...], *, known: tuple[str, ...] = ()
+) -> None:
+    """Refuse options that would have no effect on this kind of source.
+
+    Args:
+        given: Name to value; ``None`` is not given.
+        what: The kind of source, for the message.
+        meant: Options that do have an effect.
+        known: Options that exist at all; default ``meant``.
+
+    Raises:
+        ModelError: For the first other option.
+    """
+    for name, value in given.items():
+        if value is None or name in meant:
+            continue
+        if known and name not in known:
+            raise ModelError(
+                f"load_model has no option {name!r}; options are {listed(known, 30)}."
+                f"{did_you_mean(name, known)}"
+            )
+        allowed = f"; options with an effect are {listed(meant)}" if meant else ""
+        raise ModelError(f"{name}={value!r} would have no effect on {what}{allowed}. Leave it out.")
+
+
+def placement(options: Mapping[str, Any]) -> list[str]:
+    """Options that say where weights go; an in-memory model has been placed already."""
+    return [name for name in _PLACEMENT if options.get(name) is not None]
+
+
+def check_causal(config: Any, name: str) -> None:
+    """Refuse encoders and encoder-decoders.
+
+    Raises:
+        ModelError: When the configuration is not that of a causal language model.
+    """
+    classes = [str(item) for item in getattr(config, "architectures", None) or ()]
+    other = [item for item in classes if not item.endswith(("CausalLM", "LMHeadModel"))]
+    unfit = ("ForMaskedLM", "ForConditionalGeneration", "Encoder", "ForSequenceClassification")
+    if getattr(config, "is_encoder_decoder", False) or any(
+        part in item for item in other for part in unfit
+    ):
+        raise ModelError(
+            f"{name} is {' / '.join(classes) or 'an encoder-decoder'}, not a causal language model; "
+            "mechmem reads prompts left to right and needs a ...ForCausalLM model."
+        )
+
+
+def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer saved in a folder or named on the hub.
+
+    Raises:
+        ModelError: When there is none.
+    """
+    from transformers import AutoTokenizer
+
+    wanted = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    try:
+        return AutoTokenizer.from_pretrained(where, **wanted)
+    except _BOOT_ERRORS as error:
+        raise ModelError(
+            f"No tokenizer can be loaded from {where!r}: {_first_words(error)} Save one there with "
+            "tokenizer.save_pretrained(folder), or pass tokenizer=."
+        ) from error
+
+
+def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating dtype from its name; ``None`` means float32.
+
+    Raises:
+        ModelError: For anything else.
+    """
+    if dtype is None:
+        return torch.float32
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"{dtype!r} is no floating dtype; use 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
+@contextlib.contextmanager
+def kept_still() -> Iterator[None]:
+    """The caller's random state and grad mode as they were; gradients on inside."""
+    with caller_state_kept(), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
+def _private(tokenizer: Any) -> Iterator[Any]:
+    """A copy of the tokenizer on disk for TransformerLens, which reloads and changes it."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+            private = AutoTokenizer.from_pretrained(folder)
+        except _BOOT_ERRORS:  # a class that AutoTokenizer does not know
+            private = copy.deepcopy(tokenizer)
+        yield private
+
+
+def _bridge_class() -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge
+
+
+def _first_words(error: BaseException, limit: int = 240) -> str:
+    """The first line of an error; TransformerLens's list of all architectures is long."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    text = lines[0].split(" Available architectures")[0]
+    return text if len(text) <= limit else text[: limit - 3] + "..."
