@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ __all__ = ["Backend", "BridgeBackend", "HookedTransformerBackend", "backend_for"
 HookFunction = Callable[[Tensor], Tensor | None]
 
 
+@runtime_checkable
 class Backend(Protocol):
     """What the engine needs from a TransformerLens model."""
 

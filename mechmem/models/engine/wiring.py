@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class StopForward(Exception):
     """Raised inside the last hook that is needed, to leave the rest of the network unrun."""
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Something that may change an activation at one site."""
 
@@ -46,6 +47,7 @@ class Intervention(Protocol):
         ...
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Something that looks at an activation at one site and must not change it."""
 
