@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import torch
 from tokenizers import Tokenizer, pre_tokenizers, processors
@@ -31,6 +32,19 @@ import mechmem as mm
 from mechmem.models.tokens import TokenizedPrompt
 
 N_CTX = 32
+
+
+@contextmanager
+def as_users_run_it() -> Iterator[None]:
+    """Without the type checks of the test suite: what a wrongly typed value meets in real use."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
 WORDS = [f"w{number}" for number in range(40)]
 SPECIAL = ["<bos>", "<eos>", "<unk>", "<pad>"]
 CHAT_TEMPLATE = (

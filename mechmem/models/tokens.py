@@ -13,6 +13,8 @@ from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["PromptsLike", "TokenizedPrompt", "Tokens", "as_prompts"]
 
+_MARK = "\ue000\ue001\ue000"
+
 PromptsLike = PromptSet | Prompt | str | Iterable[Prompt | str]
 
 
@@ -42,7 +44,14 @@ def as_prompts(prompts: PromptsLike) -> PromptSet:
     """A `PromptSet` from what users hand over: a set, one prompt, one text, or a list of either."""
     if isinstance(prompts, PromptSet):
         return prompts
-    items: list[Any] = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+    if isinstance(prompts, (str, Prompt)):
+        prompts = [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping)):
+        raise PromptError(
+            "prompts must be a PromptSet, a Prompt, a text, or a list of prompts or texts; got "
+            f"{type(prompts).__name__} {prompts!r:.60}."
+        )
+    items: list[Any] = list(prompts)
     return PromptSet(
         Prompt(id=str(index), text=item) if isinstance(item, str) else item
         for index, item in enumerate(items)
@@ -148,17 +157,25 @@ class Tokens:
                 f"Prompt {prompt.id!r} asks for a chat template, but this tokenizer has none; "
                 "remove `chat`, or set tokenizer.chat_template before loading."
             )
-        turns = [{"role": "user", "content": prompt.text}]
-        if prompt.chat.system is not None:
-            turns.insert(0, {"role": "system", "content": prompt.chat.system})
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        start = text.rfind(prompt.text)
-        if prompt.spans and start < 0:
-            raise PromptError(
-                f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
-                f"{listed(prompt.spans)} cannot be located; remove them or the template."
-            )
-        return text + prompt.chat.assistant_prefix, max(start, 0)
+        text = self._templated(prompt.text, prompt.chat.system)
+        start = 0
+        if prompt.spans:
+            # Found by rendering a mark in its place: the text itself may occur elsewhere as well.
+            start = self._templated(_MARK, prompt.chat.system).find(_MARK)
+            if start < 0 or not text.startswith(prompt.text, start):
+                raise PromptError(
+                    f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
+                    f"{listed(prompt.spans)} cannot be located; remove them or the template."
+                )
+        return text + prompt.chat.assistant_prefix, start
+
+    def _templated(self, text: str, system: str | None) -> str:
+        turns = [{"role": "user", "content": text}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
 
     def _ids(
         self, text: str, with_offsets: bool = False
