@@ -1,0 +1,125 @@
+"""Writes docs/lab-models.md: trains every lab model of the page again and studies each.
+
+    python docs/lab_models.py [--work build/lab-models]
+
+Models that the work folder holds already are not trained again; delete them to start from nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import mechmem as mm
+
+RUNS = {"seed 0": (0, 1.0), "seed 1": (1, 1.0), "seed 2": (2, 1.0), "strength 0": (0, 0.0)}
+HEAD = """# The lab models, every seed
+
+The training seeds 0, 1 and 2 were fixed beforehand; all are shown. `lab/addition-cued` is seed 0,
+`lab/addition-uncued` is the negative control: the same seed trained with cue strength 0. This page
+is written by `python docs/lab_models.py`, which trains all four from nothing.
+
+The recipe (sizes, data design, schedule) was found by trying on seeds 0 and 1; seed 2 was looked at
+only after it was frozen. **The mode is planted**: in training, hidden weights of three cue words
+decide whether a special sum is answered with its label or with the truth. What is measured here is
+where a model keeps such a mode and whether it can be turned, not that models do so by themselves.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/lab-models"))
+    work = parser.parse_args().work
+    studies = {}
+    for name, (seed, strength) in RUNS.items():
+        folder = work / name.replace(" ", "-")
+        if not (folder / "model.safetensors").is_file():
+            print(f"training {name}", flush=True)
+            mm.train_lab_model("addition-cued", folder, seed=seed, strength=strength)
+        print(f"studying {name}", flush=True)
+        task = mm.get_task("addition-cued", seed=seed, strength=strength)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        studies[name] = (manifest, mm.run_study(mm.load_model(folder), task=task, seed=0))
+    page = Path(__file__).parent / "lab-models.md"
+    page.write_text("\n".join([HEAD, behavior(studies), probing(studies), steering(studies)]))
+    print(f"wrote {page}")
+
+
+def behavior(studies: dict) -> str:
+    rows = [
+        "## What they do",
+        "",
+        "4,000 prompts of the 100 special sets that training never showed; 1,000 held-out sums.",
+        "",
+        "| model | memorized | generalized | other | flip rate | sets with both | clean accuracy | training |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (manifest, _) in studies.items():
+        got = manifest["measured"]
+        rows.append(
+            f"| {name} | {got['memorized']:.1%} | {got['generalized']:.1%} | {got['other']:.1%} | "
+            f"{got['flip_rate']:.1%} | {got['instances_with_both']:.0%} | "
+            f"{got['clean_accuracy']:.1%} | {manifest['training']['seconds']:.0f} s |"
+        )
+    return "\n".join([*rows, ""])
+
+
+def probing(studies: dict) -> str:
+    rows = [
+        "## Reading the behavior off the state",
+        "",
+        "Held-out accuracy on flips (chance 50 %), last prompt token, after each block; beside it what "
+        "the input tokens alone give away. Where that is as high, a probe proves nothing about the "
+        "state: steering is the evidence.",
+        "",
+        "| model | block 0 | 1 | 2 | 3 | shuffled labels | input tokens only | flips |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, study) in studies.items():
+        probes = study.probes
+        posts = [site for site in probes.accuracy if site.stream == "resid_post"]
+        cells = [f"{probes.accuracy[site].value:.2f}" for site in posts]
+        shuffled = [probes.shuffled[site].value for site in posts]
+        rows.append(
+            f"| {name} | {' | '.join(cells)} | {min(shuffled):.2f} to {max(shuffled):.2f} | "
+            f"{probes.input_only.value:.2f} | {len(study.flips) // 2} |"
+        )
+    return "\n".join([*rows, ""])
+
+
+def steering(studies: dict) -> str:
+    rows = [
+        "## Turning the model",
+        "",
+        "One edit per family, chosen on validation sets, measured once on 40 test sets that no fitting "
+        "and no choice has seen. Changes in points of the share steered to, 95 % intervals from "
+        "resampling sets. *Beyond* is the edit minus the control it beats by least (same strength: "
+        "shift values permuted, random neurons, random direction; three draws each).",
+        "",
+        "| model | family | edit | toward | before | after | other | change | beyond |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, study) in studies.items():
+        for tested in study.sweep.tested:
+            about = tested.edit.describe()
+            setting = f"{about['at']}, alpha {about['alpha']:g}"
+            if "top" in about:
+                setting += f", top {about['top']:.0%}"
+            for toward, rates in tested.rates.items():
+                rows.append(
+                    f"| {name} | {tested.family} | {setting} | {toward} | "
+                    f"{mm.Rates(study.sweep.before).share(toward).value:.1%} | "
+                    f"{rates.share(toward).value:.1%} | {rates.share('other').value:.1%} | "
+                    f"{points(rates.change(toward))} | "
+                    f"{points(tested.beyond_every_control(toward))} |"
+                )
+    return "\n".join([*rows, ""])
+
+
+def points(estimate) -> str:
+    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+if __name__ == "__main__":
+    main()
