@@ -18,15 +18,9 @@ from mechmem.analysis.neurons import NeuronSet
 from mechmem.errors import EditError
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
-from mechmem.patching.edits import (
-    AblateNeurons,
-    AddDirection,
-    Edit,
-    ProjectOut,
-    ScaleProjection,
-    SetProjection,
-    ShiftNeurons,
-)
+from mechmem.patching.base import Edit
+from mechmem.patching.directions import AddDirection, ProjectOut, ScaleProjection, SetProjection
+from mechmem.patching.neurons import AblateNeurons, ShiftNeurons
 from mechmem.seeding import keyed_rng
 
 __all__ = ["CONTROL_NAMES", "controls"]

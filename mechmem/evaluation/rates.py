@@ -16,7 +16,7 @@ from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.hooked import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import patched
-from mechmem.patching.edits import Edit, as_edits
+from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import Task
 
 __all__ = ["Rates", "evaluate"]

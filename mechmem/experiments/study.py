@@ -23,7 +23,7 @@ from mechmem.evaluation.controls import controls
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.experiments.sweep import Sweep, sweep
 from mechmem.models.hooked import Model, ModelInfo
-from mechmem.patching.edits import AddDirection, Edit, ShiftNeurons
+from mechmem.patching import AddDirection, Edit, ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 

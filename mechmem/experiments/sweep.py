@@ -16,7 +16,7 @@ from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.models.hooked import Model
-from mechmem.patching.edits import Edit
+from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
 

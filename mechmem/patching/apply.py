@@ -12,7 +12,7 @@ from mechmem.errors import EditError
 from mechmem.models.engine.batching import Feed
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
-from mechmem.patching.edits import Change, Edit, as_edits
+from mechmem.patching.base import Change, Edit, as_edits
 
 __all__ = ["Firing", "patched"]
 
