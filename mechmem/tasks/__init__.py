@@ -1,5 +1,6 @@
 """Floor 1: prompts, and the tasks that make and read them."""
 
+from mechmem.tasks.addition import Addition
 from mechmem.tasks.addition_cued import AdditionCued, CuedWorld
 from mechmem.tasks.base import (
     BEHAVIORS,
@@ -9,19 +10,28 @@ from mechmem.tasks.base import (
     get_task,
     register_task,
 )
+from mechmem.tasks.cipher import Cipher
+from mechmem.tasks.colors import Colors
+from mechmem.tasks.official import OfficialTask, TrainingText, rejected_pairs
 from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
 
 __all__ = [
-    "AdditionCued",
     "BEHAVIORS",
+    "Addition",
+    "AdditionCued",
     "Chat",
+    "Cipher",
+    "Colors",
     "CuedWorld",
+    "OfficialTask",
     "Prompt",
     "PromptAnswers",
     "PromptSet",
     "Splits",
     "Task",
+    "TrainingText",
     "available_tasks",
     "get_task",
     "register_task",
+    "rejected_pairs",
 ]
