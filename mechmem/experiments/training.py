@@ -85,6 +85,7 @@ def train_lab_model(
         "task_options": {"seed": seed, "strength": strength},
         "design": DESIGN,
         "planted": strength > 0,
+        **({"negative_control": "lab/addition-uncued"} if strength > 0 else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": {
             "steps": steps,
