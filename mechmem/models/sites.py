@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
 
-__all__ = ["DEPTH", "STREAMS", "Site", "SiteSpec", "parse_sites"]
+__all__ = ["DEPTH", "STREAMS", "Site", "SiteSpec", "named", "parse_sites"]
 
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 """Every stream, in the order in which a sequential block computes them."""
@@ -90,6 +90,14 @@ def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
     if not sites:
         raise SiteError("No sites given; for example sites='resid_post' for every layer.")
     return list(sites)
+
+
+def named(spec: SiteSpec) -> str:
+    """What a user typed as one readable word: ``"resid_post.1"``, ``"resid_pre+mlp_out"``."""
+    if isinstance(spec, str):
+        return spec
+    items = [spec] if _is_site(spec) else list(spec)  # type: ignore[list-item]
+    return "+".join(item if isinstance(item, str) else Site(*item).key for item in items)
 
 
 def _is_site(item: object) -> bool:

@@ -15,7 +15,7 @@ from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
-from mechmem.models.sites import STREAMS, Site, SiteSpec
+from mechmem.models.sites import STREAMS, Site, SiteSpec, named
 from mechmem.patching.base import Change, Edit, check_number, refuse_pooled, signed
 
 __all__ = ["AddDirection", "ProjectOut", "ScaleProjection", "SetProjection"]
@@ -61,7 +61,7 @@ class _DirectionEdit(Edit):
             "edit": type(self).__name__,
             "direction": self.direction.site.key,
             "toward": self.direction.toward,
-            "at": self.direction.site.key if self.at is None else str(self.at),
+            "at": self.direction.site.key if self.at is None else named(self.at),
             "positions": str(Positions.parse(self.positions)),
         }
 

@@ -14,7 +14,7 @@ from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
-from mechmem.models.sites import Site, SiteSpec
+from mechmem.models.sites import Site, SiteSpec, named
 from mechmem.patching.base import Change, Edit, check_number, placed, refuse_pooled, signed
 
 __all__ = ["AblateNeurons", "ShiftNeurons"]
@@ -105,7 +105,7 @@ class ShiftNeurons(Edit):
             "top": self.top,
             "alpha": self.alpha,
             "toward": self.toward,
-            "at": "all scored" if self.at is None else str(self.at),
+            "at": "all scored" if self.at is None else named(self.at),
             "positions": str(Positions.parse(positions or "each_step")),
         }
 
