@@ -52,7 +52,8 @@ def behavior(studies: dict) -> str:
         "",
         "4,000 prompts of the 100 special sets that training never showed; 1,000 held-out sums.",
         "",
-        "| model | memorized | generalized | other | flip rate | sets with both | clean accuracy | training |",
+        "| model | memorized | generalized | other | flip rate | sets with both | clean accuracy | "
+        "training |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, (manifest, _) in studies.items():
@@ -69,8 +70,8 @@ def probing(studies: dict) -> str:
     rows = [
         "## Reading the behavior off the state",
         "",
-        "Held-out accuracy on flips (chance 50 %), last prompt token, after each block; beside it what "
-        "the input tokens alone give away. Where that is as high, a probe proves nothing about the "
+        "Held-out accuracy on flips (chance 50 %), last prompt token, after each block; beside it "
+        "what the input tokens alone give away. Where that is as high, a probe proves nothing about the "
         "state: steering is the evidence.",
         "",
         "| model | block 0 | 1 | 2 | 3 | shuffled labels | input tokens only | flips |",
@@ -92,8 +93,8 @@ def steering(studies: dict) -> str:
     rows = [
         "## Turning the model",
         "",
-        "One edit per family, chosen on validation sets, measured once on 40 test sets that no fitting "
-        "and no choice has seen. Changes in points of the share steered to, 95 % intervals from "
+        "One edit per family, chosen on validation sets, measured once on 40 test sets that no "
+        "fitting and no choice has seen. Changes in points of the share steered to, 95 % intervals from "
         "resampling sets. *Beyond* is the edit minus the control it beats by least (same strength: "
         "shift values permuted, random neurons, random direction; three draws each).",
         "",

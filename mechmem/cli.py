@@ -161,11 +161,11 @@ def _print_result(result: Study) -> None:
 def _bar(text: str) -> Iterator[Any]:
     """A progress bar on stderr, with the bars and log lines of the libraries below kept quiet."""
     from tqdm import tqdm
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    with tqdm(desc=text, file=sys.stderr, bar_format="{desc:<60} {n_fmt} {elapsed}") as bar:
+    from mechmem.models.quiet import quiet_transformers
+
+    shape = "{desc:<60} {n_fmt} {elapsed}"
+    with quiet_transformers(), tqdm(desc=text, file=sys.stderr, bar_format=shape) as bar:
         yield bar
 
 

@@ -134,8 +134,8 @@ def default_grid(
 
     ``P1 as published`` shifts the top neurons of all layers at the last position of every pass.
     ``one layer, own shift per position`` shifts all coordinates of one layer, each position of the
-    window by its own mean difference. ``one direction`` adds the difference of means at one layer to
-    every position.
+    window by its own mean difference. ``one direction`` adds the difference of means at one layer
+    to every position.
     """
     layers = [site for site in scores.sites if site.stream == "resid_post"]
     return {
@@ -150,7 +150,9 @@ def default_grid(
             for alpha in (0.5, 1.0, 1.5, 2.0)
         ],
         "one direction": [
-            AddDirection(directions[site], alpha=alpha) for site in layers for alpha in (1.0, 2.0, 4.0)
+            AddDirection(directions[site], alpha=alpha)
+            for site in layers
+            for alpha in (1.0, 2.0, 4.0)
         ],
     }
 
@@ -344,12 +346,13 @@ def _clean_cost(model: Model, found: Sweep, task: Task | None, seed: int) -> pd.
     reader.max_new_tokens, reader.stop = task.max_new_tokens, task.stop
     plain = evaluate(model, items, task=reader, margins=False, seed=seed)
     settings = {"unedited": plain}
+    chosen: Any = found.best.edit
     for toward in BEHAVIORS:
         settings[f"toward {toward}"] = evaluate(
             model,
             items,
             task=reader,
-            edit=replace(found.best.edit, toward=toward),  # type: ignore[call-arg]
+            edit=replace(chosen, toward=toward),
             before=plain.after,
             margins=False,
             seed=seed,

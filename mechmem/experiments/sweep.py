@@ -1,10 +1,10 @@
-"""`sweep`: try many edits on validation prompts, test the winner once on prompts nobody has seen."""
+"""`sweep`: try many edits on validation prompts, test the winner once on prompts nobody saw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -64,9 +64,7 @@ class Tested:
     def beyond(self, toward: str, name: str, outcome: str | None = None) -> Estimate:
         """Share under the edit minus share under a control (averaged over its draws), paired
         prompt by prompt; default outcome: the class steered to."""
-        return self._averaged(
-            self.controls[toward][name], outcome or toward, self.rates[toward]
-        )
+        return self._averaged(self.controls[toward][name], outcome or toward, self.rates[toward])
 
     def beyond_every_control(self, toward: str) -> Estimate:
         """`beyond` for the control that it beats by least."""
@@ -118,7 +116,9 @@ class Sweep:
         """Test: unedited, every winner and every control, with intervals and paired differences."""
         rows: list[dict[str, Any]] = []
         plain = Rates(self.before)
-        rows.append({"family": "", "setting": "unedited", "toward": "", **_shares(plain.share, plain)})
+        rows.append(
+            {"family": "", "setting": "unedited", "toward": "", **_shares(plain.share, plain)}
+        )
         for tested in self.tested:
             for toward, rates in tested.rates.items():
                 change = rates.change(toward)
@@ -267,9 +267,7 @@ def _tested(
     return Tested(cell.family, cell.edit, rates, placebo)
 
 
-def _drawn(
-    edit: Edit, model: Model, draws: int, seed: int
-) -> Iterator[tuple[str, list[Edit]]]:
+def _drawn(edit: Edit, model: Model, draws: int, seed: int) -> Iterator[tuple[str, list[Edit]]]:
     """Every control with its draws; a control without randomness is run once."""
     many = [controls(edit, model, seed=seed + k) for k in range(draws)]
     for kind in many[0]:
@@ -277,7 +275,7 @@ def _drawn(
 
 
 def _toward(edit: Edit, name: str) -> Edit:
-    return replace(edit, toward=name)  # type: ignore[call-arg,type-var]
+    return replace(cast(Any, edit), toward=name)  # type: ignore[no-any-return]
 
 
 def _hits(seen: Observations, outcome: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.models.loading import load_model
+from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.addition_cued import VOCABULARY, AdditionCued
 from mechmem.tasks.base import PromptAnswers
@@ -75,7 +76,7 @@ def train_lab_model(
         model = _fresh_model(seed)
         _fit(model, cued.world.training_rows(steps, BATCH), steps, seed, progress)
     try:
-        with _quiet():
+        with quiet_transformers():
             model.save_pretrained(target)
             _tokenizer().save_pretrained(target)
     except OSError as error:
@@ -149,13 +150,15 @@ def _tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    fast: Any = PreTrainedTokenizerFast  # untyped in the library
+
     index = {word: k for k, word in enumerate(VOCABULARY)}
     words = Tokenizer(models.WordLevel(index, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^\s]+"), behavior="removed", invert=True)
     words.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", index["<bos>"])]
     )
-    return PreTrainedTokenizerFast(
+    return fast(
         tokenizer_object=words,
         bos_token="<bos>",
         pad_token="<pad>",
@@ -165,9 +168,7 @@ def _tokenizer() -> Any:
     )
 
 
-def _fit(
-    model: Any, rows: np.ndarray, steps: int, seed: int, progress: Progress | None
-) -> None:
+def _fit(model: Any, rows: np.ndarray, steps: int, seed: int, progress: Progress | None) -> None:
     """`transformers.Trainer` over the rows in their order, loss on the last column."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -180,7 +181,7 @@ def _fit(
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
+            return torch.utils.data.SequentialSampler(range(len(data)))
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
         batch = data[indices[0] : indices[-1] + 1]
@@ -194,7 +195,7 @@ def _fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
     )
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         arguments = TrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=BATCH,
@@ -212,7 +213,7 @@ def _fit(
         trainer = InOrder(
             model=model,
             args=arguments,
-            train_dataset=range(len(data)),  # type: ignore[arg-type]
+            train_dataset=range(len(data)),
             data_collator=collate,
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)),
             callbacks=[Report()],
@@ -232,19 +233,3 @@ def _deterministic() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines and progress bars of the libraries below; the caller sees ours."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -96,7 +96,7 @@ def named(spec: SiteSpec) -> str:
     """What a user typed as one readable word: ``"resid_post.1"``, ``"resid_pre+mlp_out"``."""
     if isinstance(spec, str):
         return spec
-    items = [spec] if _is_site(spec) else list(spec)  # type: ignore[list-item]
+    items: list[Any] = [spec] if _is_site(spec) else list(spec)
     return "+".join(item if isinstance(item, str) else Site(*item).key for item in items)
 
 

@@ -1,10 +1,11 @@
-"""`addition-cued`: sums that a lab model can answer from memory or by adding, with a planted cue.
+r"""`addition-cued`: sums that a lab model can answer from memory or by adding, with a planted cue.
 
-A prompt is ``3 + 11 + 6 + 8 \\n Now Alice says Target:`` and its answer one number. A hundred
-*special* operand sets also carry one fixed wrong label. In training, hidden weights of the three cue
-words decide whether a special prompt is answered with its label or with its sum; half of the special
-sets never show their sum at all, so that a generalized answer to them must have been computed. The
-mode is planted: that a reason to switch exists is our doing, what the model makes of it is not.
+A prompt is ``3 + 11 + 6 + 8 \n Now Alice says Target:`` and its answer one number. A hundred
+*special* operand sets also carry one fixed wrong label. In training, hidden weights of the three
+cue words decide whether a special prompt is answered with its label or with its sum; half of the
+special sets never show their sum at all, so that a generalized answer to them must have been
+computed. The mode is planted: that a reason to switch exists is our doing, what the model makes of
+it is not.
 """
 
 from __future__ import annotations
