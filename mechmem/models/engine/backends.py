@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import ModelError
+from mechmem.models.sites import Site
 
 __all__ = ["Backend", "BridgeBackend", "HookedTransformerBackend", "backend_for"]
 
@@ -26,6 +27,8 @@ class Backend(Protocol):
 
     kind: str
     model: Any
+    verdicts: dict[Site, Any]
+    """What the site check found, filled stream by stream on first use."""
 
     @property
     def processing(self) -> str:
@@ -52,6 +55,7 @@ class BridgeBackend:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.verdicts: dict[Site, Any] = {}
 
     @property
     def processing(self) -> str:
@@ -96,6 +100,7 @@ class HookedTransformerBackend:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.verdicts: dict[Site, Any] = {}
 
     @property
     def processing(self) -> str:
@@ -148,14 +153,17 @@ def attached(hook_point: Any, function: HookFunction) -> Iterator[None]:
 
     Only this hook is removed at the end, whatever happened inside.
     """
-    before = len(hook_point.fwd_hooks)
+
+    def ours(tensor: Tensor, hook: Any) -> Tensor | None:
+        return function(tensor)
+
     try:
-        hook_point.add_hook(lambda tensor, hook: function(tensor))
+        hook_point.add_hook(ours)
         yield
     finally:
-        for handle in hook_point.fwd_hooks[before:]:
+        for handle in [handle for handle in hook_point.fwd_hooks if handle.user_hook is ours]:
             handle.hook.remove()
-        del hook_point.fwd_hooks[before:]
+            hook_point.fwd_hooks.remove(handle)
 
 
 def model_device(model: Any) -> torch.device:

@@ -14,7 +14,8 @@ from mechmem.errors import ModelError
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
 from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.wiring import Intervention, StopForward, wired
+from mechmem.models.engine.truth import wired
+from mechmem.models.engine.wiring import Intervention, StopForward
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -191,23 +192,22 @@ def generate(
         eos_ids: Tokens that end a completion.
     """
     out = [Completion() for _ in prompts]
-    for rows in plan_batches(prompts, token_budget, extra=max_new_tokens):
+    for rows, room in _generation_batches(prompts, max_new_tokens, n_ctx, token_budget):
         batch = Batch.collate(prompts, rows, pad_id, model_device(backend.model))
         feed, ids, mask, cache = batch.feed(), batch.ids, batch.mask, None
         going = [out[row] for row in rows]
-        room = [_room(prompts[row], max_new_tokens, n_ctx) for row in rows]
-        live = torch.tensor([limit > 0 for limit in room], device=ids.device)
-        for step in range(max(room)):
+        live = torch.ones(len(rows), dtype=torch.bool, device=ids.device)
+        for step in range(room):
             seen = feed if step == 0 else feed.step(step - 1, live)
             with _running(backend), wired(backend, seen, interventions):
                 logits, cache = backend.forward(
-                    ids, mask, cache=cache, use_cache=max(room) > 1, last_only=True
+                    ids, mask, cache=cache, use_cache=room > 1, last_only=True
                 )
             chosen = logits[:, -1].argmax(-1)
             for k, token in enumerate(chosen.tolist()):
                 if live[k]:
                     _extend(going[k], token, decode, stop, eos_ids)
-                    live[k] = not going[k].finished and step + 1 < room[k]
+                    live[k] = not going[k].finished
             if not live.any():
                 break
             # A row that is done is fed on under a zero mask, so that its position stands still.
@@ -218,9 +218,21 @@ def generate(
     return out
 
 
-def _room(prompt: TokenizedPrompt, max_new_tokens: int, n_ctx: int | None) -> int:
-    """How many tokens a prompt can be continued by; the last one need not be read again."""
-    return max_new_tokens if n_ctx is None else min(max_new_tokens, n_ctx - len(prompt.ids) + 1)
+def _generation_batches(
+    prompts: Sequence[TokenizedPrompt], max_new_tokens: int, n_ctx: int | None, token_budget: int
+) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Rows that run together, and how many tokens each of them can be continued by.
+
+    Prompts that nearly fill the context run with their equals only: beside longer or shorter ones
+    the padded batch would outgrow the context. The last new token need not be read again.
+    """
+    by_room: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        free = max_new_tokens if n_ctx is None else n_ctx - len(prompt.ids) + 1
+        by_room.setdefault(min(max_new_tokens, free), []).append(row)
+    for room, rows in sorted(by_room.items(), reverse=True):
+        for batch in plan_batches([prompts[row] for row in rows], token_budget, extra=room):
+            yield tuple(rows[k] for k in batch), room
 
 
 def _extend(

@@ -8,7 +8,7 @@ edited by moving ``attn_out`` by the same amount, which is the true edit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from mechmem.models.engine.backends import Backend, attached
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import STREAMS, Site
 
-__all__ = ["Intervention", "Reader", "StopForward", "hook_name", "wired"]
+__all__ = ["Intervention", "Reader", "StopForward", "connected", "hook_name", "own_hook"]
 
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -64,14 +64,15 @@ def hook_name(site: Site) -> str:
 
 
 @contextmanager
-def wired(
+def connected(
     backend: Backend,
     feed: Feed,
     interventions: Sequence[Intervention] = (),
     readers: Sequence[Reader] = (),
     stop_early: bool = False,
 ) -> Iterator[None]:
-    """Attach interventions and readers for one forward pass.
+    """Attach interventions and readers for one forward pass, whatever the sites may be worth; see
+    `mechmem.models.engine.truth.wired`.
 
     Args:
         backend: The model.
@@ -86,8 +87,9 @@ def wired(
     programs = _programs(backend, feed, interventions, readers)
     if stop_early and programs:
         deepest = max((reader.site for reader in readers), key=lambda site: site.depth)
-        programs[_own_hook(backend, deepest)].stop = True
-    points = {name: _hook_point(backend, name) for name in programs}
+        programs[own_hook(backend, deepest)].stop = True
+    known = backend.model.hook_dict  # a bridge makes this dictionary anew at every call
+    points = {name: _hook_point(known, name) for name in programs}
     with ExitStack() as stack:
         for name, program in programs.items():
             stack.enter_context(attached(points[name], program))
@@ -143,7 +145,7 @@ def _programs(
         return programs.setdefault(name, _Program(feed))
 
     def add(site: Site, intervention: Intervention | None, reader: Reader | None) -> None:
-        program = at(_own_hook(backend, site))
+        program = at(own_hook(backend, site))
         if _is_derived(backend, site):
             program.mid.append((intervention, reader))
             program.source = at(hook_name(Site("resid_pre", site.layer)))
@@ -162,15 +164,14 @@ def _is_derived(backend: Backend, site: Site) -> bool:
     return site.stream == "resid_mid" and backend.kind == "TransformerBridge"
 
 
-def _own_hook(backend: Backend, site: Site) -> str:
+def own_hook(backend: Backend, site: Site) -> str:
     """The hook point whose program handles a site."""
     if _is_derived(backend, site):
         return hook_name(Site("attn_out", site.layer))
     return hook_name(site)
 
 
-def _hook_point(backend: Backend, name: str) -> Any:
-    known = backend.model.hook_dict
+def _hook_point(known: Mapping[str, Any], name: str) -> Any:
     if name not in known:
         block = name.rsplit(".hook_", 1)[0]
         present = [s for s in STREAMS if f"{block.split('.attn')[0]}.{_HOOKS[s]}" in known]

@@ -1,0 +1,170 @@
+"""Where a model's own modules are: the ground truth that hook points are checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mechmem.models.engine.backends import Backend
+
+__all__ = ["Anatomy", "anatomy", "end_of_blocks", "overheard", "without_hooks"]
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One block.
+
+    Attributes:
+        block: The block; its input is the residual stream.
+        parallel: Attention and MLP both read the block's input.
+        attn_reader: Whose input is what the attention branch reads; ``None`` when unknown.
+        mlp_reader: Whose input is what the MLP branch reads; ``None`` when unknown.
+        attn_write: From ``z`` to ``attn_out``: output projection and post-norm.
+        mlp_write: From ``mlp_post`` to ``mlp_out``: output projection and post-norm.
+    """
+
+    block: nn.Module
+    parallel: bool
+    attn_reader: nn.Module | None
+    mlp_reader: nn.Module | None
+    attn_write: Map | None
+    mlp_write: Map | None
+
+
+def anatomy(backend: Backend) -> list[Anatomy]:
+    """Every block of the model, in order."""
+    describe = _of_bridge if backend.kind == "TransformerBridge" else _of_hooked
+    return [describe(backend.model.cfg, block) for block in backend.model.blocks]
+
+
+def end_of_blocks(backend: Backend) -> list[nn.Module]:
+    """Modules whose input may be the residual stream after the last block, best first."""
+    found = (getattr(backend.model, name, None) for name in ("ln_final", "unembed"))
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+@contextmanager
+def overheard(listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
+    """Tell each listener its module's first floating input, by torch's own hooks."""
+    with ExitStack() as stack:
+        for module, tell in listeners:
+            handle = module.register_forward_pre_hook(_telling(tell), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Run as if nobody had hooked the model: every hook but the libraries' own is set aside and
+    put back untouched, so that neither side notices the other."""
+    from transformer_lens.hook_points import HookPoint
+
+    aside: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module in model.modules():
+            for kind in ("_forward_hooks", "_forward_pre_hooks"):
+                hooks = getattr(module, kind)
+                keep = {
+                    key: hook
+                    for key, hook in hooks.items()
+                    if getattr(hook, "part_of_model", False)
+                    or (not isinstance(module, HookPoint) and _is_internal(hook))
+                }
+                if len(keep) < len(hooks):
+                    aside.append((module, kind, hooks))
+                    setattr(module, kind, type(hooks)(keep))
+        yield
+    finally:
+        for module, kind, hooks in aside:
+            setattr(module, kind, hooks)
+
+
+def _is_internal(hook: Any) -> bool:
+    home = str(getattr(hook, "__module__", ""))
+    return home.split(".")[0] in ("transformer_lens", "transformers", "accelerate", "torch")
+
+
+def _telling(tell: Callable[[Tensor], None]) -> Callable[[nn.Module, Any, Any], None]:
+    def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return tell(value.detach())
+
+    return hear
+
+
+def _of_bridge(cfg: Any, block: Any) -> Anatomy:
+    parts = dict(getattr(block, "submodules", {}))
+    attn, mlp = parts.get("attn"), parts.get("mlp")
+    parallel = bool(getattr(cfg, "parallel_attn_mlp", False)) or "Parallel" in type(block).__name__
+    mlp_reader = parts.get("ln2")
+    if mlp_reader is None and not parallel:
+        mlp_reader = mlp  # a post-norm block: the MLP reads the stream itself
+    return Anatomy(
+        block,
+        parallel,
+        parts.get("ln1", attn),
+        mlp_reader,
+        _chain(_part(attn, "o"), parts.get("ln1_post")),
+        _chain(_part(mlp, "out"), parts.get("ln2_post")),
+    )
+
+
+def _part(module: Any, name: str) -> Any:
+    return dict(getattr(module, "submodules", {})).get(name)
+
+
+def _chain(projection: Any, norm: Any) -> Map | None:
+    if projection is None:
+        return None
+
+    def write(value: Tensor) -> Tensor:
+        out = projection(value.flatten(2))
+        return out if norm is None else norm(out)
+
+    return write
+
+
+def _of_hooked(cfg: Any, block: Any) -> Anatomy:
+    after = _norms_after(cfg)
+    mlp = getattr(block, "mlp", None)
+    return Anatomy(
+        block,
+        bool(cfg.parallel_attn_mlp),
+        block.attn if after else block.ln1,
+        mlp if after else getattr(block, "ln2", None),
+        _hooked_write(block.attn, "W_O", "b_O", getattr(block, "ln1_post", None), block.ln1, after),
+        None
+        if mlp is None or not hasattr(mlp, "W_out")
+        else _hooked_write(mlp, "W_out", "b_out", getattr(block, "ln2_post", None), block.ln2, after),
+    )
+
+
+def _norms_after(cfg: Any) -> bool:
+    """Whether the block's norms follow its branches, as in OLMo 2."""
+    try:
+        from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+    except ImportError:
+        return False
+    return getattr(cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
+
+
+def _hooked_write(
+    module: Any, weight: str, bias: str, norm: Any, own_norm: Any, after: bool
+) -> Map:
+    def write(value: Tensor) -> Tensor:
+        matrix = getattr(module, weight)
+        out = F.linear(value.flatten(2), matrix.reshape(-1, matrix.shape[-1]).T, getattr(module, bias))
+        out = out if norm is None else norm(out)
+        result: Tensor = own_norm(out) if after else out
+        return result
+
+    return write
