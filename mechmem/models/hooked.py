@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.errors import ModelError
+from mechmem.errors import ModelError, PromptError
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.run import Completion, answer_logprobs, generate, last_logits
@@ -218,15 +218,32 @@ class Model:
         Args:
             prompts: What to condition on.
             answers: One continuation each, exactly as it would follow (white space included).
+
+        Raises:
+            PromptError: When there are more or fewer answers than prompts, or one does not fit.
         """
         asked = as_prompts(prompts).require("score")
+        texts = [answers] if isinstance(answers, str) else list(answers)
+        if len(texts) != len(asked):
+            raise PromptError(
+                f"{len(asked)} prompts need as many answers, got {len(texts)} answer(s); "
+                "give one continuation for every prompt, in order."
+            )
+        tokenized = self.tokenize(asked)
         wanted = [
-            self.tokens.continuation(prompt, answer)
-            for prompt, answer in zip(asked, answers, strict=True)
+            self.tokens.continuation(prompt, text)
+            for prompt, text in zip(asked, texts, strict=True)
         ]
+        for prompt, answer in zip(tokenized, wanted, strict=True):
+            length = len(prompt.ids) + len(answer) - 1  # its last token is scored, never read
+            if self.tokens.n_ctx is not None and length > self.tokens.n_ctx:
+                raise PromptError(
+                    f"Prompt {prompt.id!r} with its answer has {length} tokens to read, but the "
+                    f"model reads at most {self.tokens.n_ctx}. Shorten one of them."
+                )
         return answer_logprobs(
             self.backend,
-            self.tokenize(asked),
+            tokenized,
             wanted,
             interventions=self.interventions,
             pad_id=self.tokens.pad_id,
