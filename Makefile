@@ -1,0 +1,75 @@
+# Everything runs from the clone with nothing but python3 (3.11 or newer), make and PyPI. Paths are
+# relative, so that the clone may lie in a folder with blanks in its name, and every tool is called
+# as a module, because the first line of a console script cannot hold such a path.
+
+PYTHON = python3
+VENV = .venv
+VENV3 = .venv-tl3
+PY = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
+PY3 = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV3)/bin/python
+PIP = -m pip --disable-pip-version-check install --quiet
+
+EXTRAS = figures,parquet,hub,lora,test,dev,docs
+EXTRAS3 = figures,parquet,hub,lora,test
+CORE = -m "not notebook and not browser and not docs and not tl4"
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format test-fast test-tl3 notebooks clean
+
+help:
+	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
+	@echo "make test       checks, the whole test suite, and the core suite on TransformerLens 3.9"
+	@echo ""
+	@echo "make check      ruff (lint and format) and mypy --strict"
+	@echo "make test-fast  the quick part of the test suite"
+	@echo "make test-tl3   the core suite on TransformerLens 3.9, in $(VENV3)"
+	@echo "make notebooks  run every notebook"
+	@echo "make format     let ruff mend what it can"
+	@echo "make install    only install into $(VENV)"
+	@echo "make clean      remove the environments and every cache"
+	@echo ""
+	@echo "PYTHON=python3.12 (or newer) chooses the interpreter; the default is $(PYTHON)."
+
+install: $(VENV)/installed
+
+# The stamp is written last: an install that was broken off is done again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this downloads PyTorch and takes a few minutes."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV3)/installed: pyproject.toml constraints-tl3.txt
+	@echo "Installing TransformerLens 3.9 into $(VENV3)."
+	@test -x $(VENV3)/bin/python || $(PYTHON) -m venv $(VENV3)
+	@$(VENV3)/bin/python $(PIP) -c constraints-tl3.txt -e ".[$(EXTRAS3)]"
+	@touch $@
+
+demo: $(VENV)/installed
+	@$(PY) -m mechmem demo
+
+check: $(VENV)/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/installed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: check
+	$(PY) -m pytest
+	@$(MAKE) --no-print-directory test-tl3
+
+test-fast: $(VENV)/installed
+	$(PY) -m pytest -m "not slow and not notebook and not browser and not docs"
+
+test-tl3: $(VENV3)/installed
+	$(PY3) -m pytest $(CORE)
+
+notebooks: $(VENV)/installed
+	$(PY) -m pytest -m notebook
+
+clean:
+	rm -rf $(VENV) $(VENV3) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
