@@ -27,12 +27,14 @@ class TokenizedPrompt:
         ids: Token ids, special tokens included.
         spans: Token indices of every named span.
         straddling: Spans whose first or last token reaches beyond the span's characters.
+        group: The prompt's group, so that an edit can tell another instance from a rephrasing.
     """
 
     id: str
     ids: tuple[int, ...]
     spans: Mapping[str, tuple[int, ...]]
     straddling: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def digest(self) -> str:
@@ -146,7 +148,7 @@ class Tokens:
             if text[first[0] : low].strip() or text[high : last[1]].strip():
                 straddling.append(name)
             spans[name] = tuple(inside)
-        return TokenizedPrompt(prompt.id, tuple(ids), spans, tuple(straddling))
+        return TokenizedPrompt(prompt.id, tuple(ids), spans, tuple(straddling), prompt.group)
 
     def _rendered(self, prompt: Prompt) -> tuple[str, int]:
         """The full text the model reads, and where the prompt's own text begins in it."""
