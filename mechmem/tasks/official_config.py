@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -43,7 +44,7 @@ def load_config(task: str, config: Mapping[str, Any] | str | Path | None) -> dic
         TaskError: When the file is missing, or does not hold a JSON object.
     """
     if isinstance(config, Mapping):
-        return dict(config)
+        return copy.deepcopy(dict(config))
     if config is None:
         text, where = _shipped(task), f"the shipped config of {task!r}"
     else:
