@@ -6,6 +6,7 @@ Nothing here uses the library's own engine: what it computes is the expectation 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -301,8 +302,10 @@ def hand_edited(hf: Any, edits: Mapping[tuple[str, int], Sequence[HandEdit]]) ->
 
     def through_middle(block: Any, functions: Sequence[HandEdit]) -> Callable[..., Any]:
         parts = _parts(block)
+        named = list(inspect.signature(type(block).forward).parameters)[2:]
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            kwargs |= dict(zip(named, args, strict=False))
             attended = parts["attn"](hidden_states=parts["norm1"](hidden_states), **kwargs)
             attended = attended[0] if isinstance(attended, tuple) else attended
             middle = run(functions, hidden_states + attended)

@@ -133,6 +133,7 @@ class Activations:
         """Write ``path.safetensors`` and ``path.json``; `load` reads them back."""
         about = {
             "prompts": self.prompts.to_records(),
+            "sites": [site.key for site in self.sites],
             "columns": list(self.columns),
             "token_ids": [list(ids) for ids in self.token_ids],
             "provenance": self.provenance.as_dict(),
@@ -144,7 +145,7 @@ class Activations:
     def load(cls, path: str | Path) -> Activations:
         """Read what `save` wrote."""
         tensors, about = load_artifact(path, "activations")
-        sites = sorted((Site.from_key(key) for key in tensors), key=lambda site: site.depth)
+        sites = [Site.from_key(key) for key in about["sites"]]
         return cls(
             {site: tensors[site.key] for site in sites},
             PromptSet.from_records(about["prompts"]),

@@ -79,14 +79,15 @@ def connected(
         feed: What the pass will see.
         interventions: Applied in depth order, and at one site in the order given.
         readers: See the activation after the interventions at their site.
-        stop_early: Leave the forward pass by `StopForward` after the deepest reader.
+        stop_early: Leave the forward pass by `StopForward` after the deepest reader and intervention.
 
     Raises:
         SiteError: When the model has no such hook point.
     """
     programs = _programs(backend, feed, interventions, readers)
-    if stop_early and programs:
-        deepest = max((reader.site for reader in readers), key=lambda site: site.depth)
+    if stop_early and readers:
+        # Behind the edits as well, so that an edit deeper than what is read is not called silent.
+        deepest = max((item.site for item in (*readers, *interventions)), key=lambda s: s.depth)
         programs[own_hook(backend, deepest)].stop = True
     known = backend.model.hook_dict  # a bridge makes this dictionary anew at every call
     points = {name: _hook_point(known, name) for name in programs}
