@@ -79,7 +79,7 @@ def connected(
         feed: What the pass will see.
         interventions: Applied in depth order, and at one site in the order given.
         readers: See the activation after the interventions at their site.
-        stop_early: Leave the forward pass by `StopForward` after the deepest reader and intervention.
+        stop_early: Leave the pass by `StopForward` after the deepest reader and intervention.
 
     Raises:
         SiteError: When the model has no such hook point.
