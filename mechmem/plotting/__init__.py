@@ -1,0 +1,35 @@
+"""Floor 6: a result object (or its saved table) in, a plotly figure out. Nothing is shown or saved."""
+
+from mechmem.plotting.behavior import behavior_mix, margins, mix_table
+from mechmem.plotting.dose import dose_response
+from mechmem.plotting.layers import probe_accuracy, separation_profile
+from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
+from mechmem.plotting.rates import rates_bars, transitions
+from mechmem.plotting.save import figure_data, save_figure, save_figures
+from mechmem.plotting.style import COLORS, THEMES, house_style
+from mechmem.plotting.sweeps import sweep_cells
+from mechmem.plotting.tokens import token_projection
+from mechmem.plotting.training import training_curves
+
+__all__ = [
+    "COLORS",
+    "THEMES",
+    "behavior_mix",
+    "distribution_table",
+    "dose_response",
+    "figure_data",
+    "house_style",
+    "layer_distribution",
+    "margins",
+    "mix_table",
+    "neuron_map",
+    "probe_accuracy",
+    "rates_bars",
+    "save_figure",
+    "save_figures",
+    "separation_profile",
+    "sweep_cells",
+    "token_projection",
+    "training_curves",
+    "transitions",
+]

@@ -1,0 +1,159 @@
+"""Figures on disk: pages that work offline, data, and pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechmem.artifacts import write_text
+from mechmem.errors import ArtifactError, listed
+
+__all__ = ["figure_data", "save_figure", "save_figures"]
+
+PICTURES = ("png", "svg", "pdf")
+FORMATS = ("html", "json", "csv", *PICTURES)
+PLOTLY_JS = ("inline", "shared")
+
+
+def figure_data(fig: go.Figure) -> pd.DataFrame:
+    """What a figure draws as one long table: trace, x, y, and value or interval where it has one."""
+    frames = []
+    for number, trace in enumerate(fig.data):
+        name = trace.name or f"trace {number}"
+        if trace.type == "heatmap":
+            z = np.asarray(trace.z, dtype=float)
+            x = np.asarray(trace.x if trace.x is not None else np.arange(z.shape[1]))
+            y = np.asarray(trace.y if trace.y is not None else np.arange(z.shape[0]))
+            columns = {"x": np.tile(x, len(y)), "y": np.repeat(y, len(x)), "value": z.ravel()}
+        else:
+            columns = {"x": np.asarray(trace.x), "y": np.asarray(trace.y)}
+            for axis in ("x", "y"):
+                bars = getattr(trace, f"error_{axis}", None)
+                if bars is not None and bars.array is not None:
+                    middle = np.asarray(columns[axis], dtype=float)
+                    columns["low"] = middle - np.asarray(bars.arrayminus, dtype=float)
+                    columns["high"] = middle + np.asarray(bars.array, dtype=float)
+        frames.append(pd.DataFrame({"trace": name, **columns}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def save_figure(
+    fig: go.Figure,
+    path: str | Path,
+    *,
+    plotlyjs: str = "inline",
+    width: int = 900,
+    scale: float = 2.0,
+) -> Path:
+    """Write a figure; the suffix says as what.
+
+    Args:
+        fig: Any plotly figure.
+        path: ``.html`` (opens offline), ``.json`` (plotly's own), ``.csv`` (the numbers drawn), or
+            ``.png``, ``.svg``, ``.pdf`` (need kaleido and a browser).
+        plotlyjs: For HTML: ``"inline"`` (one file, about 5 MB) or ``"shared"`` (a small file beside
+            one ``plotly.min.js`` per folder).
+        width: Pixels of a picture, where the figure has no width of its own.
+        scale: Pixel density of a PNG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArtifactError: For an unknown suffix, a folder that cannot be written, or a picture without
+            kaleido or a browser.
+    """
+    target = Path(path)
+    kind = target.suffix.lower().removeprefix(".")
+    if kind in PICTURES:
+        _pictures([fig], [target], width, scale)
+        return target
+    if kind == "html":
+        return _html(fig, target, plotlyjs)
+    if kind == "json":
+        return write_text(target, str(fig.to_json()) + "\n")
+    if kind == "csv":
+        return write_text(target, figure_data(fig).to_csv(index=False))
+    raise ArtifactError(
+        f"A figure cannot be written as {target.name!r}; end the name in one of "
+        f"{listed('.' + name for name in FORMATS)}."
+    )
+
+
+def save_figures(
+    figures: Mapping[str, go.Figure],
+    folder: str | Path,
+    suffix: str = "png",
+    *,
+    width: int = 900,
+    scale: float = 2.0,
+) -> list[Path]:
+    """Write several figures by name; pictures in one batch, which starts the browser only once.
+
+    Raises:
+        ArtifactError: As `save_figure`.
+    """
+    kind = suffix.lower().removeprefix(".")
+    paths = [Path(folder) / f"{name}.{kind}" for name in figures]
+    if kind in PICTURES:
+        _pictures(list(figures.values()), paths, width, scale)
+        return paths
+    options: dict[str, Any] = {"plotlyjs": "shared"} if kind == "html" else {}
+    for fig, path in zip(figures.values(), paths, strict=True):
+        save_figure(fig, path, **options)
+    return paths
+
+
+def _html(fig: go.Figure, target: Path, plotlyjs: str) -> Path:
+    if plotlyjs not in PLOTLY_JS:
+        raise ArtifactError(
+            f"plotlyjs must be one of {listed(PLOTLY_JS)} (both open offline), got {plotlyjs!r}."
+        )
+    if plotlyjs == "shared":
+        from plotly.offline import get_plotlyjs
+
+        write_text(target.with_name("plotly.min.js"), get_plotlyjs())
+    page = fig.to_html(
+        include_plotlyjs=True if plotlyjs == "inline" else "directory",
+        config={"displaylogo": False, "responsive": True},
+    )
+    return write_text(target, page)
+
+
+def _pictures(figures: list[go.Figure], paths: list[Path], width: int, scale: float) -> None:
+    import plotly.io
+
+    # Drawn beside the target and moved there, so that a failure leaves what was there.
+    drafts = [path.with_name(f".{os.getpid()}-{path.name}") for path in paths]
+    sizes = [(fig.layout.width or width, fig.layout.height or 450) for fig in figures]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        widths, heights = map(list, zip(*sizes, strict=True))
+        plotly.io.write_images(figures, drafts, width=widths, height=heights, scale=scale)
+        for draft, path in zip(drafts, paths, strict=True):
+            os.replace(draft, path)
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write {paths[0]}: {error.strerror or error}. Choose a folder you can write to."
+        ) from error
+    except Exception as error:
+        raise ArtifactError(
+            f"Pictures are drawn by kaleido with a Chrome or Chromium: {_reason(error)}. Install "
+            "them with `pip install 'mechmem[figures]'` and `plotly_get_chrome` (or your system's "
+            "chromium package), or write .html, .json or .csv, which need nothing."
+        ) from error
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
