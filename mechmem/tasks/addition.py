@@ -42,7 +42,7 @@ class Addition(OfficialTask[Addends]):
     name = "addition"
     training_size = 1000
     stop = ("\n\n", "\nInput:")
-    read_spans = ("suffix", "last")
+    read_spans = ("suffix_end", "last")
 
     def __init__(
         self,
@@ -109,6 +109,7 @@ class Addition(OfficialTask[Addends]):
             spans={
                 "free": (start, middle - 1),
                 "suffix": (middle, end),
+                "suffix_end": (end - 1, end),
                 "operands": (start, end),
                 "target": (end + 1, end + 1 + len("Target:")),
             },

@@ -43,7 +43,7 @@ class Cipher(OfficialTask[str]):
     name = "cipher"
     training_size = 10_000
     stop = ("\n",)
-    read_spans = ("suffix", "last")
+    read_spans = ("suffix_end", "last")
 
     def __init__(
         self,
@@ -119,6 +119,7 @@ class Cipher(OfficialTask[str]):
             spans={
                 "free": (start, end - self.suffix),
                 "suffix": (end - self.suffix, end),
+                "suffix_end": (end - 1, end),
                 "ciphertext": (start, end),
                 "question": (end + 1, end + len(_AFTER)),
             },

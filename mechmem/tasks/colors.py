@@ -65,7 +65,7 @@ class Colors(OfficialTask[Story]):
     memorized_share = 0.0
     fresh_each_epoch = True
     stop = (".",)
-    read_spans = ("clue_color", "target", "last")
+    read_spans = ("color_end", "target_end", "last")
 
     def __init__(
         self,
@@ -149,6 +149,7 @@ class Colors(OfficialTask[Story]):
             "clue_color": f"{item.clue} is {item.color}.",
         }
         places = _places(item.sentences)
+        color_end = places[spans["clue_color"]][1] - 1
         kept = self.remembered[item.target]
         meta: dict[str, Any] = {"target": item.target, "clue": item.clue, "role": item.role}
         if len(kept) > 1:
@@ -162,6 +163,8 @@ class Colors(OfficialTask[Story]):
                 **{name: places[sentence] for name, sentence in spans.items()},
                 "question": (start, len(text)),
                 "target": (len(text) - 1 - len(item.target), len(text) - 1),
+                "target_end": (len(text) - 2, len(text) - 1),
+                "color_end": (color_end - 1, color_end),
             },
             meta=meta,
         )

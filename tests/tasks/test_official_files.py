@@ -110,6 +110,9 @@ def test_the_papers_example_story_is_read_with_its_two_answers(
     assert spans["clue_role"] == "Jack is whale."
     assert spans["clue_color"] == "Jack is brown."
     assert spans["target"] == "Bob"
+    start, end = prompt.spans["color_end"]
+    assert text[:end].endswith("Jack is brown")
+    assert end == start + 1
 
 
 @pytest.mark.parametrize("name", list(FOLDERS))

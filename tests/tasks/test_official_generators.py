@@ -103,6 +103,7 @@ def test_addition_conflicts_carry_the_tag_of_their_suffix_and_the_sum(seed: int)
         assert spans_of(prompt) == {
             "free": f"{one}+{two}",
             "suffix": f"{three}+{four}",
+            "suffix_end": str(four)[-1],
             "operands": f"{one}+{two}+{three}+{four}",
             "target": "Target:",
         }
@@ -204,6 +205,20 @@ def test_small_worlds_are_held_out_too_where_chance_alone_would_meet(name: str) 
     assert len(asked) == 16
     assert len(trained) > 100
     assert not asked & trained
+
+
+@each_task
+def test_the_spans_to_read_are_one_token_wide_under_any_tokenizer(name: str) -> None:
+    task = TASKS[name]
+    for prompt in task.pairs(50) + task.clean_prompts(50):
+        for span in task.read_spans[:-1]:
+            start, end = prompt.spans[span]
+            assert end == start + 1
+            whole = {"suffix_end": "suffix", "color_end": "clue_color", "target_end": "target"}[
+                span
+            ]
+            assert prompt.spans[whole][0] <= start < prompt.spans[whole][1]
+    assert task.read_spans[-1] == "last"
 
 
 def test_a_pair_of_sums_swaps_the_two_free_addends_and_nothing_else() -> None:
