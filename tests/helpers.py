@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import mechmem as mm
+from mechmem.caching import Provenance, Seen
 from mechmem.models.tokens import TokenizedPrompt
 
 N_CTX = 32
@@ -406,3 +407,29 @@ def hook_count(model: mm.Model) -> int:
         len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.tl.modules()
     )
     return own + torch_hooks
+
+
+def made_states(
+    arrays: Mapping[tuple[str, int], np.ndarray],
+    classes: Sequence[str | None],
+    groups: Sequence[str] | None = None,
+    columns: Sequence[str] = ("last",),
+    positions: Any = "last",
+    token_ids: Sequence[tuple[int, ...]] | None = None,
+) -> mm.Activations:
+    """`Activations` from arrays ``[example, position, d]``, as if read from the tiny model."""
+    n = len(classes)
+    groups = groups or [f"g{k // 2}" for k in range(n)]
+    prompts = mm.PromptSet(
+        mm.Prompt(id=str(k), text=f"w{k % 40}", group=groups[k], behavior=classes[k])
+        for k in range(n)
+    )
+    ids = tuple(token_ids) if token_ids is not None else tuple((0, 4 + k % 40) for k in range(n))
+    tokens = [TokenizedPrompt(str(k), ids[k], {}) for k in range(n)]
+    return mm.Activations(
+        {mm.Site(*site): torch.as_tensor(value) for site, value in arrays.items()},
+        prompts,
+        tuple(columns),
+        ids,
+        Provenance(bench().model.info, Seen.of(prompts, tokens), positions),
+    )

@@ -96,7 +96,7 @@ class Moments:
         """Both together, as if all examples had gone into one.
 
         Raises:
-            MechmemError: When they come from different models, positions or contrasts.
+            MechmemError: When they come from different models, sites, positions or contrasts.
         """
         mine, theirs = self.provenance, other.provenance
         for what in ("positions", "by"):
@@ -109,6 +109,12 @@ class Moments:
             raise MechmemError(
                 f"Cannot merge moments of two models, {mine.model.fingerprint} and "
                 f"{theirs.model.fingerprint}."
+            )
+        if self.classes and other.classes and self.sites != other.sites:
+            different = sorted(set(self.sites) ^ set(other.sites), key=lambda site: site.depth)
+            raise MechmemError(
+                f"Cannot merge moments of different sites; only one side has "
+                f"{listed(map(str, different))}. Cache the same sites on both."
             )
         merged = {name: dict(sites) for name, sites in self.classes.items()}
         for name, sites in other.classes.items():
