@@ -1,6 +1,6 @@
 # Everything runs from the clone with nothing but python3 (3.11 or newer), make and PyPI. Paths are
 # relative, so that the clone may lie in a folder with blanks in its name, and every tool is called
-# as a module, because the first line of a console script cannot hold such a path.
+# as a module, so that a clone that was moved still finds its own.
 
 PYTHON = python3
 VENV = .venv
