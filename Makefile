@@ -14,7 +14,7 @@ EXTRAS3 = figures,parquet,hub,lora,test
 CORE = -m "not notebook and not browser and not docs and not tl4"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-fast test-tl3 notebooks clean
+.PHONY: help install demo test check format test-fast test-tl3 notebooks render-notebooks clean
 
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
@@ -23,7 +23,7 @@ help:
 	@echo "make check      ruff (lint and format) and mypy --strict"
 	@echo "make test-fast  the quick part of the test suite"
 	@echo "make test-tl3   the core suite on TransformerLens 3.9, in $(VENV3)"
-	@echo "make notebooks  run every notebook"
+	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
 	@echo "make format     let ruff mend what it can"
 	@echo "make install    only install into $(VENV)"
 	@echo "make clean      remove the environments and every cache"
@@ -69,6 +69,9 @@ test-tl3: $(VENV3)/installed
 
 notebooks: $(VENV)/installed
 	$(PY) -m pytest -m notebook
+
+render-notebooks: $(VENV)/installed
+	$(PY) notebooks/render.py
 
 clean:
 	rm -rf $(VENV) $(VENV3) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
