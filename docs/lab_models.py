@@ -71,8 +71,8 @@ def probing(studies: dict) -> str:
         "## Reading the behavior off the state",
         "",
         "Held-out accuracy on flips (chance 50 %), last prompt token, after each block; beside it "
-        "what the input tokens alone give away. Where that is as high, a probe proves nothing about the "
-        "state: steering is the evidence.",
+        "what the input tokens alone give away. Where that is as high, a probe proves nothing about "
+        "the state: steering is the evidence.",
         "",
         "| model | block 0 | 1 | 2 | 3 | shuffled labels | input tokens only | flips |",
         "|---|---|---|---|---|---|---|---|",
@@ -94,8 +94,8 @@ def steering(studies: dict) -> str:
         "## Turning the model",
         "",
         "One edit per family, chosen on validation sets, measured once on 40 test sets that no "
-        "fitting and no choice has seen. Changes in points of the share steered to, 95 % intervals from "
-        "resampling sets. *Beyond* is the edit minus the control it beats by least (same strength: "
+        "fitting and no choice has seen. Changes in points of the share steered to, 95 % intervals "
+        "from resampling sets. *Beyond* is the edit minus the control it beats by least (same strength: "
         "shift values permuted, random neurons, random direction; three draws each).",
         "",
         "| model | family | edit | toward | before | after | other | change | beyond |",

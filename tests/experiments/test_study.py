@@ -1,0 +1,128 @@
+"""The study on the shipped model: its numbers are recounted from generated text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mechmem as mm
+from mechmem.evaluation.controls import controls
+from mechmem.experiments.sweep import two_way_gain
+
+
+def test_no_group_is_on_two_sides_and_the_test_prompts_were_never_fitted(lab_study):
+    groups = [set(part.groups) for part in lab_study.splits.values()]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+    fitted = lab_study.scores.provenance.seen.groups
+    assert fitted <= groups[0]
+    assert not fitted & set(lab_study.sweep.before.prompts.groups)
+    assert lab_study.sweep.seen.groups >= fitted | groups[1]
+
+
+def test_the_share_under_the_edit_is_what_the_patched_model_writes(lab_study, lab_model):
+    best = lab_study.sweep.best
+    for toward, rates in best.rates.items():
+        edit = best.edit
+        turned = edit.steered(toward) if hasattr(edit, "steered") else None
+        turned = turned or __import__("dataclasses").replace(edit, toward=toward)
+        prompts = lab_study.splits["test"]
+        with mm.patched(lab_model, turned) as view:
+            words = view.generate(prompts, max_new_tokens=1)
+        hits = [w.strip() == getattr(p, toward) for w, p in zip(words, prompts, strict=True)]
+        assert rates.share(toward).value == pytest.approx(np.mean(hits))
+
+
+def test_the_paired_difference_to_a_control_is_recounted_by_hand(lab_study, lab_model):
+    best = lab_study.sweep.best
+    for toward in best.rates:
+        name = "random direction"
+        draws = best.controls[toward][name]
+        after = [np.array(draw.after.outcomes) == toward for draw in draws]
+        own = np.array(best.rates[toward].after.outcomes) == toward
+        expected = own.mean() - np.mean([hits.mean() for hits in after])
+        assert best.beyond(toward, name).value == pytest.approx(expected)
+        weakest = best.beyond_every_control(toward)
+        assert weakest.low == min(best.beyond(toward, k).low for k in best.controls[toward])
+
+
+def test_alpha_0_changes_nothing_at_all(lab_study):
+    for tested in lab_study.sweep.tested:
+        for toward in tested.rates:
+            (draw,) = tested.controls[toward]["alpha 0"]
+            assert draw.after.outcomes == lab_study.sweep.before.outcomes
+
+
+def test_the_winner_has_the_best_score_of_its_family_on_validation(lab_study):
+    for tested in lab_study.sweep.tested:
+        cells = [cell for cell in lab_study.sweep.cells if cell.family == tested.family]
+        assert max(cell.score for cell in cells) == two_way_gain(
+            next(cell for cell in cells if cell.edit is tested.edit).rates
+        )
+
+
+def test_validation_prompts_cannot_be_the_test_prompts(lab_study, lab_model, lab_task):
+    edit = lab_study.sweep.best.edit
+    validation = lab_study.splits["validation"]
+    with pytest.raises(mm.LeakageError, match="test the chosen edit"):
+        mm.sweep(lab_model, [edit], task=lab_task, validation=validation, test=validation)
+    with pytest.raises(mm.LeakageError, match="choose an edit"):
+        mm.sweep(
+            lab_model,
+            [edit],
+            task=lab_task,
+            validation=lab_study.splits["train"],
+            test=lab_study.splits["test"],
+        )
+
+
+def test_an_edit_without_a_class_to_steer_to_cannot_be_swept(lab_study, lab_model, lab_task):
+    edit = mm.ProjectOut(lab_study.directions["resid_post", 1])
+    parts = lab_study.splits
+    with pytest.raises(mm.EditError, match="ProjectOut"):
+        mm.sweep(
+            lab_model, [edit], task=lab_task, validation=parts["validation"], test=parts["test"]
+        )
+    with pytest.raises(mm.EditError, match="no edit"):
+        mm.sweep(lab_model, [], task=lab_task, validation=parts["validation"], test=parts["test"])
+
+
+def test_a_study_is_the_same_twice(lab_study, lab_model, lab_task):
+    again = mm.observe(lab_model, lab_task.pairs(200, seed=0), task=lab_task)
+    wanted = dict(zip(again.prompts.ids, again.outcomes, strict=True))
+    for seen in lab_study.observed.values():
+        assert [wanted[name] for name in seen.prompts.ids] == list(seen.outcomes)
+
+
+def test_the_dose_response_begins_at_the_unedited_model(lab_study):
+    plain = lab_study.sweep.before
+    start = lab_study.dose.query("alpha == 0 and kind == 'edit'")
+    for _, row in start.iterrows():
+        share = plain.outcomes.count(row["outcome"]) / len(plain)
+        assert row["share"] == pytest.approx(share)
+
+
+def test_too_few_flips_are_an_error_that_says_how_many(lab_model):
+    prompts = mm.PromptSet(
+        mm.Prompt(f"{k}-{j}", "1 + 2 + 3 + 4", group=str(k), memorized="a", generalized="b")
+        for k in range(20)
+        for j in range(2)
+    )
+    with pytest.raises(mm.PromptError, match="Only 0 of 8 training pairs are flips"):
+        mm.run_study(lab_model, prompts=prompts)
+    with pytest.raises(mm.PromptError, match="needs a task"):
+        mm.run_study(lab_model)
+
+
+def test_controls_have_the_length_and_the_sites_of_the_edit(lab_study, lab_model):
+    edit = lab_study.sweep.best.edit
+    own = edit.shift(lab_model) if hasattr(edit, "shift") else None
+    if own is None:
+        pytest.skip("the winner is a direction, whose control is tested with the edits")
+    for name, control in controls(edit, lab_model, seed=1).items():
+        shift = control.shift(lab_model)
+        for site, value in own.items():
+            wanted = 0.0 if name == "alpha 0" else value.norm(dim=-1)
+            got = shift[site].norm(dim=-1) if site in shift else 0.0
+            assert np.allclose(got, wanted), name

@@ -1,0 +1,76 @@
+"""The command line: results on stdout, everything else on stderr, errors in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import mechmem as mm
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mechmem.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_tasks_lists_the_tasks_and_the_lab_models():
+    done = run("tasks")
+    assert done.returncode == 0
+    assert "addition-cued" in done.stdout
+    assert "lab/addition-cued" in done.stdout
+
+
+def test_help_shows_an_example_of_every_command():
+    for command in ("demo", "study", "train"):
+        done = run(command, "--help")
+        assert done.returncode == 0
+        assert f"mechmem {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["study", "addition-cued", "--model", "lab/none"], ["lab/none", "lab/addition-cued"]),
+        (["study", "additon-cued", "--model", "lab/addition-cued"], ["Did you mean"]),
+        (["train", "subtraction"], ["subtraction", "addition-cued"]),
+        (["study", "missing.csv", "--model", "lab/addition-cued"], ["missing.csv"]),
+    ],
+)
+def test_an_error_is_one_line_without_a_traceback(arguments, words, tmp_path):
+    done = run(*arguments, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert last.startswith("mechmem: ")
+    assert all(word in last for word in words)
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("train", "subtraction", "--out", str(tmp_path / "x"), "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_an_unwritable_folder_is_found_out_before_the_work(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run("demo", "--out", str(blocked / "report"))
+    assert done.returncode == 1
+    assert "Cannot write" in done.stderr.splitlines()[-1]
+
+
+def test_a_study_of_your_own_prompts_writes_a_report(tmp_path):
+    task = mm.get_task("addition-cued")
+    task.pairs(150, seed=3).to_csv(tmp_path / "mine.csv")
+    out = tmp_path / "out"
+    done = run(
+        "study", str(tmp_path / "mine.csv"), "--model", "lab/addition-cued", "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "report.html").is_file()
+    assert "memorized" in done.stdout
+    assert "Traceback" not in done.stderr
