@@ -16,7 +16,7 @@ from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import Provenance
-from mechmem.errors import MechmemError, listed
+from mechmem.errors import MechmemError, SiteError, listed
 from mechmem.models.sites import Site
 
 __all__ = ["NeuronScores", "NeuronSet", "neuron_mean_difference"]
@@ -116,13 +116,19 @@ class NeuronScores:
             sites: Only these, default all.
 
         Raises:
-            MechmemError: For an impossible ``k``, ranking or scope.
+            MechmemError: For an impossible ``k``, ranking, scope or site.
         """
         if by not in RANKINGS:
             raise MechmemError(f"Unknown ranking {by!r}; allowed are {listed(RANKINGS)}.")
         if scope not in ("global", "site"):
             raise MechmemError(f"scope must be 'global' or 'site', got {scope!r}.")
         wanted = self.sites if sites is None else [Site(*site) for site in sites]
+        missing = [str(site) for site in wanted if site not in self.mean_difference]
+        if missing:
+            raise SiteError(
+                f"No neuron scores at {', '.join(missing)}; scored were "
+                f"{listed(map(str, self.sites))}. Cache those sites first."
+            )
         score = getattr(self, by)
         parts = {site: score[site].abs().flatten() for site in wanted}
         if scope == "site":
@@ -265,8 +271,10 @@ def _welch_p(
 
 
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """0 where a coordinate never varies: a constant says nothing about the class."""
-    return torch.where(bottom > 0, top / bottom.clamp_min(1e-300), torch.zeros_like(top))
+    """0 where a coordinate never varies (a constant says nothing about the class), infinite where
+    it varies with the class alone."""
+    at_zero = torch.where(top == 0, top, top.sign() * torch.inf)
+    return torch.where(bottom > 0, top / bottom.clamp_min(1e-300), at_zero)
 
 
 def _count(k: int | float, total: int) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ class TestUpdateAndMerge:
     def test_updates_in_any_batches_are_the_statistics_of_all(self, stream) -> None:
         names, seed, cuts = stream
         arrays, moments = _data(names, seed), _moments()
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             moments.update(
                 {site: torch.tensor(array[low:high]) for site, array in arrays.items()},
                 names[low:high],
@@ -73,7 +74,7 @@ class TestUpdateAndMerge:
         names, seed, cuts = stream
         arrays = _data(names, seed)
         shards = []
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             shard = _moments()
             shard.update(
                 {site: torch.tensor(array[low:high]) for site, array in arrays.items()},
