@@ -29,6 +29,7 @@ class Anatomy:
         mlp_reader: Whose input is what the MLP branch reads; ``None`` when unknown.
         attn_write: From ``z`` to ``attn_out``: output projection and post-norm.
         mlp_write: From ``mlp_post`` to ``mlp_out``: output projection and post-norm.
+        mlp_branch: From ``resid_mid`` to ``mlp_out``, norms included.
     """
 
     block: nn.Module
@@ -37,6 +38,7 @@ class Anatomy:
     mlp_reader: nn.Module | None
     attn_write: Map | None
     mlp_write: Map | None
+    mlp_branch: Map | None
 
 
 def anatomy(backend: Backend) -> list[Anatomy]:
@@ -105,16 +107,18 @@ def _of_bridge(cfg: Any, block: Any) -> Anatomy:
     parts = dict(getattr(block, "submodules", {}))
     attn, mlp = parts.get("attn"), parts.get("mlp")
     parallel = bool(getattr(cfg, "parallel_attn_mlp", False)) or "Parallel" in type(block).__name__
-    mlp_reader = parts.get("ln2")
-    if mlp_reader is None and not parallel:
-        mlp_reader = mlp  # a post-norm block: the MLP reads the stream itself
+    # TransformerLens 3.9 calls the norms after the branches ln1 and ln2 where none come before.
+    renamed = getattr(block, "mlp_reads_resid_directly", False) and "ln2_post" not in parts
+    before = {} if renamed else {name: parts[name] for name in ("ln1", "ln2") if name in parts}
+    after = ("ln1", "ln2") if renamed else ("ln1_post", "ln2_post")
     return Anatomy(
         block,
         parallel,
-        parts.get("ln1", attn),
-        mlp_reader,
-        _chain(_part(attn, "o"), parts.get("ln1_post")),
-        _chain(_part(mlp, "out"), parts.get("ln2_post")),
+        before.get("ln1", attn),
+        before.get("ln2", None if parallel else mlp),
+        _chain(_part(attn, "o"), parts.get(after[0])),
+        _chain(_part(mlp, "out"), parts.get(after[1])),
+        _branch(before.get("ln2"), mlp, parts.get(after[1])),
     )
 
 
@@ -133,6 +137,18 @@ def _chain(projection: Any, norm: Any) -> Map | None:
     return write
 
 
+def _branch(norm: Any, mlp: Any, norm_after: Any) -> Map | None:
+    if mlp is None:
+        return None
+
+    def run(value: Tensor) -> Tensor:
+        out = mlp(value if norm is None else norm(value))
+        out = out[0] if isinstance(out, tuple) else out
+        return out if norm_after is None else norm_after(out)
+
+    return run
+
+
 def _of_hooked(cfg: Any, block: Any) -> Anatomy:
     after = _norms_after(cfg)
     mlp = getattr(block, "mlp", None)
@@ -145,6 +161,7 @@ def _of_hooked(cfg: Any, block: Any) -> Anatomy:
         None
         if mlp is None or not hasattr(mlp, "W_out")
         else _hooked_write(mlp, "W_out", "b_out", getattr(block, "ln2_post", None), block.ln2, after),
+        None if mlp is None else _branch(None if after else block.ln2, block.apply_mlp, None),
     )
 
 

@@ -148,8 +148,9 @@ def backend_for(model: Any) -> Backend:
 
 
 @contextmanager
-def attached(hook_point: Any, function: HookFunction) -> Iterator[None]:
-    """Call ``function`` on the activation at a TransformerLens hook point, after the user's hooks.
+def attached(hook_point: Any, function: HookFunction, first: bool = False) -> Iterator[None]:
+    """Call ``function`` on the activation at a TransformerLens hook point, after the user's hooks
+    (or before them).
 
     Only this hook is removed at the end, whatever happened inside.
     """
@@ -158,7 +159,7 @@ def attached(hook_point: Any, function: HookFunction) -> Iterator[None]:
         return function(tensor)
 
     try:
-        hook_point.add_hook(ours)
+        hook_point.add_hook(ours, prepend=first)
         yield
     finally:
         for handle in [handle for handle in hook_point.fwd_hooks if handle.user_hook is ours]:

@@ -18,7 +18,7 @@ from mechmem.errors import SiteError
 from mechmem.models.engine.anatomy import Anatomy, anatomy, end_of_blocks, overheard, without_hooks
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.wiring import Intervention, Reader, connected, own_hook
+from mechmem.models.engine.wiring import Intervention, Reader, connected, hook_name
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
@@ -107,11 +107,11 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
         )
         return [Finding(site, reason=why) for site in sites]
     known = backend.model.hook_dict
-    missing = sorted({own_hook(backend, site) for site in sites} - set(known))
+    missing = sorted({hook_name(site) for site in sites} - set(known))
     if missing:
         why = f"there is no hook point {missing[0]!r}"
         return [Finding(site, reason=why) for site in sites]
-    helping = {s for s in STREAMS if own_hook(backend, Site(s, 0)) in known and s != "resid_mid"}
+    helping = {s for s in STREAMS if hook_name(Site(s, 0)) in known}
     trace = _Trace(stream, len(blocks))
     nudges = [_Nudge(site) for site in sites]
     seen = [_See(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
@@ -297,9 +297,12 @@ class _Judge:
             law(before, *((middle, mlp) if middle is not None else (start, attn, mlp)))
             law(end, after, change=moved)
         elif stream == "resid_mid":
+            law(before, middle)
             law(before, start, attn)
-            law(middle, after, change=moved)
             law(end, after, mlp, change=moved)
+            was, now = (self._written(block.mlp_branch, value) for value in (before, after))
+            if was is not None and now is not None:
+                law(mlp, now, change=_wide(now) - _wide(was))
         elif stream == "attn_out":
             if middle is not None:
                 law(middle, start, after, own=after, change=moved)
@@ -316,7 +319,7 @@ class _Judge:
             write, out = (
                 (block.attn_write, attn) if stream == "z" else (block.mlp_write, mlp)
             )
-            was, now = self._written(write, before), self._written(write, after)
+            was, now = (self._written(write, value) for value in (before, after))
             if was is not None and now is not None:
                 law(out, now, change=_wide(now) - _wide(was))
         return laws

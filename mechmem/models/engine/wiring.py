@@ -1,17 +1,18 @@
 """How a site is read and edited through TransformerLens hook points, truthfully.
 
-Each hook point gets one hook, which runs the edits and reads that belong there in depth order. The
-one special case is ``resid_mid`` on a bridge: there the hook point is the MLP branch's input, so an
-edit returned from it would miss the residual stream. It is read as ``resid_pre + attn_out`` and
-edited by moving ``attn_out`` by the same amount, which is the true edit.
+Each hook point gets one hook, which runs the edits and reads that belong there in the order given.
+The one special case is ``resid_mid`` on a bridge: there the hook point is the MLP branch's input, so
+an edit returned from it misses the residual stream. What the block hands on is then put right as the
+edited stream plus ``mlp_out``, the model's own sum, before anything else sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError, listed
@@ -19,7 +20,7 @@ from mechmem.models.engine.backends import Backend, attached
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import STREAMS, Site
 
-__all__ = ["Intervention", "Reader", "StopForward", "connected", "hook_name", "own_hook"]
+__all__ = ["Intervention", "Reader", "StopForward", "connected", "hook_name"]
 
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -86,14 +87,14 @@ def connected(
     """
     programs = _programs(backend, feed, interventions, readers)
     if stop_early and readers:
-        # Behind the edits as well, so that an edit deeper than what is read is not called silent.
-        deepest = max((item.site for item in (*readers, *interventions)), key=lambda s: s.depth)
-        programs[own_hook(backend, deepest)].stop = True
+        deepest = max((reader.site for reader in readers), key=lambda site: site.depth)
+        programs[hook_name(deepest)].stop = True
     known = backend.model.hook_dict  # a bridge makes this dictionary anew at every call
     points = {name: _hook_point(known, name) for name in programs}
     with ExitStack() as stack:
         for name, program in programs.items():
-            stack.enter_context(attached(points[name], program))
+            for function in program.functions():
+                stack.enter_context(attached(points[name], *function))
         yield
 
 
@@ -102,36 +103,41 @@ class _Program:
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
-        self.before: Tensor | None = None  # resid_pre of this block, once seen
-        self.source: _Program | None = None  # where `before` of this block is kept
-        self.keep = False
+        self.steps: list[tuple[Intervention | None, Reader | None]] = []
         self.stop = False
-        self.here: list[tuple[Intervention | None, Reader | None]] = []
-        self.mid: list[tuple[Intervention | None, Reader | None]] = []
+        self.first = False  # before the user's hooks
+        self.carry: tuple[_Program, _Program] | None = None  # programs of resid_mid and mlp_out
+        self.came: Tensor | None = None
+        self.left: Tensor | None = None
+
+    def functions(self) -> Iterator[tuple[Callable[[Tensor], Tensor | None], bool]]:
+        """Each with whether it runs before the user's own hooks."""
+        if self.carry is not None:
+            yield self._carried, True
+        if self.steps or self.stop or self.carry is None:
+            yield self, self.first
 
     def __call__(self, tensor: Tensor) -> Tensor | None:
-        value = self._run(self.here, tensor)
-        if self.keep:
-            self.before = value
-        if self.mid:
-            assert self.source is not None
-            assert self.source.before is not None
-            stream = self.source.before + value
-            moved = self._run(self.mid, stream)
-            if moved is not stream:
-                value = value + (moved - stream)
-        if self.stop:
-            raise StopForward
-        return None if value is tensor else value
-
-    def _run(self, steps: list[tuple[Intervention | None, Reader | None]], value: Tensor) -> Tensor:
-        for intervention, reader in steps:
+        value = tensor
+        for intervention, reader in self.steps:
             if intervention is not None:
                 changed = intervention.apply(value, self.feed)
                 value = value if changed is None else changed
             if reader is not None:
                 reader.read(value, self.feed)
-        return value
+        self.came, self.left = tensor, value
+        if self.stop:
+            raise StopForward
+        return None if value is tensor else value
+
+    def _carried(self, tensor: Tensor) -> Tensor | None:
+        """The edited middle stream plus what the MLP made of it, where there was an edit."""
+        assert self.carry is not None
+        middle, branch = self.carry
+        if middle.left is middle.came or middle.left is None or branch.left is None:
+            return None
+        moved = middle.left + branch.left
+        return torch.where(middle.left == middle.came, tensor, moved.to(tensor))
 
 
 def _programs(
@@ -142,34 +148,24 @@ def _programs(
 ) -> dict[str, _Program]:
     programs: dict[str, _Program] = {}
 
-    def at(name: str) -> _Program:
-        return programs.setdefault(name, _Program(feed))
-
-    def add(site: Site, intervention: Intervention | None, reader: Reader | None) -> None:
-        program = at(own_hook(backend, site))
-        if _is_derived(backend, site):
-            program.mid.append((intervention, reader))
-            program.source = at(hook_name(Site("resid_pre", site.layer)))
-            program.source.keep = True
-        else:
-            program.here.append((intervention, reader))
+    def at(stream: str, layer: int) -> _Program:
+        return programs.setdefault(hook_name(Site(stream, layer)), _Program(feed))
 
     for intervention in interventions:
-        add(intervention.site, intervention, None)
+        stream, layer = intervention.site
+        at(stream, layer).steps.append((intervention, None))
+        if _misses_stream(backend, intervention.site):
+            at("resid_post", layer).carry = (at(stream, layer), at("mlp_out", layer))
     for reader in readers:
-        add(reader.site, None, reader)
+        at(*reader.site).steps.append((None, reader))
+    for name, program in programs.items():
+        program.first = name.endswith(_HOOKS["resid_mid"]) and backend.kind == "TransformerBridge"
     return programs
 
 
-def _is_derived(backend: Backend, site: Site) -> bool:
+def _misses_stream(backend: Backend, site: Site) -> bool:
+    """Whether an edit returned at a site's hook point would not reach the residual stream."""
     return site.stream == "resid_mid" and backend.kind == "TransformerBridge"
-
-
-def own_hook(backend: Backend, site: Site) -> str:
-    """The hook point whose program handles a site."""
-    if _is_derived(backend, site):
-        return hook_name(Site("attn_out", site.layer))
-    return hook_name(site)
 
 
 def _hook_point(known: Mapping[str, Any], name: str) -> Any:
