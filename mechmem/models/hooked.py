@@ -252,7 +252,9 @@ class Model:
 
     def with_interventions(self, interventions: Iterable[Intervention]) -> Model:
         """A view of this model on which further interventions act, after those already there."""
-        return replace(self, interventions=(*self.interventions, *interventions))
+        view = replace(self, interventions=(*self.interventions, *interventions))
+        view.__dict__["info"] = self.info  # the same weights: no need to hash them again
+        return view
 
     @cached_property
     def _eos_ids(self) -> tuple[int, ...]:
