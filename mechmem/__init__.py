@@ -24,8 +24,9 @@ _HOME = {
         "neuron_mean_difference separation"
     ),
     "patching": (
-        "AblateNeurons AddDirection Edit ProjectOut ScaleProjection SetProjection ShiftNeurons "
-        "patched"
+        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport OnlyWhere "
+        "PatchActivations PatchedModel PatchingResult ProjectOut ScaleProjection SetProjection "
+        "ShiftNeurons SkipLayers activation_patching attribution_patching patched"
     ),
     "evaluation": "Observations Rates controls evaluate observe",
     "experiments": "Study run_study sweep train_lab_model",

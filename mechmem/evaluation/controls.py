@@ -6,9 +6,10 @@ sites, positions, number of neurons and length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import singledispatch
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,18 +19,27 @@ from mechmem.analysis.neurons import NeuronSet
 from mechmem.errors import EditError
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
-from mechmem.patching.base import Edit
+from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
+from mechmem.patching.base import Edit, site_width
+from mechmem.patching.conditional import OnlyWhere
 from mechmem.patching.directions import AddDirection, ProjectOut, ScaleProjection, SetProjection
-from mechmem.patching.neurons import AblateNeurons, ShiftNeurons
+from mechmem.patching.interchange import PatchActivations
+from mechmem.patching.neurons import ClampNeurons, ShiftNeurons
+from mechmem.patching.skipping import SkipLayers
 from mechmem.seeding import keyed_rng
 
 __all__ = ["CONTROL_NAMES", "controls"]
+
+T = TypeVar("T")
 
 CONTROL_NAMES = {
     "alpha 0": "the edit with strength 0; must equal the unedited model exactly",
     "permuted": "the same neurons with the shift values exchanged among them",
     "random neurons": "as many random neurons per site and position, scaled to the same length",
     "random direction": "a Gaussian direction over all coordinates, scaled to the same length",
+    "random heads": "as many of the heads that the edit leaves alone, of any layer",
+    "random layers": "as many of the layers that the edit leaves alone, of the same stream",
+    "unrelated donors": "activations of another group's prompts in the place of the donors'",
 }
 
 
@@ -83,18 +93,100 @@ def _(
     return out
 
 
+@controls.register(AblateNeurons)
+@controls.register(ClampNeurons)
+def _(edit: AblateNeurons | ClampNeurons, model: Model, *, seed: int = 0) -> dict[str, Edit]:
+    def draw(site: Site, total: int, number: int) -> Tensor:
+        rng = keyed_rng(seed, "control", "random neurons", site.key)
+        return torch.from_numpy(rng.choice(total, number, replace=False))
+
+    neurons = edit.neurons
+    if isinstance(neurons, NeuronSet):
+        sizes = neurons.scores.mean_difference
+        index = {
+            site: draw(site, sizes[site].numel(), len(chosen))
+            for site, chosen in neurons.index.items()
+        }
+        return {"random neurons": replace(edit, neurons=NeuronSet(neurons.scores, index))}
+    others: dict[tuple[str, int], list[int]] = {}
+    for key, chosen in neurons.items():
+        (site,) = model.sites([key])
+        width, number = site_width(model, site), len(set(chosen))
+        others[site] = [int(k) for k in draw(site, width, number)]
+    return {"random neurons": replace(edit, neurons=others)}
+
+
 @controls.register
-def _(edit: AblateNeurons, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    scores = edit.neurons.scores
-    index = {
-        site: torch.from_numpy(
-            keyed_rng(seed, "control", "random neurons", site.key).choice(
-                scores.mean_difference[site].numel(), len(chosen), replace=False
-            )
-        )
-        for site, chosen in edit.neurons.index.items()
+def _(edit: AblateHeads, model: Model, *, seed: int = 0) -> dict[str, Edit]:
+    chosen = {(model.sites([key])[0], head) for key, heads in edit.heads.items() for head in heads}
+    known = model.sites("z") if edit.source is None else edit.source.sites
+    pool = [
+        (site, head)
+        for site in known
+        if site.stream == "z"
+        for head in range(model.info.n_heads)
+        if (site, head) not in chosen
+    ]
+    heads: dict[tuple[str, int], list[int]] = {}
+    for site, head in _others(pool, len(chosen), seed, "random heads", "heads"):
+        heads.setdefault(site, []).append(head)
+    return {"random heads": replace(edit, heads=heads)}
+
+
+@controls.register(AblateSites)
+@controls.register(SkipLayers)
+def _(edit: AblateSites | SkipLayers, model: Model, *, seed: int = 0) -> dict[str, Edit]:
+    chosen = model.sites(edit.at)
+    source = edit.source if isinstance(edit, AblateSites) else None
+    out: list[Site] = []
+    for stream in dict.fromkeys(site.stream for site in chosen):
+        mine = [site for site in chosen if site.stream == stream]
+        pool = [
+            site
+            for site in model.sites(stream)
+            if site not in mine and (source is None or site in source.sites)
+        ]
+        out += _others(pool, len(mine), seed, f"random layers {stream}", f"layers of {stream!r}")
+    return {"random layers": replace(edit, at=out)}
+
+
+@controls.register
+def _(edit: PatchActivations, model: Model, *, seed: int = 0) -> dict[str, Edit]:
+    prompts = edit.source.prompts
+    group = dict(zip(prompts.ids, prompts.groups, strict=True))
+    donors = {
+        name: _others(
+            sorted(other for other in prompts.ids if group[other] != group[donor]),
+            1,
+            seed,
+            f"unrelated donors {name}",
+            "donors of another group",
+        )[0]
+        for name, donor in edit.donors.items()
     }
-    return {"random neurons": replace(edit, neurons=NeuronSet(scores, index))}
+    return {"unrelated donors": replace(edit, donors=donors)}
+
+
+@controls.register
+def _(edit: OnlyWhere, model: Model, *, seed: int = 0) -> dict[str, Edit]:
+    inner = controls(edit.edit, model, seed=seed)
+    gated = set(edit.gates)
+    return {
+        name: replace(edit, edit=control)
+        for name, control in inner.items()
+        if set(control.changes(model)) <= gated
+    }
+
+
+def _others(pool: Sequence[T], number: int, seed: int, name: str, what: str) -> list[T]:
+    """Some of those that the edit leaves alone."""
+    if len(pool) < number:
+        raise EditError(
+            f"A control needs {number} other {what}, but only {len(pool)} are left; edit fewer, or "
+            "cache more for the source."
+        )
+    chosen = keyed_rng(seed, "control", name).choice(len(pool), number, replace=False)
+    return [pool[int(k)] for k in chosen]
 
 
 def _each_row(

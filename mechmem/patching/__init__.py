@@ -1,17 +1,35 @@
-"""Floor 5: edits as data, and the context in which they act."""
+"""Floor 5: edits as data, the context in which they act, and patching between prompts."""
 
-from mechmem.patching.apply import patched
+from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
+from mechmem.patching.apply import PatchedModel, patched
 from mechmem.patching.base import Edit
+from mechmem.patching.conditional import OnlyWhere
 from mechmem.patching.directions import AddDirection, ProjectOut, ScaleProjection, SetProjection
-from mechmem.patching.neurons import AblateNeurons, ShiftNeurons
+from mechmem.patching.interchange import PatchActivations
+from mechmem.patching.neurons import ClampNeurons, ShiftNeurons
+from mechmem.patching.patch_pairs import activation_patching, attribution_patching
+from mechmem.patching.patching_result import PatchingResult
+from mechmem.patching.report import EditReport
+from mechmem.patching.skipping import SkipLayers
 
 __all__ = [
+    "AblateHeads",
     "AblateNeurons",
+    "AblateSites",
     "AddDirection",
+    "ClampNeurons",
     "Edit",
+    "EditReport",
+    "OnlyWhere",
+    "PatchActivations",
+    "PatchedModel",
+    "PatchingResult",
     "ProjectOut",
     "ScaleProjection",
     "SetProjection",
     "ShiftNeurons",
+    "SkipLayers",
+    "activation_patching",
+    "attribution_patching",
     "patched",
 ]

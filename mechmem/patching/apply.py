@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
+import torch
 from torch import Tensor
 
 from mechmem.errors import EditError
 from mechmem.models.engine.batching import Feed
+from mechmem.models.engine.wiring import Intervention
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
-from mechmem.patching.base import Change, Edit, as_edits
+from mechmem.patching.base import Change, Edit, Watcher, as_edits
+from mechmem.patching.report import EditReport, Fired
 
-__all__ = ["Firing", "patched"]
+__all__ = ["Firing", "PatchedModel", "patched"]
 
 
 @dataclass
@@ -25,8 +28,11 @@ class Firing:
         site: Where.
         edit: The edit it belongs to.
         passes: Forward passes in which its hook was called.
-        applied: Passes in which it acted on at least one token.
-        moved: Sum over acted passes of the mean length by which a token's activation moved.
+        applied: Passes in which it met at least one of its positions.
+        moved: Tokens whose activation it changed.
+        distance: Sum over the moved tokens of the length by which the activation moved.
+        length: Sum over the moved tokens of the activation's length before.
+        relative: Sum over the moved tokens of the one divided by the other.
     """
 
     site: Site
@@ -35,7 +41,10 @@ class Firing:
     alive: bool = True
     passes: int = 0
     applied: int = 0
-    moved: float = 0.0
+    moved: int = 0
+    distance: float = 0.0
+    length: float = 0.0
+    relative: float = 0.0
 
     def apply(self, activation: Tensor, feed: Feed) -> Tensor | None:
         """Change the activation, and count."""
@@ -46,41 +55,102 @@ class Firing:
         self.passes += 1
         changed = self.change(activation, feed)
         if changed is not None:
-            distance = (changed.float() - activation.float()).flatten(2).norm(dim=-1)
             self.applied += 1
-            self.moved += float(distance.sum() / (distance > 0).sum().clamp_min(1))
+            self._measure(activation.detach().flatten(2), changed.detach().flatten(2))
         return changed
+
+    def _measure(self, before: Tensor, after: Tensor) -> None:
+        wide = torch.promote_types(before.dtype, torch.float32)
+        distance = (after.to(wide) - before.to(wide)).norm(dim=-1)
+        at = distance > 0
+        distance, length = distance[at], before[at].to(wide).norm(dim=-1)
+        relative = distance / length.clamp_min(torch.finfo(wide).tiny)
+        sums = torch.stack([distance.sum(), length.sum(), relative.sum()]).tolist()
+        self.moved += distance.numel()
+        self.distance += sums[0]
+        self.length += sums[1]
+        self.relative += sums[2]
+
+    def fired(self) -> Fired:
+        """What has happened so far."""
+        return Fired(
+            edit=type(self.edit).__name__,
+            site=self.site,
+            passes=self.passes,
+            applied=self.applied,
+            tokens=self.moved,
+            closed=int(getattr(self.change, "closed", 0)),
+            distance=self.distance / self.moved if self.moved else 0.0,
+            length=self.length / self.moved if self.moved else 0.0,
+            relative=self.relative / self.moved if self.moved else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class PatchedModel(Model):
+    """A model on which edits act: every method of `Model`, and what the edits did so far."""
+
+    @classmethod
+    def view(cls, model: Model) -> PatchedModel:
+        """A view that shares everything with the model."""
+        if isinstance(model, PatchedModel):
+            return model
+        view = cls(**{part.name: getattr(model, part.name) for part in fields(model) if part.init})
+        view.__dict__["info"] = model.info  # the same weights: no need to hash them again
+        return view
+
+    def with_interventions(self, interventions: Iterable[Intervention]) -> PatchedModel:
+        """A view on which further interventions act, after those already there."""
+        # What only looks has to see what all the others did at its site.
+        both = [*self.interventions, *interventions]
+        ordered = sorted(both, key=lambda item: isinstance(item, Watcher))
+        view = replace(self, interventions=tuple(ordered))
+        view.__dict__["info"] = self.info
+        return view
+
+    def edit_report(self) -> EditReport:
+        """Where every edit in force fired since its block began, and how far it moved activations.
+
+        Inner and outer edits of nested blocks are both listed, in the order in which they act where
+        they meet. It can still be read after the block.
+        """
+        return EditReport(
+            tuple(item.fired() for item in self.interventions if isinstance(item, Firing))
+        )
 
 
 @contextmanager
-def patched(model: Model, edit: Edit | Sequence[Edit]) -> Iterator[Model]:
+def patched(model: Model, edit: Edit | Sequence[Edit]) -> Iterator[PatchedModel]:
     """A view of the model on which edits act.
 
     The model itself stays unedited, so that both can be compared side by side; patch the view to
-    nest. Several edits compose in the order given where they meet, and in the order of the network
-    otherwise. Hooks exist only while a forward pass runs.
+    nest. Edits act in the order in which the network computes their sites; at one site in the order
+    given, those of an outer block first. Hooks exist only while a forward pass runs.
 
     Args:
         model: From `load_model`, or the view of an outer `patched`.
         edit: One edit or a list.
 
     Yields:
-        A `Model` to call ``logits``, ``generate``, ``logprobs`` on, or to hand to any function
-        that takes a model.
+        A `PatchedModel` to call ``logits``, ``generate``, ``logprobs`` on, or to hand to any
+        function that takes a model; its ``edit_report()`` says what the edits did.
 
     Raises:
         EditError: When an edit does not fit the model, or when the model ran inside the block and
             an edit's hook was never called, or never met one of its positions.
     """
-    firings = []
+    firings: list[Firing] = []
+    watchers: list[Watcher] = []
     for item in as_edits(edit):
         item.check(model)
         changes = item.changes(model)
         if not changes:
             raise EditError(f"{type(item).__name__} has no site to act at.")
         firings += [Firing(site, item, change) for site, change in changes.items()]
+        found = [getattr(change, "watches", None) for change in changes.values()]
+        watchers += [watcher for watcher in found if watcher is not None]
     try:
-        yield model.with_interventions(firings)
+        yield PatchedModel.view(model).with_interventions([*firings, *watchers])
         _refuse_silent(firings)
     finally:
         for firing in firings:

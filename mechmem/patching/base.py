@@ -10,16 +10,42 @@ import torch
 from torch import Tensor
 
 from mechmem.caching.provenance import Provenance, Seen
-from mechmem.errors import EditError
+from mechmem.errors import EditError, PositionError, listed
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
 
-__all__ = ["Change", "Edit", "as_edits", "check_number", "placed", "refuse_pooled", "signed"]
+__all__ = [
+    "Change",
+    "Edit",
+    "Watcher",
+    "as_edits",
+    "check_number",
+    "over_features",
+    "placed",
+    "region",
+    "signed",
+    "site_width",
+    "tokens_of",
+]
 
 Change = Callable[[Tensor, Feed], Tensor | None]
-"""From an activation ``[row, token, d]`` and what the pass sees to the changed activation."""
+"""From an activation ``[row, token, *feature]`` and what the pass sees to the changed activation.
+
+A change may carry ``watches``, a `Watcher` of an earlier site of the same pass, and ``closed``, a
+count of tokens that it meant to change and left alone.
+"""
+
+
+class Watcher(ABC):
+    """Looks at a site, after all edits there, and changes nothing."""
+
+    site: Site
+
+    @abstractmethod
+    def apply(self, activation: Tensor, feed: Feed) -> None:
+        """Called in every pass with ``[row, token, *feature]``."""
 
 
 class Edit(ABC):
@@ -70,32 +96,112 @@ def as_edits(edit: Edit | Sequence[Edit]) -> list[Edit]:
     return edits
 
 
+def tokens_of(positions: PositionSpec | Positions) -> Positions:
+    """Parsed positions that an edit can act at.
+
+    Raises:
+        EditError: For ``"mean"``, which names no token.
+    """
+    where = Positions.parse(positions)
+    if where.pooled:
+        raise EditError(
+            "positions='mean' is for reading; an edit needs tokens, for example 'last'."
+        )
+    return where
+
+
+def region(
+    positions: PositionSpec | None, columns: Sequence[str], read_at: Any, default: PositionSpec
+) -> tuple[Positions, bool]:
+    """Where an edit acts whose values were read at certain positions, and whether in a window.
+
+    Values of one position may be put anywhere. Values of several (a window) go back to their own
+    positions, each to its own.
+
+    Args:
+        positions: What the user asked for.
+        columns: Names of the positions of the values.
+        read_at: Where they were read.
+        default: Where values of one position go when nothing was asked for.
+
+    Raises:
+        EditError: For other positions than those of a window.
+    """
+    window = len(columns) > 1
+    if window and positions is not None and Positions.parse(positions) != Positions.parse(read_at):
+        raise EditError(
+            f"These values have their own positions {listed(columns)}; leave positions= out, or "
+            "use values of one position."
+        )
+    return tokens_of(read_at if window else default if positions is None else positions), window
+
+
 def placed(
     activation: Tensor,
     feed: Feed,
     where: Positions,
     window: bool,
-    change: Callable[[Tensor, int], Tensor],
+    change: Callable[[Tensor, Tensor], Tensor],
+    values: Tensor,
 ) -> Tensor | None:
-    """Apply ``change(h, position number)`` where the positions are; ``None`` when nowhere."""
+    """The activation with ``change(states, value)`` where the positions are; ``None`` for nowhere.
+
+    Args:
+        activation: ``[row, token, *feature]``.
+        feed: What the pass sees.
+        where: The positions.
+        window: Whether the k-th position gets the k-th value; otherwise all get the only one.
+        change: From states ``[..., d]`` and a value of the same dtype that broadcasts with them.
+        values: ``[row or 1, position or 1, d or 1]``.
+
+    Raises:
+        PositionError: For a prompt with more or fewer tokens there than the window has values.
+    """
     flat = activation.flatten(2)
+    values = values.to(flat)
     if not window:
-        mask = feed.mask(where).to(activation.device)
+        mask = feed.mask(where).to(flat.device)
         if not mask.any():
             return None
-        return torch.where(mask[..., None], change(flat, 0), flat).reshape(activation.shape)
-    columns = feed.columns(where).to(activation.device)
+        changed = change(flat, values[:, :1])
+        return torch.where(mask[..., None], changed, flat).reshape(activation.shape)
+    columns = feed.columns(where).to(flat.device)
     if not (columns >= 0).any():
         return None
+    for prompt in feed.prompts:
+        if (count := len(where.columns(prompt))) != values.shape[1]:
+            raise PositionError(
+                f"Prompt {prompt.id!r} has {count} tokens at {str(where)!r}, but this edit has "
+                f"values for {values.shape[1]}, one per position; use prompts with as many, or "
+                "values of one position."
+            )
+    own = values.expand(flat.shape[0], -1, -1)
     out = flat.clone()
     for k in range(columns.shape[1]):
         rows = (columns[:, k] >= 0).nonzero()[:, 0]
         at = columns[rows, k]
-        out[rows, at] = change(flat[rows, at], k)
+        out[rows, at] = change(flat[rows, at], own[rows, k])
     return out.reshape(activation.shape)
 
 
+def over_features(mask: Tensor, activation: Tensor) -> Tensor:
+    """``[row, token]`` with as many trailing axes as the activation has features."""
+    return mask.reshape(*mask.shape, *(1 for _ in activation.shape[2:]))
+
+
+def site_width(model: Model, site: Site) -> int:
+    """Number of coordinates of one token at a site, heads flattened."""
+    if site.stream == "z":
+        return model.info.n_heads * int(model.tl.cfg.d_head)
+    return model.info.d_mlp if site.stream == "mlp_post" else model.info.d_model
+
+
 def check_number(value: float, name: str) -> float:
+    """A finite number.
+
+    Raises:
+        EditError: For anything else.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise EditError(f"{name} must be a number, got {value!r}.")
     if value in (float("inf"), float("-inf")):
@@ -104,15 +210,13 @@ def check_number(value: float, name: str) -> float:
 
 
 def signed(toward: str | None, first: str, second: str) -> int:
+    """1 toward the first class (or none named), -1 toward the second.
+
+    Raises:
+        EditError: For a class that is neither.
+    """
     if toward is None or toward == first:
         return 1
     if toward == second:
         return -1
     raise EditError(f"toward={toward!r} is neither {first!r} nor {second!r}.")
-
-
-def refuse_pooled(where: Positions) -> None:
-    if where.pooled:
-        raise EditError(
-            "positions='mean' is for reading; an edit needs tokens, for example 'last'."
-        )

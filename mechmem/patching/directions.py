@@ -16,19 +16,23 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import STREAMS, Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, check_number, refuse_pooled, signed
+from mechmem.patching.base import Change, Edit, check_number, signed, tokens_of
 
 __all__ = ["AddDirection", "ProjectOut", "ScaleProjection", "SetProjection"]
 
 
 @dataclass(frozen=True)
 class _DirectionEdit(Edit):
-    """Shared by the edits along one direction."""
+    """Shared by the edits along one direction.
+
+    ``preserve_norm=True`` rescales every edited token to the length it had before: ``h' |h|/|h'|``.
+    """
 
     direction: Direction
     at: SiteSpec | None = None
     positions: PositionSpec = "all"
     force: bool = False
+    preserve_norm: bool = False
 
     @property
     def provenance(self) -> Provenance:
@@ -43,16 +47,18 @@ class _DirectionEdit(Edit):
 
     def _everywhere(self, model: Model, change: Callable[[Tensor], Tensor]) -> dict[Site, Change]:
         """The same change at every site, kept to the positions."""
-        where = Positions.parse(self.positions)
-        refuse_pooled(where)
+        where = tokens_of(self.positions)
 
         def masked(activation: Tensor, feed: Feed) -> Tensor | None:
             mask = feed.mask(where).to(activation.device)
             if not mask.any():
                 return None
             _check_width(activation, self.direction.vector.numel(), self.direction.site)
-            changed = change(activation.flatten(2)).reshape(activation.shape)
-            return torch.where(_expand(mask, activation), changed, activation)
+            flat = activation.flatten(2)
+            changed = change(flat)
+            if self.preserve_norm:
+                changed = _at_length_of(flat, changed)
+            return torch.where(mask[..., None], changed, flat).reshape(activation.shape)
 
         return dict.fromkeys(self._sites(model), masked)
 
@@ -77,6 +83,8 @@ class AddDirection(_DirectionEdit):
         at: One site, a list, a stream, or ``"everywhere"`` (block input, attention output, MLP
             output of every block); default the direction's own site.
         positions: Where in the text.
+        preserve_norm: Turn the activation without lengthening it: the result is rescaled to the
+            token's length before the edit.
     """
 
     alpha: float = 1.0
@@ -159,8 +167,13 @@ class SetProjection(_DirectionEdit):
         return {**super().describe(), "toward": self.toward or self.direction.toward}
 
 
-def _expand(mask: Tensor, activation: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *(1 for _ in activation.shape[2:]))
+def _at_length_of(before: Tensor, changed: Tensor) -> Tensor:
+    """``h' |h| / |h'|`` for every token; what an edit has made zero stays zero."""
+    wide = torch.promote_types(before.dtype, torch.float32)
+    length = changed.to(wide).norm(dim=-1, keepdim=True)
+    ratio = before.to(wide).norm(dim=-1, keepdim=True) / length
+    scaled = changed.to(wide) * torch.where(length > 0, ratio, torch.ones_like(ratio))
+    return scaled.to(changed.dtype)
 
 
 def _check_width(activation: Tensor, width: int, site: Site) -> None:

@@ -1,7 +1,8 @@
-"""Edits of single neurons: shift them, or set them to zero or their mean."""
+"""Edits of single neurons: shift them, or keep them within bounds."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +16,46 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, check_number, placed, refuse_pooled, signed
+from mechmem.patching.base import Change, Edit, check_number, placed, region, signed, site_width
 
-__all__ = ["AblateNeurons", "ShiftNeurons"]
+__all__ = [
+    "ClampNeurons",
+    "Neurons",
+    "ShiftNeurons",
+    "count_neurons",
+    "neuron_columns",
+    "neuron_masks",
+]
+
+Neurons = NeuronSet | Mapping[tuple[str, int], Sequence[int]]
+"""From `NeuronScores.top`, or coordinates by site: ``{("mlp_post", 3): [5, 17]}``."""
+
+
+def neuron_masks(neurons: Neurons, model: Model) -> dict[Site, Tensor]:
+    """``[position or 1, d]`` True at the chosen neurons of every site that has one.
+
+    Raises:
+        EditError: For a coordinate that the site does not have, or when none is chosen.
+    """
+    if isinstance(neurons, NeuronSet):
+        masks = {site: neurons.mask(site) for site, index in neurons.index.items() if len(index)}
+    else:
+        masks = {}
+        for key, chosen in neurons.items():
+            (site,) = model.sites([key])
+            width = site_width(model, site)
+            wrong = [index for index in chosen if not 0 <= index < width]
+            if wrong:
+                raise EditError(
+                    f"{site} has neurons 0 to {width - 1}, so {listed(wrong, 5)} cannot be edited."
+                )
+            mask = torch.zeros(1, width, dtype=torch.bool)
+            mask[0, list(chosen)] = True
+            if len(chosen):
+                masks[site] = mask
+    if not masks:
+        raise EditError("No neuron is chosen; for example neurons={('mlp_post', 0): [5]}.")
+    return masks
 
 
 @dataclass(frozen=True)
@@ -84,29 +122,37 @@ class ShiftNeurons(Edit):
 
     def changes(self, model: Model) -> dict[Site, Change]:
         shift = self.shift(model)
-        window = len(self.scores.columns) > 1
-        if window and self.positions is not None:
-            raise EditError(
-                f"These scores have their own positions {listed(self.scores.columns)}; leave "
-                "positions= out, or use scores of one position."
-            )
-        where = Positions.parse(
-            self.provenance.positions if window else self.positions or "each_step"
+        where, window = self._region()
+        nothing = self.alpha == 0
+
+        def adder(value: Tensor) -> Change:
+            def add(activation: Tensor, feed: Feed) -> Tensor | None:
+                return placed(
+                    activation,
+                    feed,
+                    where,
+                    window,
+                    lambda h, v: h if nothing else h + v,
+                    value[None],
+                )
+
+            return add
+
+        return {site: adder(value) for site, value in shift.items()}
+
+    def _region(self) -> tuple[Positions, bool]:
+        return region(
+            self.positions, self.scores.columns, self.provenance.positions, default="each_step"
         )
-        refuse_pooled(where)
-        return {
-            site: _adder(value, where, window, self.alpha == 0) for site, value in shift.items()
-        }
 
     def describe(self) -> dict[str, Any]:
-        positions = self.provenance.positions if len(self.scores.columns) > 1 else self.positions
         return {
             "edit": "ShiftNeurons",
             "top": self.top,
             "alpha": self.alpha,
             "toward": self.toward,
             "at": "all scored" if self.at is None else named(self.at),
-            "positions": str(Positions.parse(positions or "each_step")),
+            "positions": str(self._region()[0]),
         }
 
     def toward_class(self, name: str) -> ShiftNeurons:
@@ -115,62 +161,74 @@ class ShiftNeurons(Edit):
 
 
 @dataclass(frozen=True)
-class AblateNeurons(Edit):
-    """Set chosen neurons to zero or to their mean.
+class ClampNeurons(Edit):
+    """``h[i]' = min(max(h[i], minimum), maximum)`` on the chosen neurons.
 
     Attributes:
-        neurons: From `NeuronScores.top`.
-        mode: ``"zero"``, or ``"mean"`` (mean over both classes, each weighted equally).
-        positions: Where in the text, as for `ShiftNeurons`.
+        neurons: A `NeuronSet`, or coordinates by site.
+        minimum, maximum: Bounds in units of the activation; ``None`` for no bound. Equal bounds set
+            the neurons to a value.
+        positions: Default ``"each_step"``; neurons chosen in a window are clamped each at the
+            position it was chosen at.
     """
 
-    neurons: NeuronSet
-    mode: str = "mean"
+    neurons: Neurons
+    minimum: float | None = None
+    maximum: float | None = None
     positions: PositionSpec | None = None
     force: bool = False
 
     @property
-    def provenance(self) -> Provenance:
-        return self.neurons.scores.provenance
+    def provenance(self) -> Provenance | None:
+        return self.neurons.scores.provenance if isinstance(self.neurons, NeuronSet) else None
 
     def changes(self, model: Model) -> dict[Site, Change]:
-        if self.mode not in ("zero", "mean"):
-            raise EditError(f"mode must be 'zero' or 'mean', got {self.mode!r}.")
-        scores = self.neurons.scores
-        window = len(scores.columns) > 1
-        where = Positions.parse(
-            self.provenance.positions if window else self.positions or "each_step"
-        )
-        refuse_pooled(where)
-        out: dict[Site, Change] = {}
-        for site, index in self.neurons.index.items():
-            if len(index):
-                mean = scores.mean[site]
-                value = mean if self.mode == "mean" else torch.zeros_like(mean)
-                out[site] = _setter(value, self.neurons.mask(site), where, window)
-        return out
+        if self.minimum is None and self.maximum is None:
+            raise EditError("ClampNeurons needs a minimum, a maximum, or both.")
+        low = None if self.minimum is None else check_number(self.minimum, "minimum")
+        high = None if self.maximum is None else check_number(self.maximum, "maximum")
+        if low is not None and high is not None and low > high:
+            raise EditError(f"minimum={low} is above maximum={high}.")
+        where, window = self._region()
+
+        def clamp(mask: Tensor) -> Change:
+            def bound(activation: Tensor, feed: Feed) -> Tensor | None:
+                return placed(
+                    activation,
+                    feed,
+                    where,
+                    window,
+                    lambda h, chosen: torch.where(chosen.bool(), h.clamp(low, high), h),
+                    mask[None],
+                )
+
+            return bound
+
+        return {site: clamp(mask) for site, mask in neuron_masks(self.neurons, model).items()}
+
+    def _region(self) -> tuple[Positions, bool]:
+        columns, read_at = neuron_columns(self.neurons)
+        return region(self.positions, columns, read_at, default="each_step")
 
     def describe(self) -> dict[str, Any]:
-        return {"edit": "AblateNeurons", "neurons": len(self.neurons), "mode": self.mode}
+        return {
+            "edit": "ClampNeurons",
+            "neurons": count_neurons(self.neurons),
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "positions": str(self._region()[0]),
+        }
 
 
-def _adder(value: Tensor, where: Positions, window: bool, nothing: bool) -> Change:
-    def add(activation: Tensor, feed: Feed) -> Tensor | None:
-        return placed(
-            activation, feed, where, window, lambda h, k: h if nothing else h + value[k].to(h)
-        )
-
-    return add
+def neuron_columns(neurons: Neurons) -> tuple[tuple[str, ...], Any]:
+    """Names of the positions that the neurons were chosen at, and where those were read."""
+    if isinstance(neurons, NeuronSet):
+        return neurons.scores.columns, neurons.scores.provenance.positions
+    return ("any",), None
 
 
-def _setter(value: Tensor, mask: Tensor, where: Positions, window: bool) -> Change:
-    def put(activation: Tensor, feed: Feed) -> Tensor | None:
-        return placed(
-            activation,
-            feed,
-            where,
-            window,
-            lambda h, k: torch.where(mask[k].to(h.device), value[k].to(h), h),
-        )
-
-    return put
+def count_neurons(neurons: Neurons) -> int:
+    """How many neurons are chosen."""
+    if isinstance(neurons, NeuronSet):
+        return len(neurons)
+    return sum(len(set(chosen)) for chosen in neurons.values())
