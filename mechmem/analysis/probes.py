@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -82,8 +85,17 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
         folds: Outer folds; every group is held out once.
 
     Raises:
-        PromptError: Unless there are two classes with at least ``folds`` groups.
+        PromptError: Unless there are two classes and at least ``folds`` groups, or when states are not
+            finite.
     """
+    if folds < 2:
+        raise PromptError(f"folds must be at least 2, so that something is held out; got {folds}.")
+    for site, state in acts.states.items():
+        if not torch.isfinite(state).all():
+            raise PromptError(
+                f"States at {site} are not finite (NaN or infinity), so no classifier can read "
+                "them. Is the dtype too small?"
+            )
     names = acts.classes(by)
     rows = [k for k, name in enumerate(names) if name is not None]
     labels = np.array([names[k] for k in rows])
@@ -97,10 +109,7 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
             "observe more instances or pass fewer folds."
         )
     y = (labels == classes[1]).astype(int)
-    splitter = StratifiedGroupKFold(
-        folds, shuffle=True, random_state=keyed_seed(seed, "probe-folds") % 2**32
-    )
-    parts = list(splitter.split(np.zeros((len(y), 1)), y, groups))
+    parts = _folds(folds, y, groups, keyed_seed(seed, "probe-folds") % 2**32)
     mixed = keyed_rng(seed, "probe-shuffle").permutation(y)
 
     def held_out(features: np.ndarray, target: np.ndarray) -> Estimate:
@@ -136,13 +145,35 @@ def _held_out(
     return right
 
 
-def _classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray) -> GridSearchCV:
-    inner = StratifiedGroupKFold(3)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+def _classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray) -> Any:
+    """The fitted classifier, its penalty chosen inside these data where they allow it."""
+    pipeline = make_pipeline(
+        StandardScaler(), LogisticRegression(C=REGULARIZATION[1], max_iter=2000)
+    )
+    inner = [
+        (train, test)
+        for train, test in _folds(min(3, int(np.bincount(target).min())), target, groups)
+        if len(set(target[train].tolist())) == 2
+    ]
+    if not inner:  # too few of one class to choose anything by
+        return pipeline.fit(features, target)
     search = GridSearchCV(
         pipeline, {"logisticregression__C": REGULARIZATION}, cv=inner, error_score="raise"
     )
-    return search.fit(features, target, groups=groups)
+    return search.fit(features, target)
+
+
+def _folds(
+    n: int, target: np.ndarray, groups: np.ndarray, seed: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of every fold's training and test side; no group is on both."""
+    if n < 2:
+        return []
+    splitter = StratifiedGroupKFold(n, shuffle=seed is not None, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer examples than folds is missing from some test sides: no matter.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return list(splitter.split(np.zeros((len(target), 1)), target, groups))
 
 
 def _token_features(token_ids: list[tuple[int, ...]]) -> np.ndarray:
