@@ -85,8 +85,8 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
         folds: Outer folds; every group is held out once.
 
     Raises:
-        PromptError: Unless there are two classes and at least ``folds`` groups, or when states are not
-            finite.
+        PromptError: Unless there are two classes and at least ``folds`` groups, or when states
+            are not finite.
     """
     if folds < 2:
         raise PromptError(f"folds must be at least 2, so that something is held out; got {folds}.")
