@@ -1,4 +1,4 @@
-"""Floor 6: a result object (or its saved table) in, a plotly figure out. Nothing is shown or saved."""
+"""Floor 6: a result object or its saved table in, a plotly figure out. Nothing is shown."""
 
 from mechmem.plotting.behavior import behavior_mix, margins, mix_table
 from mechmem.plotting.dose import dose_response

@@ -91,7 +91,11 @@ def behavior_mix(
             ],
             hoverinfo="text",
         )
-    fig.update_yaxes(title="share of the prompts", tickformat=".0%", range=[0, min(float(frame["high"].max()) + 0.08, 1.02)])
+    fig.update_yaxes(
+        title="share of the prompts",
+        tickformat=".0%",
+        range=[0, min(float(frame["high"].max()) + 0.08, 1.02)],
+    )
     about = f"{counted(frame)}; lines: 95 % interval, groups resampled"
     return house_style(fig, theme, "What the model does, unedited", about, 400, bottom=36)
 
@@ -154,9 +158,9 @@ def margins(observed: Observations | pd.DataFrame, *, theme: str = "light") -> g
     )
     fig.update_layout(barmode="overlay", bargap=0)
     subtitle = f"log p(memorized answer) − log p(generalized answer), n = {len(frame):,} prompts"
-    return house_style(
-        fig, theme, "How close the two answers are", subtitle, 200 + 150 * len(panels), bottom=36
-    )
+    height = 210 + 150 * len(panels)
+    house_style(fig, theme, "How close the two answers are", subtitle, height, bottom=36)
+    return fig.update_layout(margin_t=106)
 
 
 def _order(behaviors: pd.Series) -> list[str]:

@@ -14,15 +14,13 @@ __all__ = ["dose_response"]
 LEFT = "memorized"
 
 
-def dose_response(
-    dose: pd.DataFrame, *, negative: str = LEFT, theme: str = "light"
-) -> go.Figure:
+def dose_response(dose: pd.DataFrame, *, negative: str = LEFT, theme: str = "light") -> go.Figure:
     """Share of every outcome against alpha; left of zero the model is steered toward ``negative``.
 
     Filled points are the edit, open points on dashed lines a random direction of the same norm.
 
     Args:
-        dose: `Study.dose`: columns toward, alpha, kind (edit or placebo), outcome, share, low, high.
+        dose: `Study.dose`: toward, alpha, kind (edit or placebo), outcome, share, low, high.
         negative: The class steered to on the left side.
         theme: ``"light"`` or ``"dark"``.
     """

@@ -54,7 +54,7 @@ def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "l
             ],
             hoverinfo="text",
         )
-    _level(fig, 0.5, "chance")
+    _level(fig, 0.5, "chance", "left")
     _site_ticks(fig, title)
     low = min(frame["low"].min(), frame["random_low"].min(), 0.45)
     fig.update_yaxes(title="AUROC", range=[max(low - 0.05, 0), 1.02])
@@ -101,7 +101,7 @@ def probe_accuracy(probes: Probes | pd.DataFrame, *, theme: str = "light") -> go
         )
         if k == 0:
             _baseline(fig, labels, part, "shuffled", "shuffled labels", GRAY, "dot", bars=True)
-    _level(fig, float(frame["majority"].iloc[0]), "larger class")
+    _level(fig, float(frame["majority"].iloc[0]), "larger class", "right")
     _site_ticks(fig, title)
     low = min(frame["low"].min(), frame["shuffled_low"].min(), 0.45)
     fig.update_yaxes(title="held-out accuracy", tickformat=".0%", range=[max(low - 0.05, 0), 1.02])
@@ -161,13 +161,13 @@ def _baseline(
     )
 
 
-def _level(fig: go.Figure, value: float, name: str) -> None:
+def _level(fig: go.Figure, value: float, name: str, side: str) -> None:
     text = f"{name} {percent(value)}" if name != "chance" else "chance"
     fig.add_hline(
         y=value,
         line={"color": GRAY, "width": 1, "dash": "dot"},
-        annotation={"text": text, "font": {"size": 11}, "xanchor": "left", "yanchor": "top"},
-        annotation_position="bottom left",
+        annotation={"text": text, "font": {"size": 11}, "xanchor": side},
+        annotation_position=f"{'bottom' if side == 'left' else 'top'} {side}",
     )
 
 

@@ -175,6 +175,7 @@ def layer_distribution(
         name="chosen neurons",
         x=labels,
         y=as_array(frame["share"]),
+        width=0.55,
         marker_color=PALETTE[0],
         text=[f"{count:,}" for count in frame["chosen"]],
         textposition="outside",

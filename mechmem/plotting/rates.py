@@ -72,7 +72,9 @@ def rates_bars(
 def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figure:
     frame = as_table(frame, ("family", "setting", "toward", "n", "groups"), "rates_bars")
     frame = frame.fillna({"family": "", "toward": ""})
-    outcomes = [name for name in frame.columns if f"{name}_low" in frame.columns and name[:4] != "edit"]
+    outcomes = [
+        name for name in frame.columns if f"{name}_low" in frame.columns and name[:4] != "edit"
+    ]
     outcomes = [name for name in outcomes if name != "change"]
     edited = frame[frame["setting"] != "unedited"]
     families = list(dict.fromkeys(edited["family"]))
@@ -104,8 +106,7 @@ def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figur
                 showlegend=outcome != last or number == 1,
                 y=[plain(name) for name in rows["setting"]],
                 x=as_array(rows[outcome]),
-                error_x=error_bars(rows, outcome, f"{outcome}_low", f"{outcome}_high")
-                | {"color": GRAY if outcome == last else None},
+                error_x=error_bars(rows, outcome, f"{outcome}_low", f"{outcome}_high"),
                 marker={
                     "color": [
                         color if bold or outcome == last else faded(color, 0.45) for bold in strong
@@ -128,7 +129,10 @@ def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figur
     fig.update_yaxes(categoryorder="array", categoryarray=order[::-1])
     reach = max(float(frame[f"{name}_high"].max()) for name in (*classes, outcomes[-1]))
     fig.update_xaxes(
-        tickformat=".0%", range=[0, min(reach + 0.04, 1.02)], title="share of the prompts", dtick=0.2
+        tickformat=".0%",
+        range=[0, min(reach + 0.04, 1.02)],
+        title="share of the prompts",
+        dtick=0.2,
     )
     fig.update_layout(bargap=0.3, bargroupgap=0.08)
     settings = 1 + int(mine.groupby("toward").size().max())

@@ -22,7 +22,7 @@ PLOTLY_JS = ("inline", "shared")
 
 
 def figure_data(fig: go.Figure) -> pd.DataFrame:
-    """What a figure draws as one long table: trace, x, y, and value or interval where it has one."""
+    """What a figure draws as one long table: trace, x, y, and value or interval if it has one."""
     frames = []
     for number, trace in enumerate(fig.data):
         name = trace.name or f"trace {number}"

@@ -72,7 +72,9 @@ def template(theme: str) -> go.layout.Template:
         "automargin": True,
         "title": {"standoff": 10},
     }
+    bars = {"color": ink["text"]}
     return go.layout.Template(
+        data={"bar": [{"error_x": bars, "error_y": bars}]},
         layout={
             "paper_bgcolor": ink["paper"],
             "plot_bgcolor": ink["paper"],
@@ -96,7 +98,7 @@ def template(theme: str) -> go.layout.Template:
                 "font": {"color": ink["text"], "size": 12.5},
                 "align": "left",
             },
-        }
+        },
     )
 
 

@@ -119,9 +119,10 @@ def _varying(part: pd.DataFrame, outcomes: list[str]) -> list[str]:
 
 def _label(row: dict[str, Any], names: list[str]) -> str:
     values = (row[name] for name in names)
-    return ", ".join(
-        f"{value:g}" if isinstance(value, float) else plain(value) for value in values
-    ) or "all"
+    return (
+        ", ".join(f"{value:g}" if isinstance(value, float) else plain(value) for value in values)
+        or "all"
+    )
 
 
 def _text(cell: pd.DataFrame, outcomes: list[str], label: str) -> str:

@@ -83,12 +83,20 @@ def token_projection(
             "colorbar": {
                 "thickness": 14,
                 "tickvals": [-limit, 0, limit],
-                "ticktext": [f"{plain(ends[0])}<br>{limit:.3g}", "0", f"{plain(ends[1])}<br>{limit:.3g}"],
+                "ticktext": [
+                    f"{plain(ends[0])}<br>{limit:.3g}",
+                    "0",
+                    f"{plain(ends[1])}<br>{limit:.3g}",
+                ],
             },
         }
     )
     fig.update_xaxes(
-        tickvals=np.arange(len(tokens)), ticktext=shown, tickangle=-60, showgrid=False, title="token"
+        tickvals=np.arange(len(tokens)),
+        ticktext=shown,
+        tickangle=-60,
+        showgrid=False,
+        title="token",
     )
     fig.update_yaxes(type="category", showgrid=False)
     about = f"from {plain(away)} to {plain(toward)}, {len(tokens)} tokens"

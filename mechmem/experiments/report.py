@@ -1,0 +1,286 @@
+"""A study as sentence, tables, figures, and one page that opens anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechmem import plotting
+from mechmem.analysis.intervals import Estimate
+from mechmem.artifacts import write_text
+from mechmem.errors import ArtifactError
+from mechmem.evaluation.rates import Rates
+from mechmem.experiments.page import render
+from mechmem.experiments.sweep import Tested
+from mechmem.experiments.wording import PAPER, StudyLike, sentence, verdict
+from mechmem.patching.neurons import ShiftNeurons
+
+__all__ = ["figures", "sentence", "summary_table", "tables", "verdict", "write"]
+
+DASH = "–"
+CLEAN, BEYOND = "clean accuracy %", "edit minus control, points"
+
+
+def summary_table(study: StudyLike) -> pd.DataFrame:
+    """What the terminal shows: unedited, the chosen edit both ways, each control, the paper's edit.
+
+    Cells are text: percentages with 95 % intervals. The edit minus a control is the share steered
+    to, paired by prompt; for families that were not chosen, the control that they beat by least.
+    """
+    best = study.sweep.best
+    plain = Rates(study.sweep.before, seed=study.seed)
+    clean = {} if study.clean.empty else study.clean.set_index("setting").to_dict("index")
+    outcomes = plain.after.allowed
+    rows = [
+        {
+            "setting": "unedited",
+            **_shares(plain.share, outcomes),
+            CLEAN: _clean(clean, "unedited"),
+            BEYOND: DASH,
+        }
+    ]
+    for toward in reversed(list(best.rates)):
+        rows.append(
+            {
+                "setting": f"toward {toward}",
+                **_shares(best.rates[toward].share, outcomes),
+                CLEAN: _clean(clean, f"toward {toward}"),
+                BEYOND: DASH,
+            }
+        )
+        for control in best.controls[toward]:
+            rows.append(
+                {
+                    "setting": f"  control: {control}",
+                    **_shares(partial(best.control_share, toward, control), outcomes),
+                    CLEAN: DASH,
+                    BEYOND: _cell(best.beyond(toward, control), signed=True),
+                }
+            )
+    for tested in study.sweep.tested[1:]:
+        rows += _other_family(tested, outcomes)
+    return pd.DataFrame(rows)
+
+
+def _other_family(tested: Tested, outcomes: tuple[str, ...]) -> list[dict[str, str]]:
+    """The winner of a family that was not chosen, beside the strongest of its controls."""
+    return [
+        {
+            "setting": f"{tested.family}, toward {toward}",
+            **_shares(rates.share, outcomes),
+            CLEAN: DASH,
+            BEYOND: _cell(tested.beyond_every_control(toward), signed=True),
+        }
+        for toward, rates in reversed(list(tested.rates.items()))
+    ]
+
+
+def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
+    """Every table by name; the figures are drawn from these numbers."""
+    best = study.sweep.best
+    out = {
+        "summary": summary_table(study),
+        "behavior_mix": plotting.mix_table(study.observed),
+        "test": study.sweep.test_table(),
+        "beyond_controls": _beyond(study),
+        "validation": study.sweep.table(),
+        "dose": study.dose,
+        "clean": study.clean,
+        "separation": study.separation.table(),
+        "probes": study.probes.table(),
+        "neurons": study.scores.table(),
+        "mlp_neurons": study.mlp_scores.table(),
+        "layer_distribution": plotting.distribution_table(study.scores, top=_top(study)),
+        "mlp_layer_distribution": plotting.distribution_table(study.mlp_scores, top=_top(study)),
+    }
+    if study.window_scores is not study.scores:
+        out["window_neurons"] = study.window_scores.table()
+    for toward, rates in best.rates.items():
+        out[f"transitions_{toward}"] = rates.transitions.reset_index()
+    for name, part in study.observed.items():
+        out[f"observations_{name}"] = part.table()
+    for toward, rates in best.rates.items():
+        out[f"observations_test_{toward}"] = rates.after.table()
+    if study.negative is not None:
+        out["negative_behavior_mix"] = plotting.mix_table(study.negative.observed)
+        out["negative_test"] = study.negative.sweep.test_table()
+    return {name: table for name, table in out.items() if not table.empty}
+
+
+def figures(study: StudyLike, *, theme: str = "light") -> dict[str, go.Figure]:
+    """Every figure by name, in the order of the report."""
+    best = study.sweep.best
+    out = {"behavior_mix": plotting.behavior_mix(study.observed, theme=theme)}
+    if np.isfinite(study.observed["test"].margins).any():
+        out["margins"] = plotting.margins(study.observed["test"], theme=theme)
+    out["rates"] = plotting.rates_bars(study.sweep, theme=theme)
+    out["dose_response"] = plotting.dose_response(study.dose, theme=theme)
+    for toward, rates in best.rates.items():
+        fig = plotting.transitions(rates, theme=theme)
+        out[f"transitions_{toward}"] = fig.update_layout(title_text=f"Steered toward {toward}")
+    if study.negative is not None:
+        fig = plotting.rates_bars(study.negative.sweep, theme=theme)
+        out["negative_rates"] = fig.update_layout(title_text="The same on the negative control")
+    out |= {
+        "neuron_map": plotting.neuron_map(study.scores, theme=theme),
+        "layer_distribution": plotting.layer_distribution(
+            study.scores, top=_top(study), theme=theme
+        ),
+        "separation": plotting.separation_profile(study.separation, theme=theme),
+        "probes": plotting.probe_accuracy(study.probes, theme=theme),
+        "mlp_neuron_map": plotting.neuron_map(study.mlp_scores, theme=theme).update_layout(
+            title_text="The same for MLP neurons"
+        ),
+        "sweep": plotting.sweep_cells(study.sweep, theme=theme),
+    }
+    return out
+
+
+def write(study: StudyLike, folder: str | Path) -> Path:
+    """Write ``report.html``, ``manifest.json``, ``tables/``, ``artifacts/``, whole or not at all.
+
+    Files of an earlier report in the same folder are replaced, everything else there is left alone.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ArtifactError: When the folder cannot be written; what was there stays as it was.
+    """
+    target = Path(folder)
+    existed = target.exists()
+    draft = target / f".partial-{os.getpid()}"
+    try:
+        draft.mkdir(parents=True)
+        _write_parts(study, draft)
+        _move_in(draft, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write {target}: {error.strerror or error}. Choose a folder you can write to."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not existed and target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+    return target / "report.html"
+
+
+def _write_parts(study: StudyLike, draft: Path) -> None:
+    found = tables(study)
+    for name, table in found.items():
+        write_text(draft / "tables" / f"{name}.csv", table.to_csv(index=False))
+    artifacts = draft / "artifacts"
+    study.scores.save(artifacts / "neurons")
+    study.mlp_scores.save(artifacts / "mlp_neurons")
+    if study.window_scores is not study.scores:
+        study.window_scores.save(artifacts / "window_neurons")
+    study.directions.save(artifacts / "directions")
+    study.flips.to_jsonl(artifacts / "flips.jsonl")
+    for name, part in study.observed.items():
+        part.behaving.to_jsonl(artifacts / f"prompts_{name}.jsonl")
+    manifest = {**study.manifest(), "verdict": verdict(study), "answer": sentence(study)}
+    write_text(draft / "report.html", render(study, found, figures(study), manifest))
+    files = sorted(str(path.relative_to(draft).as_posix()) for path in _files(draft))
+    manifest["files"] = [*files, "manifest.json"]
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
+    write_text(draft / "manifest.json", text + "\n")
+
+
+def _move_in(draft: Path, target: Path) -> None:
+    """Move every file into place; on a failure put back what was there."""
+    kept = draft / "kept"
+    fresh = {path.relative_to(draft) for path in _files(draft)}
+    stale = {path for path in _earlier(target) if path not in fresh}
+    done: list[Path] = []
+    try:
+        for relative in [*sorted(stale), *sorted(fresh)]:
+            there = target / relative
+            if there.exists():
+                (kept / relative).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(there, kept / relative)
+            done.append(relative)
+            if relative in fresh:
+                there.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(draft / relative, there)
+    except OSError:
+        for relative in done:
+            (target / relative).unlink(missing_ok=True)
+            if (kept / relative).exists():
+                os.replace(kept / relative, target / relative)
+        raise
+
+
+def _earlier(target: Path) -> list[Path]:
+    """Files that an earlier report in this folder says are its own."""
+    try:
+        listed = json.loads((target / "manifest.json").read_text(encoding="utf-8"))["files"]
+        paths = [Path(str(name)) for name in listed]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [
+        path
+        for path in paths
+        if not path.is_absolute() and ".." not in path.parts and (target / path).is_file()
+    ]
+
+
+def _beyond(study: StudyLike) -> pd.DataFrame:
+    """How far every family's winner goes beyond the control that it beats by least."""
+    rows = []
+    for tested in study.sweep.tested:
+        for toward in tested.rates:
+            gap = tested.beyond_every_control(toward)
+            rows.append(
+                {
+                    "family": tested.family,
+                    "toward": toward,
+                    "beyond_every_control": gap.value,
+                    "low": gap.low,
+                    "high": gap.high,
+                    "beyond": gap.low > 0,
+                    "n": gap.n,
+                    "groups": gap.groups,
+                    **tested.edit.describe(),
+                }
+                | {"toward": toward}
+            )
+    return pd.DataFrame(rows)
+
+
+def _top(study: StudyLike) -> float:
+    """Which share of the neurons the published form chose; where it was not tried, 5 %."""
+    for tested in study.sweep.tested:
+        if tested.family.startswith(PAPER) and isinstance(tested.edit, ShiftNeurons):
+            return tested.edit.top
+    return 0.05
+
+
+def _shares(share: Callable[[str], Estimate], outcomes: tuple[str, ...]) -> dict[str, str]:
+    return {f"{name} %": _cell(share(name)) for name in outcomes}
+
+
+def _cell(estimate: Estimate, signed: bool = False) -> str:
+    value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
+    if signed:
+        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _clean(clean: dict[Any, dict[str, float]], setting: str) -> str:
+    row = clean.get(setting)
+    if row is None:
+        return DASH
+    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
