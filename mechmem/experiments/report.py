@@ -5,83 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem import plotting
-from mechmem.analysis.intervals import Estimate
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
-from mechmem.evaluation.rates import Rates
 from mechmem.experiments.page import render
-from mechmem.experiments.sweep import Tested
+from mechmem.experiments.summary import summary_table
 from mechmem.experiments.wording import PAPER, StudyLike, sentence, verdict
 from mechmem.patching.neurons import ShiftNeurons
 
 __all__ = ["figures", "sentence", "summary_table", "tables", "verdict", "write"]
-
-DASH = "–"
-CLEAN, BEYOND = "clean accuracy %", "edit minus control, points"
-
-
-def summary_table(study: StudyLike) -> pd.DataFrame:
-    """What the terminal shows: unedited, the chosen edit both ways, each control, the paper's edit.
-
-    Cells are text: percentages with 95 % intervals. The edit minus a control is the share steered
-    to, paired by prompt; for families that were not chosen, the control that they beat by least.
-    """
-    best = study.sweep.best
-    plain = Rates(study.sweep.before, seed=study.seed)
-    clean = {} if study.clean.empty else study.clean.set_index("setting").to_dict("index")
-    outcomes = plain.after.allowed
-    rows = [
-        {
-            "setting": "unedited",
-            **_shares(plain.share, outcomes),
-            CLEAN: _clean(clean, "unedited"),
-            BEYOND: DASH,
-        }
-    ]
-    for toward in reversed(list(best.rates)):
-        rows.append(
-            {
-                "setting": f"toward {toward}",
-                **_shares(best.rates[toward].share, outcomes),
-                CLEAN: _clean(clean, f"toward {toward}"),
-                BEYOND: DASH,
-            }
-        )
-        for control in best.controls[toward]:
-            rows.append(
-                {
-                    "setting": f"  control: {control}",
-                    **_shares(partial(best.control_share, toward, control), outcomes),
-                    CLEAN: DASH,
-                    BEYOND: _cell(best.beyond(toward, control), signed=True),
-                }
-            )
-    for tested in study.sweep.tested[1:]:
-        rows += _other_family(tested, outcomes)
-    return pd.DataFrame(rows)
-
-
-def _other_family(tested: Tested, outcomes: tuple[str, ...]) -> list[dict[str, str]]:
-    """The winner of a family that was not chosen, beside the strongest of its controls."""
-    return [
-        {
-            "setting": f"{tested.family}, toward {toward}",
-            **_shares(rates.share, outcomes),
-            CLEAN: DASH,
-            BEYOND: _cell(tested.beyond_every_control(toward), signed=True),
-        }
-        for toward, rates in reversed(list(tested.rates.items()))
-    ]
 
 
 def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
@@ -262,24 +200,6 @@ def _top(study: StudyLike) -> float:
         if tested.family.startswith(PAPER) and isinstance(tested.edit, ShiftNeurons):
             return tested.edit.top
     return 0.05
-
-
-def _shares(share: Callable[[str], Estimate], outcomes: tuple[str, ...]) -> dict[str, str]:
-    return {f"{name} %": _cell(share(name)) for name in outcomes}
-
-
-def _cell(estimate: Estimate, signed: bool = False) -> str:
-    value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
-    if signed:
-        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _clean(clean: dict[Any, dict[str, float]], setting: str) -> str:
-    row = clean.get(setting)
-    if row is None:
-        return DASH
-    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,16 @@ from plotly.subplots import make_subplots
 from mechmem.analysis.intervals import group_mean
 from mechmem.errors import MechmemError
 from mechmem.evaluation.behavior import Observations
-from mechmem.plotting.data import as_array, as_table, counted, error_bars, interval, percent, plain
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    counted,
+    each_row,
+    error_bars,
+    interval,
+    percent,
+    plain,
+)
 from mechmem.plotting.style import COLORS, color_of, house_style
 
 __all__ = ["behavior_mix", "margins", "mix_table"]
@@ -30,10 +39,9 @@ def mix_table(
         observed: Observations, several by name, or a saved `Observations.table` (in which an
             outcome that never occurred is not known).
     """
-    if isinstance(observed, Mapping):
-        parts = dict(observed)
-    else:
-        parts = {"prompts": observed}
+    parts: dict[str, Observations | pd.DataFrame] = (
+        dict(observed) if isinstance(observed, Mapping) else {"prompts": observed}
+    )
     rows = []
     for name, part in parts.items():
         frame = as_table(part, _ROW, "behavior_mix")
@@ -87,7 +95,7 @@ def behavior_mix(
             hovertext=[
                 f"<b>{plain(row.set)}</b>: {outcome}<br>{interval(row.share, row.low, row.high)}"
                 f"<br>{counted(part.iloc[[i]])}"
-                for i, row in enumerate(part.itertuples())
+                for i, row in enumerate(each_row(part))
             ],
             hoverinfo="text",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "as_array",
     "as_table",
     "counted",
+    "each_row",
     "error_bars",
     "interval",
     "percent",
@@ -57,7 +58,14 @@ def as_table(result: Any, columns: Iterable[str], figure: str) -> pd.DataFrame:
     return frame
 
 
-def error_bars(frame: pd.DataFrame, value: str, low: str = "low", high: str = "high") -> dict:
+def each_row(frame: pd.DataFrame) -> list[Any]:
+    """Rows as named tuples."""
+    return list(frame.itertuples())
+
+
+def error_bars(
+    frame: pd.DataFrame, value: str, low: str = "low", high: str = "high"
+) -> dict[str, Any]:
     """Plotly's asymmetric error bars from interval ends."""
     return {
         "type": "data",
@@ -123,6 +131,6 @@ def site_axis(frame: pd.DataFrame) -> tuple[dict[str, tuple[np.ndarray, list[str
     return lines, f"layer ({streams[0]})" if len(streams) == 1 else "layer"
 
 
-def _range(values: Sequence[Any]) -> str:
+def _range(values: pd.Series[Any]) -> str:
     low, high = int(min(values)), int(max(values))
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechmem.plotting.data import as_array, as_table, counted, error_bars, interval
+from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval
 from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
 
 __all__ = ["dose_response"]
@@ -51,7 +51,7 @@ def dose_response(dose: pd.DataFrame, *, negative: str = LEFT, theme: str = "lig
                 hovertext=[
                     f"<b>{kind}</b>, toward {row.toward}, alpha {row.alpha:g}<br>{outcome}: "
                     f"{interval(row.share, row.low, row.high)}<br>{counted(part.iloc[[i]])}"
-                    for i, row in enumerate(part.itertuples())
+                    for i, row in enumerate(each_row(part))
                 ],
                 hoverinfo="text",
             )

@@ -12,6 +12,7 @@ from mechmem.plotting.data import (
     as_array,
     as_table,
     counted,
+    each_row,
     error_bars,
     interval,
     percent,
@@ -50,7 +51,7 @@ def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "l
                 f"{row.stream} {row.layer}<br>AUROC {_number(row.auroc, row.low, row.high)}<br>"
                 f"random directions {row.random_low:.2f} to {row.random_high:.2f}<br>"
                 f"{counted(part.iloc[[i]])}"
-                for i, row in enumerate(part.itertuples())
+                for i, row in enumerate(each_row(part))
             ],
             hoverinfo="text",
         )
@@ -95,7 +96,7 @@ def probe_accuracy(probes: Probes | pd.DataFrame, *, theme: str = "light") -> go
             hovertext=[
                 f"{row.stream} {row.layer}<br>accuracy {interval(row.accuracy, row.low, row.high)}"
                 f"<br>{counted(part.iloc[[i]])}"
-                for i, row in enumerate(part.itertuples())
+                for i, row in enumerate(each_row(part))
             ],
             hoverinfo="text",
         )

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mechmem.analysis.neurons import NeuronScores, NeuronSet
 from mechmem.errors import MechmemError, listed
-from mechmem.plotting.data import as_array, as_table, percent
+from mechmem.plotting.data import as_array, as_table, each_row, percent
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
 __all__ = ["distribution_table", "layer_distribution", "neuron_map"]
@@ -163,12 +163,12 @@ def layer_distribution(
     streams = list(dict.fromkeys(frame["stream"]))
     labels = [
         str(row.layer) if len(streams) == 1 else f"{row.stream} {row.layer}"
-        for row in frame.itertuples()
+        for row in each_row(frame)
     ]
     hover = [
         f"{row.stream} {row.layer}<br>{row.chosen:,} of the {frame['chosen'].sum():,} chosen "
         f"({percent(row.share)})<br>spread evenly: {percent(row.expected)}"
-        for row in frame.itertuples()
+        for row in each_row(frame)
     ]
     fig = go.Figure()
     fig.add_bar(

@@ -9,7 +9,16 @@ from plotly.subplots import make_subplots
 
 from mechmem.errors import MechmemError, listed
 from mechmem.evaluation.rates import Rates
-from mechmem.plotting.data import as_array, as_table, counted, error_bars, interval, percent, plain
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    counted,
+    each_row,
+    error_bars,
+    interval,
+    percent,
+    plain,
+)
 from mechmem.plotting.style import GRAY, color_of, faded, house_style
 
 __all__ = ["rates_bars", "transitions"]
@@ -42,7 +51,7 @@ def rates_bars(
             hovertext=[
                 f"{row.outcome}: {interval(row.share, row.low, row.high)}"
                 f"<br>{counted(frame.iloc[[k]])}"
-                for k, row in enumerate(frame.itertuples())
+                for k, row in enumerate(each_row(frame))
             ],
             hoverinfo="text",
         )
@@ -58,7 +67,7 @@ def rates_bars(
             hovertext=[
                 f"{row.outcome}, without the edit: {percent(row.share - row.change)}<br>change "
                 f"{interval(row.change, row.change_low, row.change_high)}, paired"
-                for row in frame.itertuples()
+                for row in each_row(frame)
             ],
             hoverinfo="text",
         )

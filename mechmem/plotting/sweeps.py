@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,9 @@ def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
         alphas = sorted(set(as_array(part["alpha"]).tolist()))
         grid = np.full((len(labels), len(alphas)), np.nan)
         hover = [["" for _ in alphas] for _ in labels]
-        for (label, alpha), cell in part.groupby(["_row", "alpha"], sort=False):
-            i, j = labels.index(label), alphas.index(float(alpha))
+        for _, cell in part.groupby(["_row", "alpha"], sort=False):
+            label, alpha = str(cell["_row"].iloc[0]), float(cell["alpha"].iloc[0])
+            i, j = labels.index(label), alphas.index(alpha)
             grid[i, j] = float(cell["score"].iloc[0])
             hover[i][j] = _text(cell, outcomes, label)
         fig.add_heatmap(
@@ -117,7 +119,7 @@ def _varying(part: pd.DataFrame, outcomes: list[str]) -> list[str]:
     return many
 
 
-def _label(row: dict[str, Any], names: list[str]) -> str:
+def _label(row: Mapping[Any, Any], names: list[str]) -> str:
     values = (row[name] for name in names)
     return (
         ", ".join(f"{value:g}" if isinstance(value, float) else plain(value) for value in values)
