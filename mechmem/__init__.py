@@ -17,7 +17,7 @@ _HOME = {
         "SiteError TaskError"
     ),
     "tasks": "Chat Prompt PromptSet Task available_tasks get_task register_task",
-    "models": "Model Site lab_models load_model",
+    "models": "Model Site check_model lab_models load_model",
     "caching": "Activations Moments cache_activations cache_moments",
     "analysis": (
         "Direction Directions NeuronScores Probes difference_of_means fit_probes "

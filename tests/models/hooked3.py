@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.models.zoo import VOCAB, WINDOW, build
+from models.zoo import VOCAB, WINDOW, build
 
 try:
     from transformer_lens import HookedTransformer

@@ -1,6 +1,6 @@
 """The parity matrix: batched, padded, cached, hooked runs against plain one-by-one runs.
 
-``python -m tests.models.parity docs/reliability.md`` measures every cell and writes the table.
+``python -m models.parity ../docs/reliability.md`` measures every cell and writes the table.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.truth import wired
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
-from tests.models.plain import PARALLEL, greedy, plain_pass
-from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer
+from models.plain import PARALLEL, greedy, plain_pass
+from models.zoo import FAMILIES, SLIDING, build, tokenizer
 
 STEPS = 3
 LENGTHS = (11, 4, 8)
@@ -105,10 +105,10 @@ class Look:
 class Family:
     """A family's plain model in one dtype, what it computes, and how noisy that is."""
 
-    def __init__(self, name: str, dtype: str) -> None:
+    def __init__(self, name: str, dtype: str, rows: Sequence[int] | None = None) -> None:
         self.name, self.dtype = name, dtype
         self.plain = build(name, DTYPES[dtype])
-        self.prompts = prompts()
+        self.prompts = prompts() if rows is None else [prompts()[row] for row in rows]
         self.forced = [self.greedy(ids)[0] for ids in self.prompts]
         self.texts = [a + b for a, b in zip(self.prompts, self.forced, strict=True)]
 
@@ -206,9 +206,18 @@ def _from(tail: Tensor, before: int) -> Tensor:
     return torch.cat([tail.new_zeros(before, *tail.shape[1:]), tail])
 
 
-def cells(name: str, dtype: str, model: mm.Model | None = None) -> Iterator[Cell]:
-    """Every cell of one family and dtype."""
+def cells(
+    name: str, dtype: str, model: mm.Model | None = None, layers: Sequence[int] = (0, 1)
+) -> Iterator[Cell]:
+    """Every cell of one family and dtype.
+
+    Args:
+        model: Measured instead of the bridge. In bfloat16 such a model rounds in its own order, so
+            it is compared with its own one-by-one runs there (and with the plain model in float32).
+        layers: Where edits are tried.
+    """
     family = Family(name, dtype)
+    alone = model if dtype == "bf16" else None
     model = model or mm.load_model(family.plain, tokenizer=tokenizer())
     for side in ("left", "right"):
         for cached in (True, False):
@@ -221,7 +230,7 @@ def cells(name: str, dtype: str, model: mm.Model | None = None) -> Iterator[Cell
                 for kind in ("read", "edit", "generate"):
                     yield replace(base, kind=kind, skipped=why)
                 continue
-            yield _worst(replace(base, kind="read"), family, None, run(model, family, side, cached))
+            yield _worst(replace(base, kind="read"), family, None, run(model, family, side, cached), alone)
             yield max(
                 (
                     _worst(
@@ -229,20 +238,31 @@ def cells(name: str, dtype: str, model: mm.Model | None = None) -> Iterator[Cell
                         family,
                         site,
                         run(model, family, side, cached, Edit(site, change(family.width(site)))),
+                        alone,
                     )
                     for site in family.sites
+                    if site.layer in layers
                 ),
                 key=lambda cell: cell.error / cell.limit,
             )
             yield _generate(replace(base, kind="generate"), family, model)
 
 
-def _worst(cell: Cell, family: Family, site: Site | None, found: list[Any]) -> Cell:
-    errors = family.compare(found, family.reference(site))
+def _worst(
+    cell: Cell, family: Family, site: Site | None, found: list[Any], alone: mm.Model | None
+) -> Cell:
+    expected = family.reference(site) if alone is None else _one_by_one(alone, family, site)
+    errors = family.compare(found, expected)
     noise = family.noise(site) if family.dtype == "bf16" else dict.fromkeys(errors, LIMIT)
     name = max(errors, key=lambda key: errors[key] / noise[key])
     label = name if site is None else f"{name} after an edit at {site}"
     return replace(cell, error=errors[name], limit=noise[name], worst=label)
+
+
+def _one_by_one(model: mm.Model, family: Family, site: Site | None) -> list[Any]:
+    edit = None if site is None else Edit(site, change(family.width(site)))
+    singles = [Family(family.name, family.dtype, [row]) for row in range(len(family.prompts))]
+    return [run(model, single, "left", False, edit)[0] for single in singles]
 
 
 def _generate(cell: Cell, family: Family, model: mm.Model) -> Cell:

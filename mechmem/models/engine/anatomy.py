@@ -86,6 +86,8 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, kind, hooks in aside:
+            # What the libraries added meanwhile (they wire some hooks at the first pass) stays.
+            hooks.update(getattr(module, kind))
             setattr(module, kind, hooks)
 
 

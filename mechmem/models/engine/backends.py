@@ -59,7 +59,11 @@ class BridgeBackend:
 
     @property
     def processing(self) -> str:
-        return "compatibility" if getattr(self.model, "compatibility_mode", False) else "raw"
+        # Compatibility mode with no_processing=True renames hooks and leaves the weights alone.
+        changed = getattr(self.model, "_weights_processed", None)
+        if changed is None:
+            changed = getattr(self.model, "compatibility_mode", False)
+        return "compatibility" if changed else "raw"
 
     def forward(
         self,
@@ -105,7 +109,9 @@ class HookedTransformerBackend:
     @property
     def processing(self) -> str:
         folded = str(self.model.cfg.normalization_type or "").endswith("Pre")
-        return "processed" if folded else "raw"
+        # Centering leaves no mark on the configuration, but trained weights never average to zero.
+        centered = _averages_to_zero(self.model.W_E) or _averages_to_zero(self.model.W_U)
+        return "processed" if folded or centered else "raw"
 
     def forward(
         self,
@@ -128,6 +134,13 @@ class HookedTransformerBackend:
         )
 
         return TransformerLensKeyValueCache.init_cache(self.model.cfg, ids.device, ids.shape[0])
+
+
+def _averages_to_zero(weight: Tensor) -> bool:
+    """Whether every row of a few is centered, up to rounding."""
+    rows = weight.detach()[:64].double()
+    rounding = 4 * torch.finfo(weight.dtype).eps
+    return bool((rows.mean(-1).abs() <= rounding * rows.abs().mean(-1)).all())
 
 
 def backend_for(model: Any) -> Backend:

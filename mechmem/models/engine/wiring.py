@@ -136,8 +136,10 @@ class _Program:
         middle, branch = self.carry
         if middle.left is middle.came or middle.left is None or branch.left is None:
             return None
-        moved = middle.left + branch.left
-        return torch.where(middle.left == middle.came, tensor, moved.to(tensor))
+        moved = (middle.left + branch.left).to(tensor)
+        if moved.requires_grad:
+            return moved  # an edit by nothing still has a gradient
+        return torch.where(middle.left == middle.came, tensor, moved)
 
 
 def _programs(
