@@ -14,10 +14,11 @@ from mechmem.caching.provenance import Seen
 from mechmem.errors import PromptError, TaskError, listed
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.hooked import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import Task
+from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Rates", "evaluate"]
 
@@ -55,7 +56,7 @@ class Rates:
         Raises:
             PromptError: When the two were not measured on the same prompts.
         """
-        if self.after.prompts.ids != other.after.prompts.ids:
+        if not _same_prompts(self.after, other.after.prompts, other.after.tokenized):
             raise PromptError(
                 "Two edits are compared prompt by prompt; these two were evaluated on different "
                 "prompts. Evaluate both on one set."
@@ -156,6 +157,7 @@ def evaluate(
     Raises:
         LeakageError: When the edit has seen a prompt or a group of the set.
         EditError: When the edit never reached the model.
+        PromptError: When ``before`` belongs to other prompts or another model.
     """
     asked = as_prompts(prompts).require("evaluate")
     if edit is None:
@@ -168,8 +170,26 @@ def evaluate(
         seen.refuse(asked, model.tokenize(asked), "evaluate an edit")
     if before is None:
         before = observe(model, asked, task=task, margins=margins)
-    elif before.prompts.ids != asked.ids:
-        raise PromptError("`before` was observed on other prompts than the ones to evaluate.")
+    elif not _same_prompts(before, asked, model.tokenize(asked)):
+        raise PromptError(
+            "`before` was observed on other prompts than the ones to evaluate; observe these, or "
+            "leave it out."
+        )
+    elif before.model.fingerprint != model.info.fingerprint:
+        raise PromptError(
+            f"`before` was observed on another model, {before.model.name!r} (fingerprint "
+            f"{before.model.fingerprint}), than the one to evaluate, {model.name!r} (fingerprint "
+            f"{model.info.fingerprint}); observe this one, or leave it out."
+        )
     with patched(model, edits) as view:
         after = observe(view, asked, task=task, margins=margins)
     return Rates(after, before, seed)
+
+
+def _same_prompts(
+    seen: Observations, prompts: PromptSet, tokenized: Sequence[TokenizedPrompt]
+) -> bool:
+    """Whether these are the prompts observed, by what the model reads: ids alone may coincide."""
+    return seen.prompts.ids == prompts.ids and [item.ids for item in seen.tokenized] == [
+        item.ids for item in tokenized
+    ]

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import bench, contrast_set, ragged
+
+import mechmem as mm
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return bench("llama")
+
+
+@pytest.fixture(scope="module")
+def direction(lab):
+    acts = mm.cache_activations(lab.model, contrast_set(seed=3))
+    return mm.difference_of_means(acts, toward="generalized")["resid_post", 0]
+
+
+@pytest.fixture(scope="module")
+def scores(lab):
+    acts = mm.cache_activations(lab.model, contrast_set(), positions=["cue", "last"])
+    return mm.neuron_mean_difference(acts)
+
+
+def _rows(edit, model):
+    return {
+        (site, k): row for site, value in edit.shift(model).items() for k, row in enumerate(value)
+    }
+
+
+class TestControls:
+    def test_of_a_neuron_shift_match_it_per_site_and_position(self, lab, scores) -> None:
+        edit = mm.ShiftNeurons(scores, top=30, alpha=2.0, toward="memorized")
+        made = mm.controls(edit, lab.model, seed=0)
+        assert set(made) == {"alpha 0", "permuted", "random neurons", "random direction"}
+        mine = _rows(edit, lab.model)
+        for name in ("permuted", "random neurons", "random direction"):
+            other = _rows(made[name], lab.model)
+            assert other.keys() == mine.keys()
+            for key, row in mine.items():
+                assert float(other[key].norm()) == pytest.approx(float(row.norm()), rel=1e-9)
+                if row.any():
+                    assert not torch.equal(other[key], row) or (
+                        name == "permuted" and (row != 0).sum() < 2
+                    )
+        for key, row in mine.items():
+            permuted = _rows(made["permuted"], lab.model)[key]
+            assert torch.equal(permuted != 0, row != 0)
+            assert torch.equal(permuted.sort().values, row.sort().values)
+            random = _rows(made["random neurons"], lab.model)[key]
+            assert (random != 0).sum() == (row != 0).sum()
+            assert torch.allclose(random.abs().sort().values, row.abs().sort().values)
+
+    def test_alpha_zero_is_exact(self, lab, scores) -> None:
+        prompts = contrast_set(4, seed=6)
+        plain = lab.model.logits(prompts)
+        zero = mm.controls(mm.ShiftNeurons(scores, top=30), lab.model)["alpha 0"]
+        with mm.patched(lab.model, zero) as view:
+            assert torch.equal(view.logits(prompts), plain)
+
+    def test_all_of_them_run_and_none_is_the_edit(self, lab, scores) -> None:
+        prompts = contrast_set(4, seed=6)
+        edit = mm.ShiftNeurons(scores, top=30, alpha=2.0)
+        with mm.patched(lab.model, edit) as view:
+            real = view.logits(prompts)
+        for control in mm.controls(edit, lab.model).values():
+            with mm.patched(lab.model, control) as view:
+                assert not torch.allclose(view.logits(prompts), real, rtol=1e-3)
+
+    def test_the_seed_decides_and_the_order_does_not(self, lab, scores) -> None:
+        edit = mm.ShiftNeurons(scores, top=30)
+        for name in ("permuted", "random neurons", "random direction"):
+            one, same, other = (
+                _rows(mm.controls(edit, lab.model, seed=seed)[name], lab.model)
+                for seed in (0, 0, 1)
+            )
+            assert all(torch.equal(one[key], same[key]) for key in one)
+            assert not all(torch.equal(one[key], other[key]) for key in one)
+        # One site alone gets the draws that it gets among others.
+        whole = mm.ShiftNeurons(scores, top=1.0)
+        alone = mm.ShiftNeurons(scores, top=1.0, at=("resid_post", 1))
+        for name in ("permuted", "random neurons", "random direction"):
+            among = mm.controls(whole, lab.model, seed=4)[name].shift(lab.model)
+            single = mm.controls(alone, lab.model, seed=4)[name].shift(lab.model)
+            assert torch.equal(single["resid_post", 1], among["resid_post", 1])
+
+    def test_they_do_not_touch_the_callers_random_state(self, lab, scores) -> None:
+        state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+        mm.controls(mm.ShiftNeurons(scores, top=30), lab.model, seed=0)
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert np.random.get_state()[1].tolist() == state[1]
+
+    def test_of_a_direction_have_its_length_and_another_way(self, lab, direction) -> None:
+        for edit in (
+            mm.AddDirection(direction, alpha=2.0),
+            mm.ProjectOut(direction),
+            mm.ScaleProjection(direction),
+            mm.SetProjection(direction),
+        ):
+            made = mm.controls(edit, lab.model, seed=0)
+            other = made["random direction"].direction
+            assert other.norm == pytest.approx(direction.norm)
+            assert abs(float(other.unit @ direction.unit)) < 0.9
+            assert ("alpha 0" in made) == isinstance(edit, mm.AddDirection)
+            with mm.patched(lab.model, made["random direction"]) as view:
+                view.logits(ragged(2))
+
+    def test_of_an_ablation_have_its_count_at_every_site(self, lab, scores) -> None:
+        edit = mm.AblateNeurons(scores.top(20))
+        made = mm.controls(edit, lab.model, seed=0)["random neurons"]
+        assert made.neurons.per_site() == edit.neurons.per_site()
+        assert any(
+            set(made.neurons.index[site].tolist()) != set(edit.neurons.index[site].tolist())
+            for site in scores.sites
+        )
+        for site, index in made.neurons.index.items():
+            assert len(set(index.tolist())) == len(index)
+
+    def test_an_edit_without_registered_controls_is_named(self, lab) -> None:
+        class Nothing(mm.Edit):
+            force = False
+            provenance = None
+
+            def changes(self, model):
+                return {}
+
+        with pytest.raises(mm.EditError, match=r"No controls are defined for Nothing"):
+            mm.controls(Nothing(), lab.model)
