@@ -116,7 +116,7 @@ class TestControls:
             set(made.neurons.index[site].tolist()) != set(edit.neurons.index[site].tolist())
             for site in scores.sites
         )
-        for site, index in made.neurons.index.items():
+        for index in made.neurons.index.values():
             assert len(set(index.tolist())) == len(index)
 
     def test_an_edit_without_registered_controls_is_named(self, lab) -> None:
