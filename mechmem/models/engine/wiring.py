@@ -87,7 +87,8 @@ def connected(
     """
     programs = _programs(backend, feed, interventions, readers)
     if stop_early and readers:
-        deepest = max((reader.site for reader in readers), key=lambda site: site.depth)
+        # Behind the edits as well, so that an edit deeper than what is read is not called silent.
+        deepest = max((item.site for item in (*readers, *interventions)), key=lambda s: s.depth)
         programs[hook_name(deepest)].stop = True
     known = backend.model.hook_dict  # a bridge makes this dictionary anew at every call
     points = {name: _hook_point(known, name) for name in programs}
