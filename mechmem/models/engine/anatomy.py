@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from mechmem.models.engine.backends import Backend
 
-__all__ = ["Anatomy", "anatomy", "end_of_blocks", "overheard", "without_hooks"]
+__all__ = [
+    "Anatomy",
+    "anatomy",
+    "end_of_blocks",
+    "is_internal",
+    "overheard",
+    "without_hooks",
+]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -78,7 +85,7 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
                     key: hook
                     for key, hook in hooks.items()
                     if getattr(hook, "part_of_model", False)
-                    or (not isinstance(module, HookPoint) and _is_internal(hook))
+                    or (not isinstance(module, HookPoint) and is_internal(hook))
                 }
                 if len(keep) < len(hooks):
                     aside.append((module, kind, hooks))
@@ -91,7 +98,8 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
             setattr(module, kind, hooks)
 
 
-def _is_internal(hook: Any) -> bool:
+def is_internal(hook: Any) -> bool:
+    """Whether a hook belongs to the libraries themselves."""
     home = str(getattr(hook, "__module__", ""))
     return home.split(".")[0] in ("transformer_lens", "transformers", "accelerate", "torch")
 

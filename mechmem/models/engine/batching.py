@@ -12,10 +12,21 @@ from torch import Tensor
 from mechmem.models.engine.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["DEFAULT_TOKEN_BUDGET", "Batch", "Feed", "plan_batches"]
+__all__ = [
+    "DEFAULT_TOKEN_BUDGET",
+    "MAX_PAIRS",
+    "MAX_ROWS",
+    "Batch",
+    "Feed",
+    "plan_batches",
+    "rows_that_fit",
+]
 
 DEFAULT_TOKEN_BUDGET = 8192
 MAX_ROWS = 512
+MAX_PAIRS = 1 << 22
+"""Most pairs of a token and a token it may attend to in one batch, which bounds the attention
+scores: 0.5 GB per layer with 32 heads in 4 bytes. One prompt always fits."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +55,24 @@ class Batch:
         pad_id: int,
         device: torch.device | str = "cpu",
         side: str = "left",
+        skip: Sequence[int] = (),
     ) -> Batch:
-        """Pad the chosen prompts to the longest of them."""
+        """Pad the chosen prompts to the longest of them.
+
+        Args:
+            skip: How many tokens at the start of every row are left out, because their keys and
+                values are known already; none by default.
+        """
         chosen = tuple(prompts[row] for row in rows)
-        width = max(len(prompt.ids) for prompt in chosen)
+        skip = skip or [0] * len(chosen)
+        width = max(len(prompt.ids) - cut for prompt, cut in zip(chosen, skip, strict=True))
         ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
         index = torch.full((len(chosen), width), -1, dtype=torch.long)
-        for k, prompt in enumerate(chosen):
-            length = len(prompt.ids)
+        for k, (prompt, cut) in enumerate(zip(chosen, skip, strict=True)):
+            length = len(prompt.ids) - cut
             at = slice(width - length, width) if side == "left" else slice(0, length)
-            ids[k, at] = torch.tensor(prompt.ids, dtype=torch.long)
-            index[k, at] = torch.arange(length)
+            ids[k, at] = torch.tensor(prompt.ids[cut:], dtype=torch.long)
+            index[k, at] = torch.arange(cut, cut + length)
         ids, index = ids.to(device), index.to(device)
         return cls(tuple(rows), chosen, ids, (index >= 0).long(), index)
 
@@ -135,6 +153,12 @@ def _first_column(index: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:
     return index.gather(1, column[:, None])[:, 0] - column
 
 
+def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
+    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch."""
+    pairs = width * (width if keys is None else keys)
+    return max(1, min(MAX_ROWS, token_budget // width, MAX_PAIRS // pairs))
+
+
 def plan_batches(
     prompts: Sequence[TokenizedPrompt],
     token_budget: int = DEFAULT_TOKEN_BUDGET,
@@ -148,8 +172,8 @@ def plan_batches(
         extra: Tokens that every row will grow by (generation).
     """
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
-    while order:
-        width = len(prompts[order[0]].ids) + extra
-        size = max(1, min(MAX_ROWS, token_budget // width))
-        yield tuple(order[:size])
-        order = order[size:]
+    start = 0
+    while start < len(order):
+        size = rows_that_fit(token_budget, len(prompts[order[start]].ids) + extra)
+        yield tuple(order[start : start + size])
+        start += size
