@@ -193,7 +193,7 @@ class TestNothingIsChanged:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
     def test_the_transformers_model_handed_over_is_as_before(self) -> None:
-        lab = bench("gpt2")
+        lab = fresh_bench("gpt2")
         assert all(not module._forward_hooks for module in lab.hf.modules())
         again = type(lab.hf)(lab.hf.config).eval()
         again.load_state_dict(lab.hf.state_dict())
