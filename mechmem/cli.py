@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 DEMO_MODEL = "lab/addition-cued"
+_TINY = 256
 Seed = Annotated[int, typer.Option(help="Keys splits, controls and resampling.")]
 
 
@@ -39,7 +40,7 @@ def demo(
 
     Example: mechmem demo
     """
-    _study(DEMO_MODEL, None, None, out, seed, 1000)
+    _study(DEMO_MODEL, None, None, out, seed, 600)
 
 
 @app.command()
@@ -53,7 +54,7 @@ def study(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
     seed: Seed = 0,
-    pairs: Annotated[int, typer.Option(help="Pairs of rephrasings to make.")] = 1000,
+    pairs: Annotated[int, typer.Option(help="Pairs of rephrasings to make.")] = 600,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
 
@@ -118,7 +119,7 @@ def _study(
     with _bar("loading") as bar:
 
         def say(line: str) -> None:
-            bar.set_description_str(line[:60])
+            bar.set_description_str(line.partition(": {")[0][:60])
             bar.update(1)
 
         result = _run(model_name, task_name, own, seed, pairs, say)
@@ -132,11 +133,15 @@ def _study(
 def _run(
     model_name: str, task_name: str | None, own: Path | None, seed: int, pairs: int, say: Any
 ) -> Study:
+    import torch
+
     from mechmem.experiments.study import run_study
     from mechmem.models import load_model
     from mechmem.tasks import PromptSet, get_task
 
     model = load_model(model_name)
+    if model.info.d_model <= _TINY:
+        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
     if own is not None:
         prompts = PromptSet.from_csv(own) if own.suffix == ".csv" else PromptSet.from_jsonl(own)
         return run_study(model, prompts=prompts, seed=seed, progress=say)

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations
@@ -113,7 +114,10 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
     mixed = keyed_rng(seed, "probe-shuffle").permutation(y)
 
     def held_out(features: np.ndarray, target: np.ndarray) -> Estimate:
-        return group_mean(_held_out(features, target, groups, parts), groups.tolist(), seed=seed)
+        # Many small fits: more than one thread only makes them wait for each other.
+        with threadpool_limits(1 if features.size < 1_000_000 else None):
+            right = _held_out(features, target, groups, parts)
+        return group_mean(right, groups.tolist(), seed=seed)
 
     states = {site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()}
     return Probes(

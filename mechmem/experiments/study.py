@@ -30,7 +30,7 @@ from mechmem.tasks.prompts import PromptSet
 __all__ = ["Study", "default_grid", "run_study"]
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
-DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 MIN_FLIPS = 10
 
 Progress = Callable[[str], None]
@@ -162,12 +162,13 @@ def run_study(
     *,
     task: Task | None = None,
     prompts: PromptSet | None = None,
-    n: int = 1000,
+    n: int = 600,
     seed: int = 0,
     grid: Callable[[NeuronScores, NeuronScores, Directions], Mapping[str, Sequence[Edit]]] = (
         default_grid
     ),
     negative: tuple[Model, Task] | None = None,
+    doses: Sequence[float] = DOSES,
     progress: Progress | None = None,
 ) -> Study:
     """Does this model remember or compute, where is that decided, and can it be turned?
@@ -186,6 +187,7 @@ def run_study(
         grid: From neuron scores, window scores and directions to edits by family.
         negative: A model (with its task) in which no effect is expected; only the winning family
             of edits is tried on it.
+        doses: Multiples of the chosen alpha for the dose-response; empty to leave it out.
         progress: Called with a line for every step.
 
     Raises:
@@ -233,7 +235,7 @@ def run_study(
         progress=say,
     )
     say("dose and response, and the cost on clean items")
-    dose = _dose_response(model, found, parts["test"], task, seed)
+    dose = _dose_response(model, found, parts["test"], task, seed, doses)
     clean = _clean_cost(model, found, task, seed)
     inner = None
     if negative is not None:
@@ -244,6 +246,7 @@ def run_study(
             n=n,
             seed=seed,
             grid=lambda *fitted: {found.best.family: grid(*fitted)[found.best.family]},
+            doses=(),
         )
     return Study(
         model.info,
@@ -292,13 +295,18 @@ def _window(
 
 
 def _dose_response(
-    model: Model, found: Sweep, test: PromptSet, task: Task | None, seed: int
+    model: Model,
+    found: Sweep,
+    test: PromptSet,
+    task: Task | None,
+    seed: int,
+    doses: Sequence[float],
 ) -> pd.DataFrame:
     """Rates of the chosen edit and of a norm-matched random direction over a range of alphas."""
     rows = []
     chosen: Any = found.best.edit
     for toward in BEHAVIORS:
-        for dose in DOSES:
+        for dose in doses:
             edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
             placebo = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
             kinds = {"edit": edit, "placebo": placebo["random direction"]}

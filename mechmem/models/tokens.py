@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from mechmem.errors import ModelError, PromptError, listed
@@ -14,6 +15,9 @@ from mechmem.tasks.prompts import Prompt, PromptSet
 __all__ = ["PromptsLike", "TokenizedPrompt", "Tokens", "as_prompts"]
 
 _MARK = "\ue000\ue001\ue000"
+
+_Encoded = tuple[list[int], list[tuple[int, int]]]
+_SHORT, _REMEMBERED = 500, 8192
 
 PromptsLike = PromptSet | Prompt | str | Iterable[Prompt | str]
 
@@ -87,6 +91,7 @@ class Tokens:
             )
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+        self._short_ids = lru_cache(_REMEMBERED)(self._fresh_ids)
 
     def encode(self, prompts: PromptsLike) -> list[TokenizedPrompt]:
         """Tokenise prompts, in order.
@@ -179,9 +184,14 @@ class Tokens:
             self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         )
 
-    def _ids(
-        self, text: str, with_offsets: bool = False
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _ids(self, text: str, with_offsets: bool = False) -> _Encoded:
+        """Ids and character offsets. An edit is evaluated on the same short prompts over and over,
+        so these are remembered."""
+        known = self._short_ids if len(text) <= _SHORT else self._fresh_ids
+        ids, offsets = known(text, with_offsets)
+        return list(ids), list(offsets)
+
+    def _fresh_ids(self, text: str, with_offsets: bool) -> _Encoded:
         if with_offsets and not getattr(self.tokenizer, "is_fast", False):
             raise ModelError(
                 "Named spans need a fast tokenizer (character offsets); this one is "
@@ -194,9 +204,7 @@ class Tokens:
         offsets = [tuple(pair) for pair in encoded["offset_mapping"]] if with_offsets else []
         return self._with_one_bos(ids, offsets)
 
-    def _with_one_bos(
-        self, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _with_one_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> _Encoded:
         bos = self.bos_id
         if bos is None:
             return ids, offsets
