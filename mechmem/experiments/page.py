@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from importlib.resources import files
@@ -13,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from mechmem import plotting
+from mechmem.experiments.html_parts import say
 from mechmem.experiments.sections import header, sections
 from mechmem.experiments.wording import StudyLike
 
@@ -33,7 +33,7 @@ def render(
         manifest: JSON-ready; shown at the end.
     """
     parts = {
-        "title": html.escape(f"{study.model.name}, {study.task}: remembering or computing?"),
+        "title": say(f"{study.model.name}, {study.task}: remembering or computing?"),
         "css": _file("page.css"),
         "header": header(study),
         "body": sections(study, tables, figures, manifest),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +55,28 @@ def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in out.items() if not table.empty}
 
 
-def figures(study: StudyLike, *, theme: str = "light") -> dict[str, go.Figure]:
-    """Every figure by name, in the order of the report."""
+def figures(
+    study: StudyLike, *, theme: str = "light", found: Mapping[str, pd.DataFrame] | None = None
+) -> dict[str, go.Figure]:
+    """Every figure by name, in the order of the report.
+
+    Args:
+        study: What is drawn.
+        theme: ``"light"`` or ``"dark"``.
+        found: Its `tables`, where they are at hand already.
+    """
     best = study.sweep.best
-    out = {"behavior_mix": plotting.behavior_mix(study.observed, theme=theme)}
+    table = tables(study) if found is None else found
+    out = {"behavior_mix": plotting.behavior_mix(table["behavior_mix"], theme=theme)}
     if np.isfinite(study.observed["test"].margins).any():
         out["margins"] = plotting.margins(study.observed["test"], theme=theme)
-    out["rates"] = plotting.rates_bars(study.sweep, theme=theme)
+    out["rates"] = plotting.rates_bars(table["test"], theme=theme)
     out["dose_response"] = plotting.dose_response(study.dose, theme=theme)
     for toward, rates in best.rates.items():
         fig = plotting.transitions(rates, theme=theme)
         out[f"transitions_{toward}"] = fig.update_layout(title_text=f"Steered toward {toward}")
     if study.negative is not None:
-        fig = plotting.rates_bars(study.negative.sweep, theme=theme)
+        fig = plotting.rates_bars(table["negative_test"], theme=theme)
         out["negative_rates"] = fig.update_layout(title_text="The same on the negative control")
     out |= {
         "neuron_map": plotting.neuron_map(study.scores, theme=theme),
@@ -78,7 +88,7 @@ def figures(study: StudyLike, *, theme: str = "light") -> dict[str, go.Figure]:
         "mlp_neuron_map": plotting.neuron_map(study.mlp_scores, theme=theme).update_layout(
             title_text="The same for MLP neurons"
         ),
-        "sweep": plotting.sweep_cells(study.sweep, theme=theme),
+        "sweep": plotting.sweep_cells(table["validation"], theme=theme),
     }
     return out
 
@@ -126,7 +136,7 @@ def _write_parts(study: StudyLike, draft: Path) -> None:
     for name, part in study.observed.items():
         part.behaving.to_jsonl(artifacts / f"prompts_{name}.jsonl")
     manifest = {**study.manifest(), "verdict": verdict(study), "answer": sentence(study)}
-    write_text(draft / "report.html", render(study, found, figures(study), manifest))
+    write_text(draft / "report.html", render(study, found, figures(study, found=found), manifest))
     files = sorted(str(path.relative_to(draft).as_posix()) for path in _files(draft))
     manifest["files"] = [*files, "manifest.json"]
     text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
@@ -142,6 +152,8 @@ def _move_in(draft: Path, target: Path) -> None:
     try:
         for relative in [*sorted(stale), *sorted(fresh)]:
             there = target / relative
+            if there.is_dir():
+                raise IsADirectoryError(f"{there} is a folder of its own")
             if there.exists():
                 (kept / relative).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(there, kept / relative)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -27,6 +27,7 @@ WEAK = 0.10
 """An effect smaller than this beyond its best control is called weak."""
 
 
+@runtime_checkable
 class StudyLike(Protocol):
     """What the report reads of a `mechmem.Study`."""
 

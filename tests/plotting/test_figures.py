@@ -110,7 +110,7 @@ def test_a_theme_changes_the_template_and_nothing_else() -> None:
 
 
 def test_an_unknown_theme_is_refused_by_name() -> None:
-    with pytest.raises(MechmemError, match="'drak'.*Did you mean 'dark'"):
+    with pytest.raises(MechmemError, match=r"'drak'.*Did you mean 'dark'"):
         plotting.dose_response(small_study().dose, theme="drak")
 
 
@@ -203,7 +203,7 @@ def test_many_neurons_become_cells_that_show_the_strongest() -> None:
 
 
 def test_an_unknown_statistic_is_refused_by_name() -> None:
-    with pytest.raises(MechmemError, match="'nmd'.*'mean_difference'"):
+    with pytest.raises(MechmemError, match=r"'nmd'.*'mean_difference'"):
         plotting.neuron_map(small_study().scores, statistic="nmd")
 
 
@@ -263,7 +263,7 @@ def test_bars_are_the_shares_of_the_edit_and_of_each_control() -> None:
             mean = np.mean([[o == toward for o in draw.after.outcomes] for draw in draws])
             assert shown[name] == pytest.approx(mean)
         assert set(shown) == {"unedited", "edit", *best.controls[toward]}
-    with pytest.raises(MechmemError, match="'nothing'.*'P1 as published'"):
+    with pytest.raises(MechmemError, match=r"'nothing'.*'P1 as published'"):
         plotting.rates_bars(study.sweep, family="nothing")
 
 
@@ -326,7 +326,7 @@ def test_a_projection_is_orange_on_the_memorized_side_whatever_the_sign() -> Non
     assert list(fig.layout.xaxis.ticktext) == ["&lt;b&gt;", "two↵"]
     fig = plotting.token_projection(tokens, values, center=1.0, rows=["resid_post 1"])
     assert fig.data[0].z.tolist() == [[-1.0, 2.0]]
-    with pytest.raises(MechmemError, match="2 tokens.*1, 3"):
+    with pytest.raises(MechmemError, match=r"2 tokens.*1, 3"):
         plotting.token_projection(tokens, [1.0, 2.0, 3.0])
 
 
