@@ -212,7 +212,7 @@ def chosen(tables: Tables) -> str:
             f"Green: a gain, violet: a loss. All rates: {csv_link('validation')}.",
         )
         + frame_table(
-            tables["beyond_controls"],
+            tables["beyond_controls"].loc[:, :"groups"],
             "Test prompts: the winner of each family against the control that it beats by least",
             link="beyond_controls",
         )

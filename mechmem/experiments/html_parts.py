@@ -78,7 +78,8 @@ def frame_table(
     more = f" The first {MAX_ROWS} of {len(frame):,} rows." if rest > 0 else ""
     where = f" Saved as {csv_link(link)}." if link else ""
     table = (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{say(caption)}"><table>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{say(caption)}">'
+        f"<table{' class=settings' if strong else ''}>"
         f"<caption>{say(caption)}.{more}{where}</caption>"
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
@@ -100,6 +101,8 @@ def _kind(value: object) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
         return "–" if np.isnan(value) else f"{value:.3f}" if value % 1 else f"{value:g}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)

@@ -15,6 +15,9 @@ from mechmem.plotting.style import house_style
 
 __all__ = ["sweep_cells"]
 
+CELL, GAP, BORDER = 34, 76, 162
+"""Pixels: a cell's height, between panels, above and below all of them."""
+
 _NO_SETTING = {"family", "edit", "toward", "score", "alpha"}
 
 
@@ -37,12 +40,13 @@ def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
         names = _varying(part, outcomes)
         part = part.assign(_row=[_label(row, names) for row in part.to_dict("records")])
         panels[str(family)] = (part, names)
-    heights = [len(set(part["_row"])) + 1.2 for part, _ in panels.values()]
+    heights = [len(set(part["_row"])) for part, _ in panels.values()]
+    height = BORDER + CELL * sum(heights) + GAP * (len(panels) - 1)
     fig = make_subplots(
         len(panels),
         1,
         row_heights=heights,
-        vertical_spacing=min(0.22, 0.9 / len(panels)) if len(panels) > 1 else 0,
+        vertical_spacing=GAP / (height - BORDER),
         subplot_titles=[plain(name) for name in panels],
     )
     for number, (part, names) in enumerate(panels.values(), 1):
@@ -98,7 +102,6 @@ def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
         f"validation score of {len(frame) // len(towards)} settings, each steered toward "
         f"{' and '.join(map(plain, towards))}; framed: chosen"
     )
-    height = 190 + int(34 * sum(heights)) + 50 * len(panels)
     return house_style(fig, theme, "What the sweep tried", subtitle, height).update_layout(
         margin_t=110
     )
