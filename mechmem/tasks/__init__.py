@@ -14,6 +14,7 @@ from mechmem.tasks.cipher import Cipher
 from mechmem.tasks.colors import Colors
 from mechmem.tasks.official import OfficialTask, TrainingText, rejected_pairs
 from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
+from mechmem.tasks.reasoning import Reasoning
 
 __all__ = [
     "BEHAVIORS",
@@ -27,6 +28,7 @@ __all__ = [
     "Prompt",
     "PromptAnswers",
     "PromptSet",
+    "Reasoning",
     "Splits",
     "Task",
     "TrainingText",
