@@ -24,7 +24,7 @@ def test_tasks_lists_the_tasks_and_the_lab_models():
 
 
 def test_help_shows_an_example_of_every_command():
-    for command in ("demo", "study", "train"):
+    for command in ("demo", "study", "train", "check"):
         done = run(command, "--help")
         assert done.returncode == 0
         assert f"mechmem {command}" in done.stdout
@@ -47,6 +47,15 @@ def test_an_error_is_one_line_without_a_traceback(arguments, words, tmp_path):
     assert last.startswith("mechmem: ")
     assert all(word in last for word in words)
     assert done.stdout == ""
+
+
+def test_check_prints_every_site_of_a_model_as_csv():
+    done = run("check", "lab/addition-cued", "--format", "csv")
+    rows = done.stdout.strip().splitlines()
+    assert done.returncode == 0, done.stderr
+    assert rows[0].startswith("stream,layer,read_error,edit_error")
+    assert len(rows) == 1 + 7 * 4
+    assert all(",holds," in row for row in rows[1:])
 
 
 def test_debug_shows_the_traceback(tmp_path):
