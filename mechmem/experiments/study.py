@@ -19,18 +19,17 @@ from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, observe
-from mechmem.evaluation.controls import controls
-from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.experiments.costs import DOSES, clean_cost, dose_response
+from mechmem.experiments.grids import default_grid
 from mechmem.experiments.sweep import Sweep, sweep
 from mechmem.models.hooked import Model, ModelInfo
-from mechmem.patching import AddDirection, Edit, ShiftNeurons
-from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.patching import Edit
+from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Study", "default_grid", "run_study"]
+__all__ = ["Study", "run_study"]
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
-DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 MIN_FLIPS = 10
 
 Progress = Callable[[str], None]
@@ -127,36 +126,6 @@ class Study:
         }
 
 
-def default_grid(
-    scores: NeuronScores, window: NeuronScores, directions: Directions
-) -> dict[str, list[Edit]]:
-    """Edits that a study tries, by family.
-
-    ``P1 as published`` shifts the top neurons of all layers at the last position of every pass.
-    ``one layer, own shift per position`` shifts all coordinates of one layer, each position of the
-    window by its own mean difference. ``one direction`` adds the difference of means at one layer
-    to every position.
-    """
-    layers = [site for site in scores.sites if site.stream == "resid_post"]
-    return {
-        "P1 as published": [
-            ShiftNeurons(scores, top=top, alpha=alpha)
-            for top in (0.05, 0.10)
-            for alpha in (1.0, 3.0, 5.0)
-        ],
-        "one layer, own shift per position": [
-            ShiftNeurons(window, top=1.0, alpha=alpha, at=[site])
-            for site in layers
-            for alpha in (0.5, 1.0, 1.5, 2.0)
-        ],
-        "one direction": [
-            AddDirection(directions[site], alpha=alpha)
-            for site in layers
-            for alpha in (1.0, 2.0, 4.0)
-        ],
-    }
-
-
 def run_study(
     model: Model,
     *,
@@ -235,8 +204,8 @@ def run_study(
         progress=say,
     )
     say("dose and response, and the cost on clean items")
-    dose = _dose_response(model, found, parts["test"], task, seed, doses)
-    clean = _clean_cost(model, found, task, seed)
+    dose = dose_response(model, found, parts["test"], task, seed, doses)
+    clean = clean_cost(model, found, task, seed)
     inner = None
     if negative is not None:
         say("the same on the model without a shared mode")
@@ -292,90 +261,3 @@ def _window(
     if positions == ["last"]:
         return scores
     return neuron_mean_difference(cache_activations(model, flips, positions=positions))
-
-
-def _dose_response(
-    model: Model,
-    found: Sweep,
-    test: PromptSet,
-    task: Task | None,
-    seed: int,
-    doses: Sequence[float],
-) -> pd.DataFrame:
-    """Rates of the chosen edit and of a norm-matched random direction over a range of alphas."""
-    rows = []
-    chosen: Any = found.best.edit
-    for toward in BEHAVIORS:
-        for dose in doses:
-            edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
-            placebo = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
-            kinds = {"edit": edit, "placebo": placebo["random direction"]}
-            if dose == 0:
-                kinds["placebo"] = edit
-            for kind, item in kinds.items():
-                rates = evaluate(
-                    model,
-                    test,
-                    task=task,
-                    edit=item,
-                    before=found.before,
-                    margins=kind == "edit",
-                    seed=seed,
-                )
-                rows += _dose_rows(rates, toward, edit.alpha, kind)
-    return pd.DataFrame(rows)
-
-
-def _dose_rows(rates: Rates, toward: str, alpha: float, kind: str) -> list[dict[str, Any]]:
-    margin = float(pd.Series(rates.after.margins).mean())
-    return [
-        {
-            "toward": toward,
-            "alpha": alpha,
-            "kind": kind,
-            "outcome": outcome,
-            "share": share.value,
-            "low": share.low,
-            "high": share.high,
-            "margin": margin,
-            "n": share.n,
-            "groups": share.groups,
-        }
-        for outcome, share in ((name, rates.share(name)) for name in rates.after.allowed)
-    ]
-
-
-def _clean_cost(model: Model, found: Sweep, task: Task | None, seed: int) -> pd.DataFrame:
-    """Accuracy on the task's clean items, unedited and under the chosen edit."""
-    if task is None or type(task).clean_prompts is Task.clean_prompts:
-        return pd.DataFrame()
-    items = task.clean_prompts(400, seed)
-    reader = PromptAnswers("answer")
-    reader.max_new_tokens, reader.stop = task.max_new_tokens, task.stop
-    plain = evaluate(model, items, task=reader, margins=False, seed=seed)
-    settings = {"unedited": plain}
-    chosen: Any = found.best.edit
-    for toward in BEHAVIORS:
-        settings[f"toward {toward}"] = evaluate(
-            model,
-            items,
-            task=reader,
-            edit=replace(chosen, toward=toward),
-            before=plain.after,
-            margins=False,
-            seed=seed,
-        )
-    rows = []
-    for name, rates in settings.items():
-        share = rates.share("correct")
-        rows.append(
-            {
-                "setting": name,
-                "accuracy": share.value,
-                "low": share.low,
-                "high": share.high,
-                "n": share.n,
-                "groups": share.groups,
-            }
-        )
-    return pd.DataFrame(rows)

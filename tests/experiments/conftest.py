@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import mechmem as mm
-from mechmem.experiments.study import default_grid
+from mechmem.experiments.grids import default_grid
 
 
 @pytest.fixture(scope="session")
