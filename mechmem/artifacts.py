@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def save_artifact(
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial)
+        partial.chmod(_usual_mode(stem.parent))  # safetensors writes for the owner alone
         os.replace(partial, stem.with_name(stem.name + ".safetensors"))
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True) if stem.parent.is_dir() else None
@@ -111,6 +113,14 @@ def write_text(path: str | Path, text: str) -> Path:
         if target.parent.is_dir():
             partial.unlink(missing_ok=True)
     return target
+
+
+def _usual_mode(folder: Path) -> int:
+    """The permissions that a new file gets here."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        probe = Path(scratch) / "probe"
+        probe.touch()
+        return probe.stat().st_mode & 0o777
 
 
 def _stem(path: str | Path) -> Path:

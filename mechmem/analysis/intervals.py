@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -54,10 +55,18 @@ def group_mean_draws(
     sums = np.zeros((len(names), values.shape[1]))
     np.add.at(sums, index, values)
     sizes = np.bincount(index, minlength=len(names)).astype(float)
-    rng = keyed_rng(seed, "group-bootstrap", len(names))
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    weights = _weights(seed, len(names), draws)
     means: np.ndarray = (weights @ sums) / (weights @ sizes)[:, None]
     return means
+
+
+@lru_cache(16)
+def _weights(seed: int, groups: int, draws: int) -> np.ndarray:
+    """How often each group is drawn, ``[draw, group]``; the same for all quantities of a table."""
+    rng = keyed_rng(seed, "group-bootstrap", groups)
+    drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def group_mean(
