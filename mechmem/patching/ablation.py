@@ -65,6 +65,10 @@ class _Ablation(Edit):
         for provenance in () if self.force else self._fitted:
             provenance.check_model(model, type(self).__name__)
 
+    @property
+    def where(self) -> Positions:
+        return self._region()[0]
+
     def _region(self) -> tuple[Positions, bool]:
         used = self._replacement.used
         if used is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechmem.errors import EditError
 from mechmem.models.engine.batching import Feed
+from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.wiring import Intervention
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
@@ -45,6 +46,11 @@ class Firing:
     distance: float = 0.0
     length: float = 0.0
     relative: float = 0.0
+
+    @property
+    def where(self) -> Positions | None:
+        """The tokens that may come out changed."""
+        return self.edit.where
 
     def apply(self, activation: Tensor, feed: Feed) -> Tensor | None:
         """Change the activation, and count."""

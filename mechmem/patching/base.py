@@ -17,6 +17,7 @@ from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
 
 __all__ = [
+    "NOWHERE",
     "Change",
     "Edit",
     "Watcher",
@@ -38,10 +39,16 @@ count of tokens that it meant to change and left alone.
 """
 
 
+NOWHERE = Positions(())
+"""No token at all."""
+
+
 class Watcher(ABC):
     """Looks at a site, after all edits there, and changes nothing."""
 
     site: Site
+    where: Positions | None = None
+    """The tokens that it is about, as in `Edit.where`."""
 
     @abstractmethod
     def apply(self, activation: Tensor, feed: Feed) -> None:
@@ -65,6 +72,12 @@ class Edit(ABC):
     @abstractmethod
     def provenance(self) -> Provenance | None:
         """Where its vector came from; ``None`` for an edit that nothing was fitted for."""
+
+    @property
+    def where(self) -> Positions | None:
+        """The tokens that may come out changed; what is computed for tokens before them can be
+        shared between prompts. ``None`` when that is not known: then nothing is shared."""
+        return None
 
     @property
     def seen(self) -> Seen:

@@ -12,6 +12,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
+from mechmem.models.engine.positions import Positions
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Change, Edit, check_number, over_features, signed
@@ -42,6 +43,10 @@ class OnlyWhere(Edit):
     @property
     def provenance(self) -> Provenance | None:
         return self.edit.provenance
+
+    @property
+    def where(self) -> Positions | None:
+        return self.edit.where
 
     @property
     def gates(self) -> dict[Site, Direction]:

@@ -16,7 +16,7 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import STREAMS, Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, check_number, signed, tokens_of
+from mechmem.patching.base import NOWHERE, Change, Edit, check_number, signed, tokens_of
 
 __all__ = ["AddDirection", "ProjectOut", "ScaleProjection", "SetProjection"]
 
@@ -44,6 +44,10 @@ class _DirectionEdit(Edit):
         if self.at == "everywhere":
             return model.sites(["resid_pre", "attn_out", "mlp_out"])
         return model.sites(self.at)
+
+    @property
+    def where(self) -> Positions:
+        return tokens_of(self.positions)
 
     def _everywhere(self, model: Model, change: Callable[[Tensor], Tensor]) -> dict[Site, Change]:
         """The same change at every site, kept to the positions."""
@@ -89,6 +93,10 @@ class AddDirection(_DirectionEdit):
 
     alpha: float = 1.0
     toward: str | None = None
+
+    @property
+    def where(self) -> Positions:
+        return NOWHERE if self.alpha == 0 else super().where
 
     def changes(self, model: Model) -> dict[Site, Change]:
         if check_number(self.alpha, "alpha") == 0:

@@ -73,6 +73,10 @@ class PatchActivations(Edit):
         sites = self.source.sites if self.at is None else model.sites(self.at)
         return {site: patch(self.source[site]) for site in sites}
 
+    @property
+    def where(self) -> Positions:
+        return self._region()[0]
+
     def _region(self) -> tuple[Positions, bool]:
         read_at = self.provenance.positions
         default = "all" if Positions.parse(read_at).pooled else read_at

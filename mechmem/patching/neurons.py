@@ -16,7 +16,16 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, check_number, placed, region, signed, site_width
+from mechmem.patching.base import (
+    NOWHERE,
+    Change,
+    Edit,
+    check_number,
+    placed,
+    region,
+    signed,
+    site_width,
+)
 
 __all__ = [
     "ClampNeurons",
@@ -140,6 +149,10 @@ class ShiftNeurons(Edit):
 
         return {site: adder(value) for site, value in shift.items()}
 
+    @property
+    def where(self) -> Positions:
+        return NOWHERE if self.alpha == 0 else self._region()[0]
+
     def _region(self) -> tuple[Positions, bool]:
         return region(
             self.positions, self.scores.columns, self.provenance.positions, default="each_step"
@@ -205,6 +218,10 @@ class ClampNeurons(Edit):
             return bound
 
         return {site: clamp(mask) for site, mask in neuron_masks(self.neurons, model).items()}
+
+    @property
+    def where(self) -> Positions:
+        return self._region()[0]
 
     def _region(self) -> tuple[Positions, bool]:
         columns, read_at = neuron_columns(self.neurons)

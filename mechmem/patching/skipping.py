@@ -38,6 +38,10 @@ class SkipLayers(Edit):
     def provenance(self) -> None:
         return None
 
+    @property
+    def where(self) -> Positions:
+        return tokens_of(self.positions)
+
     def changes(self, model: Model) -> dict[Site, Change]:
         where = tokens_of(self.positions)
         sites = model.sites(self.at)
@@ -60,8 +64,8 @@ class SkipLayers(Edit):
 class _Entry(Watcher):
     """Remembers what entered a block in this pass, all edits there included."""
 
-    def __init__(self, layer: int) -> None:
-        self.site = Site("resid_pre", layer)
+    def __init__(self, layer: int, where: Positions) -> None:
+        self.site, self.where = Site("resid_pre", layer), where
         self.value: Tensor | None = None
 
     def apply(self, activation: Tensor, feed: Feed) -> None:
@@ -72,7 +76,7 @@ class _Skip:
     """Puts the block's input in the place of its output."""
 
     def __init__(self, layer: int, where: Positions) -> None:
-        self.watches = _Entry(layer)
+        self.watches = _Entry(layer, where)
         self.where = where
 
     def __call__(self, activation: Tensor, feed: Feed) -> Tensor | None:

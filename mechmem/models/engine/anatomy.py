@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -108,7 +107,8 @@ def _telling(tell: Callable[[Tensor], None]) -> Callable[[nn.Module, Any, Any], 
     def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.is_floating_point():
-                return tell(value.detach())
+                tell(value.detach())
+                return
 
     return hear
 
@@ -141,8 +141,8 @@ def _chain(projection: Any, norm: Any) -> Map | None:
         return None
 
     def write(value: Tensor) -> Tensor:
-        out = projection(value.flatten(2))
-        return out if norm is None else norm(out)
+        out: Tensor = projection(value.flatten(2))
+        return out if norm is None else _tensor(norm(out))
 
     return write
 
@@ -154,9 +154,14 @@ def _branch(norm: Any, mlp: Any, norm_after: Any) -> Map | None:
     def run(value: Tensor) -> Tensor:
         out = mlp(value if norm is None else norm(value))
         out = out[0] if isinstance(out, tuple) else out
-        return out if norm_after is None else norm_after(out)
+        return _tensor(out if norm_after is None else norm_after(out))
 
     return run
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _of_hooked(cfg: Any, block: Any) -> Anatomy:
@@ -170,7 +175,9 @@ def _of_hooked(cfg: Any, block: Any) -> Anatomy:
         _hooked_write(block.attn, "W_O", "b_O", getattr(block, "ln1_post", None), block.ln1, after),
         None
         if mlp is None or not hasattr(mlp, "W_out")
-        else _hooked_write(mlp, "W_out", "b_out", getattr(block, "ln2_post", None), block.ln2, after),
+        else _hooked_write(
+            mlp, "W_out", "b_out", getattr(block, "ln2_post", None), block.ln2, after
+        ),
         None if mlp is None else _branch(None if after else block.ln2, block.apply_mlp, None),
     )
 
@@ -189,7 +196,9 @@ def _hooked_write(
 ) -> Map:
     def write(value: Tensor) -> Tensor:
         matrix = getattr(module, weight)
-        out = F.linear(value.flatten(2), matrix.reshape(-1, matrix.shape[-1]).T, getattr(module, bias))
+        out = F.linear(
+            value.flatten(2), matrix.reshape(-1, matrix.shape[-1]).T, getattr(module, bias)
+        )
         out = out if norm is None else norm(out)
         result: Tensor = own_norm(out) if after else out
         return result

@@ -1,0 +1,320 @@
+"""What will run, batch by batch, decided before anything runs.
+
+Prompts that begin alike run their common beginning once. Which ones, is read off the token ids: of
+all ways to give each prompt at most one shared beginning, the one that saves most tokens is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+from mechmem.models.engine.batching import (
+    DEFAULT_TOKEN_BUDGET,
+    MAX_PAIRS,
+    MAX_ROWS,
+    plan_batches,
+    rows_that_fit,
+)
+from mechmem.models.tokens import TokenizedPrompt
+
+__all__ = ["Plan", "Prefix", "Work", "make_plan"]
+
+MIN_PREFIX = 8
+"""Shorter beginnings are not worth a pass of their own."""
+PASS_COST = 128
+"""What starting a forward pass costs, in tokens."""
+MUST_SAVE = 0.1
+"""Share of the work that sharing must save, or it is left."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first ``length`` tokens of the prompt in ``row``."""
+
+    row: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch.
+
+    Attributes:
+        rows: The prompts, by their place in the list that was planned.
+        width: Tokens of the longest row, without what is shared.
+        prefixes: Beginnings that are run first; empty when nothing is shared.
+        root_of: For every row, which of `prefixes` it continues.
+    """
+
+    rows: tuple[int, ...]
+    width: int
+    prefixes: tuple[Prefix, ...] = ()
+    root_of: tuple[int, ...] = ()
+
+    @property
+    def skip(self) -> tuple[int, ...]:
+        """Tokens at the start of every row that its prefix has run already."""
+        return tuple(self.prefixes[root].length for root in self.root_of)
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest prefix."""
+        return max((prefix.length for prefix in self.prefixes), default=0)
+
+    @property
+    def fed(self) -> int:
+        """Tokens that the pass over the rows computes, padding included."""
+        return len(self.rows) * self.width
+
+    def halves(self) -> list[Work]:
+        """The same rows in two batches; nothing for a single row."""
+        middle = len(self.rows) // 2
+        parts = (slice(0, middle), slice(middle, None)) if middle else ()
+        return [self._only(part) for part in parts]
+
+    def _only(self, part: slice) -> Work:
+        used = sorted(set(self.root_of[part]))
+        return Work(
+            self.rows[part],
+            self.width,
+            tuple(self.prefixes[root] for root in used),
+            tuple(used.index(root) for root in self.root_of[part]),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches, in the order in which they run.
+
+    Attributes:
+        works: The batches.
+        prompts: What will run.
+        extra: Tokens that every row may grow by (generation).
+    """
+
+    works: tuple[Work, ...]
+    prompts: tuple[TokenizedPrompt, ...] = field(repr=False)
+    extra: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the batches and of every token in them: equal plans compute equal numbers."""
+        digest = hashlib.sha256(str(self.extra).encode())
+        for prompt in self.prompts:
+            digest.update(array("q", [len(prompt.ids), *prompt.ids]).tobytes())
+        for work in self.works:
+            digest.update(repr(work).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(prompt.ids) for prompt in self.prompts)
+
+    @property
+    def shared(self) -> int:
+        """Tokens that need not be computed because another prompt begins alike."""
+        return sum(sum(work.skip) for work in self.works) - self.prefix_tokens
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of the shared beginnings, each once."""
+        return sum(prefix.length for group in self.roots for prefix in group)
+
+    @property
+    def roots(self) -> list[tuple[Prefix, ...]]:
+        """The passes over shared beginnings; batches in a row with the same ones share a pass."""
+        out: list[tuple[Prefix, ...]] = []
+        for work in self.works:
+            if work.prefixes and (not out or out[-1] != work.prefixes):
+                out.append(work.prefixes)
+        return out
+
+    @property
+    def fed(self) -> int:
+        """Tokens that are computed, padding included."""
+        roots = sum(len(group) * max(prefix.length for prefix in group) for group in self.roots)
+        return roots + sum(work.fed for work in self.works)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes."""
+        return len(self.works) + len(self.roots)
+
+    @property
+    def cost(self) -> int:
+        """Tokens computed, passes counted as tokens too."""
+        return self.fed + PASS_COST * self.passes
+
+    def __str__(self) -> str:
+        computed = self.tokens - self.shared
+        padding = 1 - computed / self.fed if self.fed else 0.0
+        return (
+            f"{len(self.prompts)} prompts, {self.tokens} tokens, in {len(self.works)} batches; "
+            f"{self.shared} tokens shared by {len({p for g in self.roots for p in g})} prefixes; "
+            f"{self.fed} tokens computed, {padding:.0%} of them padding"
+        )
+
+
+def make_plan(
+    prompts: Sequence[TokenizedPrompt],
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    *,
+    extra: int = 0,
+    limits: Sequence[int] | None = None,
+) -> Plan:
+    """Batches of the prompts under a token budget.
+
+    Args:
+        prompts: What to run.
+        token_budget: Most tokens in a batch, padding included; one prompt always fits.
+        extra: Tokens that every row will grow by (generation).
+        limits: How many tokens at the start of every prompt may be shared; at least one token of
+            a prompt always runs by itself. ``None`` shares nothing.
+    """
+    plain = _plan(prompts, _plain(prompts, range(len(prompts)), token_budget, extra), extra)
+    if limits is None or len(prompts) < 2:
+        return plain
+    keys = [
+        prompt.ids[: max(0, min(len(prompt.ids) - 1, limit))]
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+    families = _families(keys)
+    if not families:
+        return plain
+    works = list(_shared(prompts, families, token_budget, extra))
+    alone = set(range(len(prompts))) - {row for work in works for row in work.rows}
+    works += _plain(prompts, sorted(alone), token_budget, extra)
+    shared = _plan(prompts, works, extra)
+    return shared if shared.cost <= (1 - MUST_SAVE) * plain.cost else plain
+
+
+def _plan(prompts: Sequence[TokenizedPrompt], works: Sequence[Work], extra: int) -> Plan:
+    return Plan(tuple(works), tuple(prompts), extra)
+
+
+def _plain(
+    prompts: Sequence[TokenizedPrompt], rows: Sequence[int], token_budget: int, extra: int
+) -> list[Work]:
+    chosen = [prompts[row] for row in rows]
+    return [
+        Work(tuple(rows[k] for k in batch), len(chosen[batch[0]].ids))
+        for batch in plan_batches(chosen, token_budget, extra)
+    ]
+
+
+def _shared(
+    prompts: Sequence[TokenizedPrompt],
+    families: Sequence[tuple[int, list[int]]],
+    token_budget: int,
+    extra: int,
+) -> Iterator[Work]:
+    """Batches of whole families; a family that fills a batch alone is cut into several."""
+
+    def rest(row: int, length: int) -> int:
+        return len(prompts[row].ids) - length
+
+    sized = []
+    for length, rows in families:
+        ordered = sorted(rows, key=lambda row: (-rest(row, length), row))
+        sized.append((length, rest(ordered[0], length), ordered))
+    sized.sort(key=lambda family: (-family[0], -family[1], family[2]))
+    waiting: list[tuple[int, int, list[int]]] = []
+
+    def fits(group: Sequence[tuple[int, int, list[int]]]) -> bool:
+        reach, width = group[0][0], max(width for _, width, _ in group) + extra
+        rows = sum(len(rows) for _, _, rows in group)
+        allowed = rows_that_fit(token_budget, width, reach + width)
+        return (
+            rows <= allowed
+            and len(group) <= MAX_ROWS
+            and len(group) * reach <= token_budget
+            and len(group) * reach * reach <= MAX_PAIRS
+        )
+
+    def work(group: Sequence[tuple[int, int, list[int]]]) -> Work:
+        return Work(
+            tuple(row for _, _, rows in group for row in rows),
+            max(width for _, width, _ in group),
+            tuple(Prefix(min(rows), length) for length, _, rows in group),
+            tuple(k for k, (_, _, rows) in enumerate(group) for _ in rows),
+        )
+
+    for length, width, rows in sized:
+        family = (length, width, rows)
+        if waiting and not fits([*waiting, family]):
+            yield work(waiting)
+            waiting = []
+        if fits([*waiting, family]):
+            waiting.append(family)
+            continue
+        start, first = 0, Prefix(min(rows), length)
+        while start < len(rows):
+            own = rest(rows[start], length)
+            size = rows_that_fit(token_budget, own + extra, length + own + extra)
+            part = tuple(rows[start : start + size])
+            yield Work(part, own, (first,), (0,) * len(part))
+            start += size
+    if waiting:
+        yield work(waiting)
+
+
+@dataclass
+class _Node:
+    """A beginning shared by the prompts from ``left`` on in sorted order."""
+
+    depth: int
+    left: int
+    saved: int = 0
+    families: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def take(self, child: _Node) -> None:
+        self.saved += child.saved
+        self.families += child.families
+
+    def close(self, right: int) -> None:
+        """Share at this depth, where that saves more than sharing deeper."""
+        own = (right - self.left) * self.depth
+        if self.depth >= MIN_PREFIX and own >= self.saved:
+            self.saved, self.families = own, [(self.depth, self.left, right)]
+
+
+def _families(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """Which rows share how long a beginning: the choice that saves most tokens."""
+    everywhere = _common(min(keys), max(keys))  # a header of all of them: not worth comparing
+    order = sorted(range(len(keys)), key=lambda row: (keys[row][everywhere:], row))
+    same = [0, *(_common(keys[a], keys[b]) for a, b in pairwise(order)), -1]
+    stack = [_Node(0, 0)]
+    for place in range(len(order)):
+        depth, child, left = same[place + 1], _Node(0, place), place
+        while stack and stack[-1].depth > depth:
+            node = stack.pop()
+            node.take(child)
+            node.close(place)
+            child, left = node, node.left
+        if depth < 0:
+            break
+        if stack and stack[-1].depth == depth:
+            stack[-1].take(child)
+        else:
+            node = _Node(depth, left)
+            node.take(child)
+            stack.append(node)
+    return [(depth, sorted(order[left : right + 1])) for depth, left, right in child.families]
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Length of the common beginning, by comparing slices: long ones compare fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

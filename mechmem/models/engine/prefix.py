@@ -1,0 +1,213 @@
+"""Shared beginnings: run once, their keys and values handed to every prompt that continues them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from mechmem.errors import PositionError
+from mechmem.models.engine.anatomy import is_internal, without_hooks
+from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.batching import Batch
+from mechmem.models.engine.plan import Prefix
+from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.wiring import Intervention
+from mechmem.models.tokens import TokenizedPrompt
+from mechmem.seeding import keyed_rng
+
+__all__ = ["Root", "continues_truly", "limits", "lone_prompts", "run_root"]
+
+
+class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Keys and values of the beginnings, never copied per row for longer than one layer runs, and
+    of what came after them, kept only when more is to come.
+
+    Args:
+        keys, values: ``[beginning, head, token, d]`` of the beginnings.
+        root_of: For every row, which beginning it continues.
+        grows: Whether later passes continue this one.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.front = (keys, values)
+        self.root_of, self.grows = root_of.to(keys.device), grows
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values of every row, the new ones last."""
+        if self.keys is not None and self.values is not None:
+            key_states = torch.cat([self.keys, key_states], dim=-2)
+            value_states = torch.cat([self.values, value_states], dim=-2)
+        if self.grows:
+            self.keys, self.values = key_states, value_states
+        keys, values = (self._spread(part) for part in self.front)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def get_seq_length(self) -> int:
+        """Tokens known so far, padding included."""
+        own = 0 if self.keys is None else int(self.keys.shape[-2])
+        return int(self.front[0].shape[-2]) + own
+
+    def _spread(self, part: Tensor) -> Tensor:
+        if part.shape[0] == 1:
+            return part.expand(len(self.root_of), -1, -1, -1)
+        return part.index_select(0, self.root_of)
+
+
+@dataclass
+class Root:
+    """A batch of beginnings that have been run.
+
+    Attributes:
+        batch: Their tokens.
+        layers: Keys and values of every layer that ran.
+    """
+
+    batch: Batch
+    layers: list[tuple[Tensor, Tensor]]
+
+    def cache(self, root_of: Sequence[int], grows: bool) -> Any:
+        """A cache for rows that continue these beginnings."""
+        rows = torch.tensor(list(root_of))
+        cache: Any = DynamicCache()
+        cache.layers = [_Continued(keys, values, rows, grows) for keys, values in self.layers]
+        return cache
+
+    def mask(self, root_of: Sequence[int], rest: Tensor) -> Tensor:
+        """The attention mask of the rows: their beginning's, then their own."""
+        rows = torch.tensor(list(root_of), device=rest.device)
+        return torch.cat([self.batch.mask[rows], rest], dim=1)
+
+
+def run_root(batch: Batch, run: Callable[[Any], object]) -> Root:
+    """Run beginnings and keep their keys and values.
+
+    Args:
+        run: Called with the empty cache; makes the forward pass, or as much of it as is needed.
+    """
+    cache: Any = DynamicCache()
+    run(cache)
+    return Root(batch, [(layer.keys, layer.values) for layer in cache.layers])
+
+
+def lone_prompts(
+    prompts: Sequence[TokenizedPrompt], prefixes: Sequence[Prefix]
+) -> list[TokenizedPrompt]:
+    """The beginnings as prompts of their own."""
+    return [
+        TokenizedPrompt(prompts[p.row].id, prompts[p.row].ids[: p.length], {}) for p in prefixes
+    ]
+
+
+def limits(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    interventions: Sequence[Intervention],
+    extra: int = 0,
+) -> list[int] | None:
+    """How many tokens at the start of every prompt may be run elsewhere; ``None`` for none at all.
+
+    Edits that say which tokens they touch (``where``) keep everything before those tokens; edits
+    that do not, and hooks of the user's own, which may do anything, keep nothing. Neither do models
+    without a cache that can be continued so, and sliding windows that a prompt could outgrow.
+
+    Args:
+        prompts: With the spans that edits ask for.
+        extra: Tokens that every row will grow by.
+    """
+    if len(prompts) < 2 or backend.kind != "TransformerBridge":
+        return None
+    longest = max(len(prompt.ids) for prompt in prompts) + extra
+    if not _sees_everything(backend.model, 2 * longest) or _has_hooks(backend.model):
+        return None
+    touched = [getattr(item, "where", None) for item in interventions]
+    if not all(isinstance(where, Positions) for where in touched):
+        return None
+    return [
+        min([len(prompt.ids) - 1, *(_first(where, prompt) for where in touched if where)])
+        for prompt in prompts
+    ]
+
+
+def _first(where: Positions, prompt: TokenizedPrompt) -> int:
+    """The first prompt token that is meant, or the prompt's length."""
+    try:
+        columns = where.columns(prompt)
+    except PositionError:  # it will be raised, in its own words, where the edit is applied
+        return 0
+    return min((index for _, index in columns), default=len(prompt.ids))
+
+
+def _has_hooks(model: Any) -> bool:
+    """Whether somebody other than the libraries themselves has hooked the model."""
+    return any(
+        not is_internal(hook)
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ) or any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def _sees_everything(model: Any, tokens: int) -> bool:
+    """Whether attention of every layer reaches back over this many tokens.
+
+    The gap of padding between a beginning and a shorter rest widens distances, so a window that
+    prompts just fit into is not enough.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if config is None:
+        return False
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not set(kinds) <= {"full_attention", "sliding_attention"}:
+        return False
+    window = getattr(config, "sliding_window", None)
+    slides = getattr(config, "use_sliding_window", True) is not False
+    if kinds is not None:
+        slides = "sliding_attention" in kinds
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return False
+    return not slides or window is None or int(window) >= tokens
+
+
+def continues_truly(backend: Backend) -> bool:
+    """Whether continuing gives the model's own logits; tried once per model, on random tokens."""
+    if backend not in _TRIED:
+        with torch.no_grad(), without_hooks(backend.model):
+            try:
+                _TRIED[backend] = _try(backend)
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+                _TRIED[backend] = False  # a model that cannot be continued so runs without
+    return _TRIED[backend]
+
+
+_TRIED: WeakKeyDictionary[Backend, bool] = WeakKeyDictionary()
+
+
+def _try(backend: Backend) -> bool:
+    """Two beginnings of different lengths, three rests of different lengths, against whole runs."""
+    cfg, device = backend.model.cfg, model_device(backend.model)
+    rng = keyed_rng(0, "prefix check")
+    ids = [tuple(rng.integers(0, int(cfg.d_vocab), size=n).tolist()) for n in (6, 4, 1, 3, 2)]
+    whole = [ids[0] + ids[2], ids[0] + ids[3], ids[1] + ids[4]]
+    prompts = [TokenizedPrompt(str(k), tokens, {}) for k, tokens in enumerate(whole)]
+    prefixes, root_of = [Prefix(0, 6), Prefix(2, 4)], [0, 0, 1]
+    alone = Batch.collate(prompts, range(3), ids[0][0], device)
+    plain, _ = backend.forward(alone.ids, alone.mask, last_only=True)
+    first = Batch.collate(lone_prompts(prompts, prefixes), range(2), ids[0][0], device)
+    root = run_root(first, lambda cache: backend.forward(first.ids, first.mask, cache=cache))
+    rest = Batch.collate(prompts, range(3), ids[0][0], device, skip=[6, 6, 4])
+    mask = root.mask(root_of, rest.mask)
+    found, _ = backend.forward(rest.ids, mask, cache=root.cache(root_of, False), last_only=True)
+    off = (found - plain).double().norm(dim=-1) / plain.double().norm(dim=-1)
+    return bool((off <= max(1e-4, 16 * torch.finfo(plain.dtype).eps)).all())

@@ -1,0 +1,400 @@
+"""Prompts that begin alike run their beginning once, and nothing about the results shows it."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from helpers import close, differs, fresh_bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mechmem as mm
+from mechmem.models.engine import prefix as prefixes
+from mechmem.models.engine.plan import make_plan
+from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.run import answer_logprobs, generate, last_logits, take_states
+from mechmem.models.tokens import TokenizedPrompt
+from tests.models.plain import greedy, plain_pass
+from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer
+
+SHARING = [family for family in FAMILIES if family not in SLIDING]
+
+
+@pytest.fixture(autouse=True)
+def _passes_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few tokens as here would otherwise not be worth a pass of their own."""
+    monkeypatch.setattr("mechmem.models.engine.plan.PASS_COST", 0)
+
+
+@cache
+def loaded(family: str) -> tuple[object, mm.Model]:
+    plain = build(family)
+    return plain, mm.load_model(plain, tokenizer=tokenizer())
+
+
+def words(rng: random.Random, n: int) -> str:
+    return " ".join(str(rng.randrange(60)) for _ in range(n))
+
+
+def few_shot(n: int = 7, header: int = 16, seed: int = 0) -> mm.PromptSet:
+    """One header for all, rests of 1 to 5 words, in no order."""
+    rng = random.Random(seed)
+    start = words(rng, header)
+    texts = [f"{start} {words(rng, 1 + (k * 3) % 5)}" for k in range(n)]
+    return mm.PromptSet(
+        mm.Prompt(id=f"p{k}", text=text, spans={"head": (0, len(start.split()[0]))})
+        for k, text in enumerate(texts)
+    )
+
+
+def pairs(n: int = 4, seed: int = 1) -> mm.PromptSet:
+    """Members of a pair share a beginning of their own, of different lengths."""
+    rng = random.Random(seed)
+    made = []
+    for group in range(n):
+        start = words(rng, 12 + group)
+        for member in range(2):
+            text = f"{start} {words(rng, 1 + (group + 2 * member) % 4)}"
+            made.append(mm.Prompt(id=f"g{group}.{member}", text=text, group=f"g{group}"))
+    return mm.PromptSet(made)
+
+
+def everyone(model: mm.Model) -> list[mm.Site]:
+    return model.sites(["resid_pre", "z", "mlp_post", "resid_post"])
+
+
+def counting(model: mm.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every forward pass from now on."""
+    fed: list[int] = []
+    own = type(model.backend).forward
+
+    def forward(self, ids, mask, **options):
+        fed.append(ids.numel())
+        return own(self, ids, mask, **options)
+
+    monkeypatch.setattr(type(model.backend), "forward", forward)
+    return fed
+
+
+def states(model, prompts, positions="last", share=True, budget=8192):
+    tokenized = model.tokenize(prompts)
+    out: dict[mm.Site, list] = {}
+    for taken in take_states(
+        model.backend, tokenized, everyone(model), Positions.parse(positions), share=share,
+        interventions=model.interventions, token_budget=budget,
+    ):  # fmt: skip
+        for site, value in taken.states.items():
+            rows = out.setdefault(site, [None] * len(tokenized))
+            for k, row in enumerate(taken.rows):
+                assert rows[row] is None
+                rows[row] = value[k]
+    return {site: torch.stack(rows) for site, rows in out.items()}
+
+
+class TestAgainstPlainTransformers:
+    @pytest.mark.parametrize("family", SHARING)
+    @pytest.mark.parametrize("prompts", [few_shot(), pairs()], ids=["few-shot", "pairs"])
+    @pytest.mark.parametrize("positions", ["last", "mean", [0, 3, -1]], ids=str)
+    def test_states_at_any_position(self, family, prompts, positions) -> None:
+        plain, model = loaded(family)
+        got = states(model, prompts, positions)
+        for k, item in enumerate(model.tokenize(prompts)):
+            want, _ = plain_pass(plain, family, item.ids)
+            for site, value in got.items():
+                if positions == "mean":
+                    expected = want[site].double().mean(0, keepdim=True)
+                else:
+                    at = (
+                        {"last": [-1]}.get(positions, positions)
+                        if isinstance(positions, str)
+                        else positions
+                    )
+                    expected = want[site][at]
+                close(value[k].flatten(1), expected, 1e-4)
+
+    @pytest.mark.parametrize("family", SHARING)
+    def test_logits_and_text(self, family) -> None:
+        plain, model = loaded(family)
+        for prompts in (few_shot(5), pairs(3)):
+            logits, done = model.logits(prompts), model.complete(prompts, 4)
+            for k, item in enumerate(model.tokenize(prompts)):
+                close(logits[k], plain_pass(plain, family, item.ids)[1][-1], 1e-4)
+                want, lead = greedy(plain, family, item.ids, 4)
+                assert lead > 1e-4
+                assert done[k].ids == want[: len(done[k].ids)]
+                assert len(done[k].ids) == 4 or want[len(done[k].ids)] == 3  # the end token
+
+    @pytest.mark.parametrize("family", ["gpt2", "llama"])
+    def test_logprobs_of_answers_after_the_same_prompt(self, family) -> None:
+        plain, model = loaded(family)
+        rng = random.Random(5)
+        text = words(rng, 14)
+        prompts = mm.PromptSet(mm.Prompt(id=str(k), text=text) for k in range(5))
+        answers = [" " + words(rng, 1 + k % 3) for k in range(5)]
+        got = model.logprobs(prompts, answers)
+        ids = model.token_ids(text)
+        for k, answer in enumerate(answers):
+            own = model.token_ids(answer.strip())
+            _, logits = plain_pass(plain, family, [*ids, *own])
+            scores = logits.double().log_softmax(-1)
+            want = sum(scores[len(ids) + j - 1, token] for j, token in enumerate(own))
+            close(got[k], want, 1e-4)
+
+
+class TestItIsDone:
+    @pytest.mark.parametrize("prompts", [few_shot(), pairs()], ids=["few-shot", "pairs"])
+    def test_a_beginning_is_computed_once(self, prompts, monkeypatch) -> None:
+        _, model = loaded("llama")
+        tokenized = model.tokenize(prompts)
+        take_all = lambda share: list(  # noqa: E731
+            take_states(
+                model.backend, tokenized, model.sites("resid_post"), Positions.parse("last"),
+                share=share, token_budget=64,
+            )
+        )  # fmt: skip
+        take_all(True)  # checks of the model run once
+        fed = counting(model, monkeypatch)
+        take_all(True)
+        shared, fed[:] = sum(fed), []
+        take_all(False)
+        distinct = len({item.ids[:k] for item in tokenized for k in range(1, len(item.ids) + 1)})
+        assert distinct <= shared < 0.75 * sum(fed)
+
+    def test_one_header_is_run_once_for_all_batches(self, monkeypatch) -> None:
+        _, model = loaded("gpt2")
+        prompts = few_shot(9, header=21)
+        states(model, prompts, budget=14)
+        fed = counting(model, monkeypatch)
+        states(model, prompts, budget=14)
+        assert fed[0] == 21
+        assert len(fed) > 3
+        assert max(fed[1:]) <= 14
+
+    def test_generation_prefills_it_once(self, monkeypatch) -> None:
+        _, model = loaded("gpt2")
+        prompts = few_shot(6, header=20)
+        model.generate(prompts, 2)
+        fed = counting(model, monkeypatch)
+        model.generate(prompts, 2)
+        assert fed[0] == 20
+        assert sum(fed) < 20 * len(prompts)
+
+    def test_the_model_is_left_without_hooks(self) -> None:
+        _, model = loaded("gpt2")
+        states(model, few_shot())
+        assert not any(point.fwd_hooks for point in model.tl.hook_dict.values())
+
+
+class TestEdits:
+    def _fit(self, model):
+        labeled = mm.PromptSet(
+            mm.Prompt(id=f"f{k}", text=words(random.Random(k), 4), label="ab"[k % 2])
+            for k in range(6)
+        )
+        acts = mm.cache_activations(model, labeled)
+        return mm.difference_of_means(acts, toward="a", by="label")["resid_post", 0]
+
+    @pytest.mark.parametrize("family", ["gpt2", "llama"])
+    @pytest.mark.parametrize("positions", ["last", "each_step", "all", 3, [2, -1], "head"], ids=str)
+    def test_edited_results_are_those_of_one_prompt_at_a_time(self, family, positions) -> None:
+        plain, model = loaded(family)
+        prompts, direction = few_shot(5), self._fit(model)
+        edit = mm.AddDirection(direction, alpha=3.0, positions=positions)
+        with mm.patched(model, edit) as view:
+            got, logits = states(view, prompts, [0, 5, -1]), view.logits(prompts)
+        vector = (3.0 * direction.vector).float()
+        for k, item in enumerate(model.tokenize(prompts)):
+            where = Positions.parse(positions)
+            touched = [at for _, at in where.columns(item)]
+            change = (mm.Site("resid_post", 0), lambda h: h + vector, touched)
+            want, out = plain_pass(plain, family, item.ids, change)
+            close(logits[k], out[-1], 1e-4)
+            for site, value in got.items():
+                close(value[k].flatten(1), want[site][[0, 5, -1]], 1e-4)
+        differs(logits, model.logits(prompts))
+
+    @pytest.mark.parametrize(
+        ("positions", "shared"), [("last", True), (12, True), (2, False), ("all", False)]
+    )
+    def test_only_what_lies_before_the_edited_tokens_is_shared(self, positions, shared) -> None:
+        _, model = loaded("llama")
+        edit = mm.AddDirection(self._fit(model), positions=positions)
+        with mm.patched(model, edit) as view:
+            tokenized = view.tokenize(few_shot())
+            allowed = prefixes.limits(view.backend, tokenized, view.interventions)
+        assert allowed is not None
+        assert bool(make_plan(tokenized, limits=allowed).shared) == shared
+        if positions == 12:
+            assert set(allowed) == {12}
+
+    def test_an_edit_of_unknown_reach_shares_nothing(self) -> None:
+        _, model = loaded("llama")
+
+        class Anything:
+            site = mm.Site("resid_post", 0)
+
+            def apply(self, activation, feed):
+                return None
+
+        tokenized = model.tokenize(few_shot())
+        assert prefixes.limits(model.backend, tokenized, [Anything()]) is None
+        assert prefixes.limits(model.backend, tokenized, []) is not None
+
+    @pytest.mark.parametrize("positions", ["all", "last"])
+    def test_alpha_zero_is_the_unedited_model_to_the_last_bit(self, positions) -> None:
+        _, model = loaded("gpt2")
+        prompts = few_shot()
+        edit = mm.AddDirection(self._fit(model), alpha=0.0, positions=positions)
+        with mm.patched(model, edit) as view:
+            assert torch.equal(view.logits(prompts), model.logits(prompts))
+
+
+class TestNotShared:
+    @pytest.mark.parametrize("family", SLIDING)
+    def test_sliding_windows_that_a_prompt_could_outgrow(self, family) -> None:
+        plain, model = loaded(family)
+        prompts = few_shot(4)
+        tokenized = model.tokenize(prompts)
+        assert prefixes.limits(model.backend, tokenized, []) is None
+        logits = model.logits(prompts)
+        for k, item in enumerate(tokenized):
+            close(logits[k], plain_pass(plain, family, item.ids)[1][-1], 1e-4)
+
+    def test_hooks_of_the_user_see_whole_prompts(self) -> None:
+        bench = fresh_bench("gpt2", seed=3)
+        seen: list[int] = []
+        text = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12"
+        prompts = [f"{text} w{k}" for k in range(6)]
+        bench.model.logits(prompts)
+        bench.model.tl.add_hook(
+            "blocks.0.hook_resid_post", lambda tensor, hook: seen.append(tensor.shape[1])
+        )
+        bench.model.logits(prompts)
+        assert seen == [len(bench.ids(prompts[0]))]
+
+    def test_a_model_whose_cache_gives_other_numbers(self, monkeypatch) -> None:
+        _, model = loaded("olmo2")
+        prompts = few_shot()
+        want = model.logits(prompts)
+        monkeypatch.setattr(prefixes, "_TRIED", {})
+        own = type(model.backend).forward
+
+        def forgetful(self, ids, mask, *, cache=None, **options):
+            return own(self, ids, mask[:, -ids.shape[1] :], cache=None, **options)
+
+        monkeypatch.setattr(type(model.backend), "forward", forgetful)
+        assert not prefixes.continues_truly(model.backend)
+        close(model.logits(prompts), want, 1e-5)
+
+    def test_when_told_not_to(self, monkeypatch) -> None:
+        _, model = loaded("gpt2")
+        tokenized = model.tokenize(few_shot())
+        fed = counting(model, monkeypatch)
+        last_logits(model.backend, tokenized, share=False)
+        answer_logprobs(model.backend, tokenized, [(5,)] * len(tokenized), share=False)
+        generate(model.backend, tokenized, str, max_new_tokens=1, share=False)
+        assert len(fed) == 3
+
+
+@st.composite
+def token_lists(draw: st.DrawFn) -> list[tuple[int, ...]]:
+    bases = draw(st.lists(st.lists(st.integers(0, 1), max_size=30), min_size=1, max_size=3))
+    made = []
+    for _ in range(draw(st.integers(1, 10))):
+        base = draw(st.sampled_from(bases))
+        cut = draw(st.integers(0, len(base)))
+        made.append((*base[:cut], *draw(st.lists(st.integers(0, 1), min_size=1, max_size=5))))
+    return made
+
+
+def most_saved(keys: list[tuple[int, ...]], least: int = 8) -> int:
+    """By walking the tree of beginnings: share here, or only further down."""
+
+    def below(rows: list[int], depth: int) -> int:
+        if len(rows) < 2:
+            return 0
+        while all(len(keys[r]) > depth for r in rows) and len({keys[r][depth] for r in rows}) == 1:
+            depth += 1
+        here = (len(rows) - 1) * depth if depth >= least else 0
+        branches: dict[int, list[int]] = {}
+        for row in rows:
+            if len(keys[row]) > depth:
+                branches.setdefault(keys[row][depth], []).append(row)
+        return max(here, sum(below(branch, depth) for branch in branches.values()))
+
+    return below(list(range(len(keys))), 0)
+
+
+class TestThePlan:
+    @settings(deadline=None, max_examples=200)
+    @given(token_lists(), st.integers(1, 80), st.booleans())
+    def test_every_token_runs_exactly_once(self, lists, budget, share) -> None:
+        prompts = [TokenizedPrompt(str(k), ids, {}) for k, ids in enumerate(lists)]
+        limits = [len(ids) for ids in lists] if share else None
+        plan = make_plan(prompts, budget, limits=limits)
+        assert sorted(row for work in plan.works for row in work.rows) == list(range(len(lists)))
+        for work in plan.works:
+            skips = work.skip or (0,) * len(work.rows)
+            assert work.width == max(
+                len(lists[row]) - skip for row, skip in zip(work.rows, skips, strict=True)
+            )
+            assert len(work.rows) == 1 or len(work.rows) * work.width <= budget
+            for row, root in zip(work.rows, work.root_of, strict=False):
+                prefix = work.prefixes[root]
+                assert prefix.length < len(lists[row])
+                assert lists[row][: prefix.length] == lists[prefix.row][: prefix.length]
+        assert plan.tokens == sum(map(len, lists))
+        assert plan.fed >= plan.tokens - plan.shared
+
+    @settings(deadline=None, max_examples=200)
+    @given(token_lists())
+    def test_no_other_choice_of_beginnings_saves_more(self, lists) -> None:
+        from mechmem.models.engine.plan import _families
+
+        keys = [ids[:-1] for ids in lists]
+        found = _families(keys)
+        rows = [row for _, family in found for row in family]
+        assert len(rows) == len(set(rows))
+        assert sum((len(family) - 1) * depth for depth, family in found) == most_saved(keys)
+
+    def test_halves_hold_the_same_rows_and_beginnings(self) -> None:
+        _, model = loaded("gpt2")
+        tokenized = model.tokenize(pairs(3))
+        (work,) = make_plan(tokenized, limits=[99] * 6).works
+        one, other = work.halves()
+        assert one.rows + other.rows == work.rows
+        assert one.skip + other.skip == work.skip
+        assert all(part.prefixes[root] == work.prefixes[work.root_of[k + start]]
+                   for part, start in ((one, 0), (other, 3))
+                   for k, root in enumerate(part.root_of))  # fmt: skip
+        assert one.halves()[0].halves() == []
+
+    def test_the_digest_knows_tokens_and_batches(self) -> None:
+        prompts = [TokenizedPrompt(str(k), (1, 2, 3 + k), {}) for k in range(4)]
+        other = [*prompts[:3], TokenizedPrompt("3", (1, 2, 9), {})]
+        assert make_plan(prompts, 6).digest == make_plan(list(prompts), 6).digest
+        digests = [make_plan(p, b).digest for p, b in ((prompts, 6), (other, 6), (prompts, 12))]
+        assert len(set(digests)) == 3
+
+    def test_it_reads_as_a_sentence(self) -> None:
+        _, model = loaded("gpt2")
+        plan = make_plan(model.tokenize(few_shot(7, header=16)), limits=[99] * 7)
+        assert str(plan) == (
+            f"7 prompts, {plan.tokens} tokens, in 1 batches; 96 tokens shared by 1 prefixes; "
+            f"51 tokens computed, {1 - (plan.tokens - 96) / 51:.0%} of them padding"
+        )
+
+
+def test_numbers_do_not_depend_on_sharing() -> None:
+    _, model = loaded("qwen3")
+    for prompts in (few_shot(8), pairs(5)):
+        for positions in ("last", "mean", [0, 11, -1]):
+            with_it = states(model, prompts, positions, budget=40)
+            without = states(model, prompts, positions, share=False)
+            for site, value in with_it.items():
+                close(value, without[site], 1e-5)
+                assert np.isfinite(np.asarray(value)).all()
