@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -141,7 +142,7 @@ def tasks() -> None:
 def _study(
     model_name: str, task_name: str | None, own: Path | None, out: Path, seed: int, pairs: int
 ) -> None:
-    """Load, run, print one table and one sentence, write the report."""
+    """Load, run, print one table, one sentence and its notes, write the report."""
     from mechmem.artifacts import write_text
 
     write_text(out / ".mechmem", "")  # an unwritable folder is found out before the work
@@ -188,7 +189,9 @@ def _print_result(result: Study) -> None:
 
     typer.echo(summary_table(result).to_string(index=False))
     typer.echo("")
-    typer.echo(result.answer())
+    typer.echo(fill(result.answer(), 100))
+    for note in result.notes():
+        typer.echo(fill(note, 100, initial_indent="- ", subsequent_indent="  "))
 
 
 @contextmanager

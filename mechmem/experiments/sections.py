@@ -8,7 +8,7 @@ from typing import Any
 
 from mechmem.experiments.findings import Figures, Tables, behavior, chosen, turned, where
 from mechmem.experiments.html_parts import facts, say
-from mechmem.experiments.wording import StudyLike, limits, sentence, verdict
+from mechmem.experiments.wording import StudyLike, limits, notes, sentence, verdict
 
 __all__ = ["header", "sections"]
 
@@ -31,7 +31,8 @@ def header(study: StudyLike) -> str:
         f"seed {study.seed}</p>"
         "<h1>Does this model remember or compute, and can it be turned?</h1>"
         f'<div class="answer"><p class="verdict">{say(verdict(study))}</p>'
-        f"<p>{say(sentence(study))}</p></div>"
+        f"<p>{say(sentence(study))}</p>"
+        f"<ul>{''.join(f'<li>{say(note)}</li>' for note in notes(study))}</ul></div>"
         "<p>Every prompt here can be answered in two ways that give different answers: one that "
         'was learned by heart (<b class="memorized">memorized</b>) and one that is worked out '
         '(<b class="generalized">generalized</b>). So what the model writes shows what it did. '

@@ -85,6 +85,12 @@ class Study:
 
         return sentence(self)
 
+    def notes(self) -> list[str]:
+        """What has to be said beside it: cost, the published form, probes, negative control."""
+        from mechmem.experiments.wording import notes
+
+        return notes(self)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table by name."""
         from mechmem.experiments.report import tables

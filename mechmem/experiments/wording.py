@@ -18,7 +18,7 @@ from mechmem.experiments.sweep import Sweep, Tested
 from mechmem.models.hooked import ModelInfo
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["PAPER", "WEAK", "StudyLike", "limits", "negative_note", "sentence", "verdict"]
+__all__ = ["PAPER", "WEAK", "StudyLike", "limits", "negative_note", "notes", "sentence", "verdict"]
 
 PAPER = "P1"
 """Families of edits whose name begins like this are the published form."""
@@ -71,17 +71,18 @@ class StudyLike(Protocol):
 
 
 def sentence(study: StudyLike) -> str:
-    """The result in one sentence: behavior, effect beyond every control, cost, weaknesses."""
-    best = study.sweep.best
-    parts = [_behavior(study) + ", and " + _effect(best)]
-    parts += [_broken(best), _clean_cost(study), _paper_form(study), _probes(study)]
+    """The result in one sentence: behavior, effect, and whether it goes beyond every control."""
+    text = _behavior(study) + ", and " + _effect(study.sweep.best)
     if study.card.get("planted"):
-        parts.append(
-            "the reason to switch was planted in training, so this shows that the method can find "
-            "one, not that models have one"
-        )
-    text = "; ".join(part for part in parts if part) + "."
-    return text[0].upper() + text[1:]
+        text += "; the reason to switch was planted in training"
+    return text[0].upper() + text[1:] + "."
+
+
+def notes(study: StudyLike) -> list[str]:
+    """What has to be said beside the sentence: cost, published form, probes, negative control."""
+    told = (_broken(study.sweep.best), _clean_cost(study), _paper_form(study), _probes(study))
+    out = [text[0].upper() + text[1:] + "." for text in told if text]
+    return [*out, negative_note(study)] if study.negative is not None else out
 
 
 def verdict(study: StudyLike) -> str:
@@ -215,7 +216,9 @@ def _broken(best: Tested) -> str:
     worst = max(shares, key=lambda toward: shares[toward].value)
     if shares[worst].value < 0.01:
         return ""
-    return f"it turned up to {_share(shares[worst])} of the answers into {last} (toward {worst})"
+    return (
+        f"the edit turned up to {_share(shares[worst])} of the answers into {last} (toward {worst})"
+    )
 
 
 def _clean_cost(study: StudyLike) -> str:

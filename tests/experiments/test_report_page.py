@@ -177,21 +177,26 @@ def test_broken_answers_are_counted() -> None:
     before = same(study)
     broken = ["other"] * (len(before) // 2) + before[len(before) // 2 :]
     study = answering(study, {"memorized": broken, "generalized": before})
-    assert "50 % of the answers into other (toward memorized)" in study.answer()
+    assert any("50 % of the answers into other (toward memorized)" in n for n in study.notes())
 
 
-def test_the_sentence_names_cost_paper_form_and_planting() -> None:
+def test_the_answer_is_one_sentence_that_says_what_was_planted() -> None:
     study = small_study()
     text = study.answer()
-    rows = study.clean.set_index("setting")["accuracy"]
-    assert f"was {100 * rows['unedited']:.0f} % unedited" in text
-    assert f"{100 * rows['toward memorized']:.0f} % toward memorized" in text
-    assert "the paper (P1) published" in text
     assert study.card["planted"]
     assert "planted in training" in text
     assert "planted" not in replace(study, card={}).answer()
     assert text.count(". ") == 0
     assert text.endswith(".")
+
+
+def test_the_notes_name_the_cost_and_the_published_form() -> None:
+    study = small_study()
+    text = " ".join(study.notes())
+    rows = study.clean.set_index("setting")["accuracy"]
+    assert f"was {100 * rows['unedited']:.0f} % unedited" in text
+    assert f"{100 * rows['toward memorized']:.0f} % toward memorized" in text
+    assert "the paper (P1) published" in text
 
 
 def test_probes_no_better_than_the_input_are_no_evidence() -> None:
@@ -202,9 +207,9 @@ def test_probes_no_better_than_the_input_are_no_evidence() -> None:
         given = Estimate(value, value - 0.05, value + 0.05, 40, 20)
         return replace(study, probes=replace(study.probes, accuracy=fixed, input_only=given))
 
-    assert "probes show nothing here" in with_input(0.76).answer()
+    assert any("Probes show nothing here" in note for note in with_input(0.76).notes())
     assert any("input tokens" in line for line in limits(with_input(0.76)))
-    assert "a probe reads the behavior off" in with_input(0.6).answer()
+    assert any("probe reads the behavior off" in note for note in with_input(0.6).notes())
     assert not any("input tokens" in line for line in limits(with_input(0.6)))
 
 
@@ -337,6 +342,7 @@ def test_the_page_says_the_answer_and_the_limits(page: str) -> None:
     study = small_study()
     text = Elements(page).text
     assert study.answer() in text
+    assert all(note in text for note in study.notes())
     assert report.verdict(study) in text
     assert negative_note(study) in text
     for line in limits(study):
