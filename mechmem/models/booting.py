@@ -107,8 +107,8 @@ def check_causal(config: Any, name: str) -> None:
         part in item for item in other for part in unfit
     ):
         raise ModelError(
-            f"{name} is {' / '.join(classes) or 'an encoder-decoder'}, not a causal language model; "
-            "mechmem reads prompts left to right and needs a ...ForCausalLM model."
+            f"{name} is {' / '.join(classes) or 'an encoder-decoder'}, not a causal language "
+            "model; mechmem reads prompts left to right and needs a ...ForCausalLM model."
         )
 
 

@@ -58,8 +58,8 @@ def load_model(
         prepend_bos: ``None`` follows the tokenizer's own habit; ``True``/``False`` force it.
         consume: TransformerLens rewires an in-memory ``transformers`` model. By default a copy is
             rewired; ``True`` hands over the model itself, which afterwards is not usable alone.
-        **options: Passed to ``TransformerBridge.boot_transformers`` (``device_map=``, ``revision=``,
-            ``trust_remote_code=``, ...).
+        **options: Passed to ``TransformerBridge.boot_transformers`` (``device_map=``,
+            ``revision=``, ``trust_remote_code=``, ...).
 
     Returns:
         A `Model` in evaluation mode. Nothing handed over is changed (unless ``consume``).

@@ -7,10 +7,10 @@ own conversion.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import torch
-
 from models.zoo import VOCAB, WINDOW, build
 
 try:
@@ -41,7 +41,8 @@ HOOKED_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("neox", {
         "d_mlp": 48, "eps": 1e-5, "act_fn": "gelu", "normalization_type": "LN",
         "parallel_attn_mlp": True, "positional_embedding_type": "rotary",
-        "rotary_adjacent_pairs": False, "rotary_dim": 2, "original_architecture": "GPTNeoXForCausalLM",
+        "rotary_adjacent_pairs": False, "rotary_dim": 2,
+        "original_architecture": "GPTNeoXForCausalLM",
     }),
     "llama": ("llama", {**_ROTARY, "original_architecture": "LlamaForCausalLM"}),
     "mistral": ("mistral", {
@@ -72,7 +73,9 @@ def hooked_transformer(
     if processed and settings["normalization_type"] in ("LN", "RMS"):
         settings["normalization_type"] += "Pre"
     cfg = HookedTransformerConfig(**_ALL, **settings, dtype=dtype)
-    model = HookedTransformer(cfg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = HookedTransformer(cfg)
     model.load_and_process_state_dict(
         convert(build(family, dtype), cfg),
         fold_ln=processed,

@@ -1,6 +1,7 @@
 """The parity matrix: batched, padded, cached, hooked runs against plain one-by-one runs.
 
-``python -m models.parity ../docs/reliability.md`` measures every cell and writes the table.
+``PYTHONPATH=.:tests python -m models.parity docs/reliability.md`` measures every cell and writes the
+tables of the installed TransformerLens.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.truth import wired
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
+from models.hooked3 import HAS_HOOKED_TRANSFORMER, HOOKED_FAMILIES, hooked_transformer
 from models.plain import PARALLEL, greedy, plain_pass
 from models.zoo import FAMILIES, SLIDING, build, tokenizer
 
@@ -174,7 +176,9 @@ def run(
 
     with torch.no_grad():
         if not cached:
-            whole = [TokenizedPrompt(p.id, tuple(t), {}) for p, t in zip(own, family.texts, strict=True)]
+            whole = [
+                TokenizedPrompt(p.id, tuple(t), {}) for p, t in zip(own, family.texts, strict=True)
+            ]
             batch = Batch.collate(whole, range(len(own)), 1, side=side)
             feed = Feed(tuple(own), batch.index, lengths, batch.rows)
             with wired(backend, feed, edits, looks):
@@ -230,7 +234,9 @@ def cells(
                 for kind in ("read", "edit", "generate"):
                     yield replace(base, kind=kind, skipped=why)
                 continue
-            yield _worst(replace(base, kind="read"), family, None, run(model, family, side, cached), alone)
+            yield _worst(
+                replace(base, kind="read"), family, None, run(model, family, side, cached), alone
+            )
             yield max(
                 (
                     _worst(
@@ -295,7 +301,9 @@ def generated(model: mm.Model, ids: list[list[int]], cached: bool) -> list[list[
     new: list[list[int]] = [[] for _ in ids]
     for _ in range(STEPS):
         own = tuple(TokenizedPrompt(str(k), tuple(row), {}) for k, row in enumerate(ids))
-        whole = [TokenizedPrompt(p.id, (*p.ids, *done), {}) for p, done in zip(own, new, strict=True)]
+        whole = [
+            TokenizedPrompt(p.id, (*p.ids, *done), {}) for p, done in zip(own, new, strict=True)
+        ]
         batch = Batch.collate(whole, range(len(ids)), 1)
         feed = Feed(own, batch.index, torch.tensor([len(row) for row in ids]), batch.rows)
         with torch.no_grad(), wired(model.backend, feed, model.interventions):
@@ -307,15 +315,16 @@ def generated(model: mm.Model, ids: list[list[int]], cached: bool) -> list[list[
 
 def table(measured: Sequence[Cell]) -> str:
     """Markdown: families down, cells across."""
+    families = list(dict.fromkeys(cell.family for cell in measured))
     lines = []
     for kind in ("read", "edit"):
         for dtype in DTYPES:
-            unit = "relative error" if dtype == "fp32" else "error / noise of the plain model"
-            lines += [f"### {kind}, {dtype} ({unit})", ""]
-            heads = [("left", True), ("left", False), ("right", True), ("right", False)]
+            unit = "relative error" if dtype == "fp32" else "error / the plain model's own noise"
+            heads = [(side, on) for side in ("left", "right") for on in (True, False)]
             titles = [f"{side}, cache {'on' if on else 'off'}" for side, on in heads]
+            lines += [f"#### {kind}, {dtype} ({unit})", ""]
             lines += ["| family | " + " | ".join(titles) + " | worst at |", "| --- " * 6 + "|"]
-            for name in FAMILIES:
+            for name in families:
                 found = {
                     (c.side, c.cached): c
                     for c in measured
@@ -323,25 +332,32 @@ def table(measured: Sequence[Cell]) -> str:
                 }
                 row = [_shown(found[head]) for head in heads]
                 worst = max(found.values(), key=lambda c: -1 if c.skipped else c.error / c.limit)
-                lines.append(f"| {name} | " + " | ".join(row) + f" | {worst.worst} |")
+                where = worst.worst if worst.error > 0 else "nowhere"
+                lines.append(f"| {name} | " + " | ".join(row) + f" | {where} |")
             lines.append("")
-    lines += ["### generate (prompts continued differently)", ""]
+    lines += ["#### generate (prompts continued otherwise, left padding)", ""]
     lines += ["| family | fp32, cache on | fp32, cache off | bf16, cache on | bf16, cache off |"]
     lines += ["| --- " * 5 + "|"]
-    for name in FAMILIES:
-        found = [
-            next(c for c in measured if (c.family, c.kind, c.side, c.dtype, c.cached)
-                 == (name, "generate", "left", dtype, cached))
-            for dtype in DTYPES for cached in (True, False)
-        ]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(f"{c.error:.0f} of 9" for c in found) + " |")
+    for name in families:
+        wanted = [(dtype, cached) for dtype in DTYPES for cached in (True, False)]
+        counts = {
+            (c.dtype, c.cached): f"{c.error:.0f} of 9"
+            for c in measured
+            if (c.family, c.kind, c.side) == (name, "generate", "left")
+        }
+        lines.append(f"| {name} | " + " | ".join(counts[key] for key in wanted) + " |")
     reasons = sorted({(c.kind, c.side, c.cached, c.skipped) for c in measured if c.skipped})
     lines += ["", "Not measured:", ""]
     for kind, side, cached, why in reasons:
-        who = [c.family for c in measured if (c.kind, c.side, c.cached, c.skipped)
-               == (kind, side, cached, why) and c.dtype == "fp32"]  # fmt: skip
-        names = "all" if len(who) == len(FAMILIES) else ", ".join(who)
-        lines.append(f"- {kind}, {side} padding, cache {'on' if cached else 'off'} ({names}): {why}.")
+        who = dict.fromkeys(
+            c.family
+            for c in measured
+            if (c.kind, c.side, c.cached, c.skipped) == (kind, side, cached, why)
+        )
+        names = "all" if len(who) == len(families) else ", ".join(who)
+        lines.append(
+            f"- {kind}, {side} padding, cache {'on' if cached else 'off'} ({names}): {why}."
+        )
     return "\n".join(lines)
 
 
@@ -351,21 +367,40 @@ def _shown(cell: Cell) -> str:
     return f"{cell.error:.1e}" if cell.dtype == "fp32" else f"{cell.error / cell.limit:.2f}"
 
 
-def main(path: str) -> None:
+def measure(title: str, families: Sequence[str], hooked: bool) -> str:
+    """A titled table of every cell of some families."""
     measured = []
     for dtype in DTYPES:
-        for name in FAMILIES:
-            for cell in cells(name, dtype):
-                measured.append(cell)
-                if not cell.holds:
-                    print("does not hold:", cell)
-    target = Path(path)
-    text = target.read_text(encoding="utf-8") if target.exists() else "<!-- parity -->\n"
-    about = ", ".join(f"{name} {value}" for name, value in versions().items() if name != "mechmem")
-    body = f"<!-- parity -->\n\nMeasured with {about}.\n\n{table(measured)}\n"
-    target.write_text(text.split("<!-- parity -->")[0] + body, encoding="utf-8")
+        for name in families:
+            model = None
+            if hooked:
+                made = hooked_transformer(name, DTYPES[dtype])
+                model = mm.load_model(made, tokenizer=tokenizer(), prepend_bos=False)
+            measured += cells(name, dtype, model)
+    for cell in measured:
+        if not cell.holds:
+            print("does not hold:", cell)
     held = sum(cell.holds and not cell.skipped for cell in measured)
-    print(f"{held} of {len(measured)} cells hold, {sum(bool(c.skipped) for c in measured)} skipped")
+    count = sum(not cell.skipped for cell in measured)
+    summary = f"{held} of {count} measured cells hold; {len(measured) - count} were not measured."
+    print(title, summary)
+    return f"### {title}\n\n{summary}\n\n{table(measured)}\n"
+
+
+def main(path: str) -> None:
+    known = versions()
+    version = known["transformer-lens"]
+    about = ", ".join(f"{name} {known[name]}" for name in ("torch", "transformers"))
+    body = f"## TransformerLens {version}\n\nMeasured with {about}, on a CPU.\n\n"
+    body += measure(f"TransformerBridge, {version}", list(FAMILIES), hooked=False)
+    if HAS_HOOKED_TRANSFORMER:
+        body += "\n" + measure(f"HookedTransformer, {version}", list(HOOKED_FAMILIES), hooked=True)
+    start, end = (f"<!-- {word} of TransformerLens {version[0]} -->" for word in ("start", "end"))
+    target = Path(path)
+    text = target.read_text(encoding="utf-8")
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    target.write_text(f"{before}{start}\n\n{body}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

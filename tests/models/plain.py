@@ -144,7 +144,9 @@ def greedy(
     out, lead = list(ids), float("inf")
     for _ in range(steps):
         at = range(len(ids) - 1, len(out))
-        logits = plain_pass(model, family, out, None if edit is None else (*edit, at))[1][-1].float()
+        logits = plain_pass(model, family, out, None if edit is None else (*edit, at))[1][
+            -1
+        ].float()
         best = logits.topk(2).values
         lead = min(lead, float(best[0] - best[1]))
         out.append(int(logits.argmax()))

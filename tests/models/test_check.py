@@ -1,4 +1,4 @@
-"""The self-check passes where names are true and refuses, by name and reason, where they are not."""
+"""The self-check passes where names are true and refuses, with the reason, where they are not."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def test_a_site_that_is_off_by_one_layer_is_refused(monkeypatch, stream, family)
     if stream == "resid_mid" and family in PARALLEL:
         pytest.skip("parallel blocks have no middle stream")
     model, name = load(family), BROKEN[stream]
-    moved_points(
-        monkeypatch, model, lambda true: {f"blocks.0.{name}": true[f"blocks.1.{name}"]}
-    )
+    moved_points(monkeypatch, model, lambda true: {f"blocks.0.{name}": true[f"blocks.1.{name}"]})
     reason = {found.site.layer: found.reason for found in examine(model.backend, stream)}
     assert "off by" in reason[0]
     with pytest.raises(mm.SiteError, match=rf"{stream}\[0\] cannot be read or edited truthfully"):
@@ -106,7 +104,7 @@ def test_a_hook_that_is_missing_is_refused(monkeypatch, stream):
             return key != f"blocks.1.{name}" and super().__contains__(key)
 
         def keys(self):
-            return [key for key in super().keys() if key in self]
+            return [key for key in super().__iter__() if key in self]
 
         def __iter__(self):
             return iter(self.keys())
@@ -147,6 +145,19 @@ def test_a_dropped_mask_is_refused(monkeypatch, family):
         mm.cache_activations(model, TEXT)
 
 
+def test_a_model_that_gives_nan_under_padding_is_refused(monkeypatch):
+    model = load()
+    forward = model.tl.forward
+
+    def overflowing(ids, *args, attention_mask=None, **kwargs):
+        logits, cache = forward(ids, *args, attention_mask=attention_mask, **kwargs)
+        return logits.masked_fill((attention_mask == 0).any(1)[:, None, None], torch.nan), cache
+
+    monkeypatch.setattr(model.tl, "forward", overflowing)
+    with pytest.raises(mm.SiteError, match="gives NaN instead of logits"):
+        mm.cache_activations(model, TEXT)
+
+
 def test_an_architecture_that_scales_what_a_branch_adds_is_refused(monkeypatch):
     model = load()
     block = model.tl.blocks[0].original_component
@@ -172,8 +183,8 @@ def test_the_check_disturbs_neither_hooks_nor_random_numbers_nor_weights():
     }
     weights = {k: v.clone() for k, v in model.tl.state_dict().items()}
     torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(5)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     check_model(model)
     assert calls == []
     after = {
@@ -182,7 +193,7 @@ def test_the_check_disturbs_neither_hooks_nor_random_numbers_nor_weights():
     }
     assert after == before
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
     assert all(torch.equal(v, weights[k]) for k, v in model.tl.state_dict().items())
     model.logits(TEXT)
     assert calls == ["lens", "torch"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -127,5 +128,6 @@ def test_the_gradient_at_the_middle_stream_is_that_of_finite_differences(family)
     for unit in (0, 5, 31):
         way = torch.zeros(32, dtype=torch.float64)
         way[unit] = step
-        expected = (margin(lambda h: h + way) - margin(lambda h: h - way)) / (2 * step)
+        rise = margin(partial(torch.add, way)) - margin(partial(torch.add, -way))
+        expected = rise / (2 * step)
         assert float(slope.gradients[0, 0, unit]) == pytest.approx(expected, rel=5e-3, abs=1e-4)

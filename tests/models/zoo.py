@@ -45,7 +45,12 @@ _NO_GROUPS = {key: value for key, value in _SHAPE.items() if key != "num_key_val
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2Config(
-        n_layer=2, n_embd=32, n_head=4, vocab_size=VOCAB, n_positions=48, bos_token_id=2,
+        n_layer=2,
+        n_embd=32,
+        n_head=4,
+        vocab_size=VOCAB,
+        n_positions=48,
+        bos_token_id=2,
         eos_token_id=3,
     ),
     "gpt_neox": lambda: GPTNeoXConfig(**_NO_GROUPS),
@@ -53,7 +58,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=WINDOW),
     "gemma2": lambda: Gemma2Config(**_SHAPE, head_dim=8, sliding_window=WINDOW),
     "gemma3": lambda: Gemma3TextConfig(
-        **_SHAPE, head_dim=8, sliding_window=WINDOW,
+        **_SHAPE,
+        head_dim=8,
+        sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"],
     ),
     "qwen2": lambda: Qwen2Config(**_SHAPE),
@@ -90,6 +97,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", bos_token="<bos>",
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<bos>",
         eos_token="<eos>",
     )

@@ -1,9 +1,9 @@
 """How a site is read and edited through TransformerLens hook points, truthfully.
 
 Each hook point gets one hook, which runs the edits and reads that belong there in the order given.
-The one special case is ``resid_mid`` on a bridge: there the hook point is the MLP branch's input, so
-an edit returned from it misses the residual stream. What the block hands on is then put right as the
-edited stream plus ``mlp_out``, the model's own sum, before anything else sees it.
+The one special case is ``resid_mid`` on a bridge: there the hook point is the MLP branch's input,
+so an edit returned from it misses the residual stream. What the block hands on is then put right as
+the edited stream plus ``mlp_out``, the model's own sum, before anything else sees it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def connected(
     programs = _programs(backend, feed, interventions, readers)
     if stop_early and readers:
         # Behind the edits as well, so that an edit deeper than what is read is not called silent.
-        deepest = max((item.site for item in (*readers, *interventions)), key=lambda s: s.depth)
+        used = [reader.site for reader in readers] + [edit.site for edit in interventions]
+        deepest = max(used, key=lambda site: site.depth)
         programs[hook_name(deepest)].stop = True
     known = backend.model.hook_dict  # a bridge makes this dictionary anew at every call
     points = {name: _hook_point(known, name) for name in programs}
@@ -135,12 +136,13 @@ class _Program:
         """The edited middle stream plus what the MLP made of it, where there was an edit."""
         assert self.carry is not None
         middle, branch = self.carry
-        if middle.left is middle.came or middle.left is None or branch.left is None:
+        came, left = middle.came, middle.left
+        if came is None or left is None or left is came or branch.left is None:
             return None
-        moved = (middle.left + branch.left).to(tensor)
+        moved = (left + branch.left).to(tensor)
         if moved.requires_grad:
             return moved  # an edit by nothing still has a gradient
-        return torch.where(middle.left == middle.came, tensor, moved)
+        return torch.where(left == came, tensor, moved)
 
 
 def _programs(

@@ -1,0 +1,197 @@
+"""From what one pass of random tokens gave to a verdict on every site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechmem.models.engine.anatomy import Anatomy
+from mechmem.models.engine.trace import PAD, Nudge, Trace
+from mechmem.models.sites import Site
+
+__all__ = ["Finding", "Judge"]
+
+TOLERANCE = 1e-4
+"""Largest relative error, beyond the rounding of the sums that are compared."""
+_CAP = 0.3  # a missing term or edit is an error of about 1, whatever the rounding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one site.
+
+    Attributes:
+        site: Where.
+        read_error: Distance of what is read from what the model computes, in units of the length
+            of the tensor itself (largest over tokens).
+        edit_error: Distance of what follows from what the edit should make of it, in units of the
+            change that the edit should make.
+        effect: Change of the last token's logits by the edit, in units of their length.
+        reason: Why the site is refused; empty when reading and editing are truthful.
+    """
+
+    site: Site
+    read_error: float = float("nan")
+    edit_error: float = float("nan")
+    effect: float = float("nan")
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Law:
+    """Something that must be equal, before and after the edit.
+
+    Attributes:
+        found, expected: ``[plain | padded | edited, token, *feature]``.
+        own: The tensor in whose length the error of reading is measured.
+        change: By how much the edit changes ``expected``.
+    """
+
+    found: Tensor
+    expected: Tensor
+    own: Tensor
+    change: Tensor | None
+
+
+class Judge:
+    """Turns the trace of one pass into verdicts."""
+
+    def __init__(self, trace: Trace, blocks: list[Anatomy], logits: Tensor) -> None:
+        self.trace, self.blocks, self.logits = trace, blocks, logits
+        self.unit = float(torch.finfo(logits.dtype).eps)
+        for value in trace.values.values():
+            self.unit = max(self.unit, float(torch.finfo(value.dtype).eps))
+
+    def verdict(self, nudge: Nudge) -> Finding:
+        site = nudge.site
+        if nudge.before is None or nudge.after is None:
+            return Finding(site, reason="its hook point is never called")
+        laws = self._laws(site, nudge.before, nudge.after)
+        changes = [law.change for law in laws if law.change is not None]
+        read = [self._off(law, law.own, slice(0, 2)) for law in laws]
+        edit = [self._off(law, law.change, slice(2, 3)) for law in laws if law.change is not None]
+        effect = self._effect(site.layer)
+        found = Finding(site, _largest(read), _largest(edit), effect)
+        padding = self._padding()
+        reason = ""
+        # The end of a block with an edited middle is put right by us; its MLP must witness too.
+        if not read or len(edit) < 1 + (site.stream == "resid_mid"):
+            reason = "the modules around it are not known, so it cannot be proved"
+        elif padding != padding:
+            reason = "a prompt with padding before it gives NaN instead of logits"
+        elif not padding <= max(10 * TOLERANCE, 16 * self.unit):
+            reason = (
+                f"padding before a prompt moves its logits by {padding:.2g} of their length, so "
+                "the model does not use the attention mask"
+            )
+        elif not all(error <= allowed for error, allowed in read):
+            reason = (
+                f"what is read is not what the model computes there; it is off by "
+                f"{found.read_error:.2g} of its own length"
+            )
+        elif not all(error <= allowed for error, allowed in edit):
+            reason = (
+                f"an edit does not act on what follows; it is off by {found.edit_error:.2g} of the "
+                "change it should make"
+            )
+        elif not effect > 0 and any(bool(change.any()) for change in changes):
+            reason = "an edit there changes no logit"
+        return Finding(site, found.read_error, found.edit_error, effect, reason)
+
+    def _laws(self, site: Site, before: Tensor, after: Tensor) -> list[_Law]:
+        stream, layer = site
+        block, trace, moved = self.blocks[layer], self.trace, _wide(after) - _wide(before)
+        start, end = trace.entering.get(layer), trace.leaving.get(layer)
+        middle = None if block.parallel else trace.mlp_in.get(layer)
+        attn, mlp = trace.at("attn_out", layer), trace.at("mlp_out", layer)
+        if mlp is None and getattr(block.block, "mlp", None) is None and attn is not None:
+            mlp = torch.zeros_like(attn)  # an attention-only block
+        laws: list[_Law] = []
+
+        def law(found: Tensor | None, *parts: Tensor | None, own: Tensor | None = None,
+                change: Tensor | None = None) -> None:  # fmt: skip
+            terms = [_wide(part) for part in parts if part is not None]
+            if found is not None and len(terms) == len(parts):
+                expected = sum(terms[1:], terms[0])
+                laws.append(
+                    _Law(_wide(found), expected, _wide(found if own is None else own), change)
+                )
+
+        if stream == "resid_pre":
+            law(before, start)
+            law(trace.attn_in.get(layer), after, change=moved)
+            if middle is not None:
+                law(middle, after, attn, change=moved)
+            else:
+                law(end, after, attn, mlp, change=moved)
+        elif stream == "resid_post":
+            law(before, *((middle, mlp) if middle is not None else (start, attn, mlp)))
+            law(end, after, change=moved)
+        elif stream == "resid_mid":
+            law(before, middle)
+            law(before, start, attn)
+            law(end, after, mlp, change=moved)
+            was, now = (self._written(block.mlp_branch, value) for value in (before, after))
+            if was is not None and now is not None:
+                law(mlp, now, change=_wide(now) - _wide(was))
+        elif stream == "attn_out":
+            if middle is not None:
+                law(middle, start, after, own=after, change=moved)
+            else:
+                law(before, self._written(block.attn_write, trace.at("z", layer)))
+                law(end, start, after, mlp, own=after, change=moved)
+        elif stream == "mlp_out":
+            if middle is not None:
+                law(end, middle, after, own=after, change=moved)
+            else:
+                law(before, self._written(block.mlp_write, trace.at("mlp_post", layer)))
+                law(end, start, attn, after, own=after, change=moved)
+        else:
+            write, out = (block.attn_write, attn) if stream == "z" else (block.mlp_write, mlp)
+            was, now = (self._written(write, value) for value in (before, after))
+            if was is not None and now is not None:
+                law(out, now, change=_wide(now) - _wide(was))
+        return laws
+
+    @staticmethod
+    def _written(write: object, value: Tensor | None) -> Tensor | None:
+        if not callable(write) or value is None:
+            return None
+        try:
+            result: Tensor = write(value)
+        except TypeError:  # modules that are called in a way of their own
+            return None
+        return result
+
+    def _off(self, law: _Law, scale: Tensor, rows: slice) -> tuple[float, float]:
+        """Largest relative error over tokens, and what rounding allows."""
+        real = torch.ones(law.found.shape[:2], dtype=torch.bool)
+        real[1, : self._pad()] = False
+        error = (law.found - law.expected).norm(dim=-1)[rows][real[rows]]
+        whole = law.expected.norm(dim=-1)[rows][real[rows]]
+        size = scale.norm(dim=-1)[rows][real[rows]]
+        size = torch.where(size > 0, size, whole).clamp_min(torch.finfo(torch.float64).tiny)
+        allowed = TOLERANCE + 8 * self.unit * float((whole / size).max())
+        return float((error / size).max()), min(allowed, _CAP)
+
+    def _pad(self) -> int:
+        return min(PAD, self.logits.shape[1] - 1)
+
+    def _effect(self, layer: int) -> float:
+        plain, edited = self.logits[0, -1].double(), self.logits[2 + layer, -1].double()
+        return float((edited - plain).norm() / plain.norm())
+
+    def _padding(self) -> float:
+        plain, padded = self.logits[0, -1 - self._pad()].double(), self.logits[1, -1].double()
+        return float((padded - plain).norm() / plain.norm())
+
+
+def _largest(errors: list[tuple[float, float]]) -> float:
+    values = [error for error, _ in errors]
+    return next((v for v in values if v != v), max(values, default=float("nan")))
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.flatten(2).to("cpu", torch.float64)
