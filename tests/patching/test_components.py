@@ -413,3 +413,60 @@ def test_no_control_is_left_when_everything_is_ablated():
     model = helpers.bench().model
     with pytest.raises(EditError, match="needs 3 other layers of 'mlp_out', but only 0"):
         mm.controls(mm.AblateSites("mlp_out"), model)
+
+
+def test_the_same_text_under_another_name_takes_the_same_donor():
+    model = helpers.bench().model
+    acts = mm.cache_activations(model, SOURCE, sites="mlp_out")
+    text = helpers.sentence(6)
+    names = [mm.Prompt(id=name, text=text) for name in "abcdef"]
+    edit = mm.AblateSites("mlp_out", mode="resample", source=acts)
+    with mm.patched(model, edit) as view:
+        got = view.logits(mm.PromptSet(names))
+    close(got, got[:1].expand_as(got))
+
+
+@pytest.mark.tl3
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+def test_a_hooked_transformer_and_a_bridge_agree_on_every_new_edit(family):
+    from models.hooked3 import hooked_transformer
+    from models.zoo import build, tokenizer
+
+    bridge, hooked = (
+        mm.load_model(raw, tokenizer=tokenizer(), prepend_bos=False)
+        for raw in (build(family), hooked_transformer(family))
+    )
+    names = ("memorized", "generalized")
+    pairs = mm.PromptSet(
+        mm.Prompt(
+            id=f"{k}{name}",
+            text=" ".join(str((7 * k + 3 * j + len(name)) % 50) for j in range(5 + k)),
+            group=str(k),
+            behavior=name,
+            memorized="1",
+            generalized="2",
+        )
+        for k in range(3)
+        for name in names
+    )
+    results = []
+    for model in (bridge, hooked):
+        acts = mm.cache_activations(model, pairs, sites=["z", "mlp_out"])
+        edits = [
+            mm.AblateHeads({("z", 1): [0, 3]}, mode="mean", source=acts),
+            mm.AblateSites(("mlp_out", 0), mode="resample", source=acts),
+            mm.SkipLayers(("resid_post", 1)),
+            mm.ClampNeurons({("mlp_post", 0): [3, 4]}, maximum=-0.1),
+        ]
+        out = []
+        for edit in edits:
+            with mm.patched(model, edit) as view:
+                out.append(view.logits(pairs).numpy())
+            differs(out[-1], model.logits(pairs))
+        for method in (mm.activation_patching, mm.attribution_patching):
+            out.append(
+                method(model, pairs, sites=["resid_post", "z", "attn_out"]).margins["patched"]
+            )
+        results.append(out)
+    for got, want in zip(*results, strict=True):
+        close(got, want, tolerance=1e-4)
