@@ -1,7 +1,7 @@
 """The parity matrix: batched, padded, cached, hooked runs against plain one-by-one runs.
 
-``PYTHONPATH=.:tests python -m models.parity docs/reliability.md`` measures every cell and writes the
-tables of the installed TransformerLens.
+``PYTHONPATH=.:tests python -m models.parity docs/reliability.md`` measures every cell and writes
+the tables of the installed TransformerLens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models.hooked3 import HAS_HOOKED_TRANSFORMER, HOOKED_FAMILIES, hooked_transformer
+from models.plain import PARALLEL, greedy, plain_pass
+from models.zoo import FAMILIES, SLIDING, build, tokenizer
 from torch import Tensor
 
 import mechmem as mm
@@ -24,9 +27,6 @@ from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.truth import wired
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
-from models.hooked3 import HAS_HOOKED_TRANSFORMER, HOOKED_FAMILIES, hooked_transformer
-from models.plain import PARALLEL, greedy, plain_pass
-from models.zoo import FAMILIES, SLIDING, build, tokenizer
 
 STEPS = 3
 LENGTHS = (11, 4, 8)
