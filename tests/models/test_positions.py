@@ -78,6 +78,10 @@ class TestOneMeaning:
         where = Positions.parse(spec)
         live = torch.tensor([data.draw(st.booleans()) for _ in prompts])
         feed = Batch.collate(prompts, range(len(prompts)), 3).feed().step(step, live)
+        assert feed.index[:, 0].tolist() == [
+            len(prompt.ids) + step if on else -1
+            for prompt, on in zip(prompts, live.tolist(), strict=True)
+        ]
         mask = feed.mask(where)
         assert mask.shape == (len(prompts), 1)
         for k, prompt in enumerate(prompts):
