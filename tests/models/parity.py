@@ -228,7 +228,7 @@ def cells(
             base = Cell(name, "", side, cached, dtype)
             if cached and side == "right" and name in SLIDING:
                 why = (
-                    "a cached token after right padding counts the padding into its sliding window; "
+                    "a cached token after right padding counts padding into its sliding window; "
                     "the library generates after left padding only"
                 )
                 for kind in ("read", "edit", "generate"):
