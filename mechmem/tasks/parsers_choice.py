@@ -24,7 +24,7 @@ _BARE_END = re.compile(
     r"|\s+(?:because|since|as|for|with|which|but|and|or)\b|\s*/|\s+-|\s*&|\s*[\u3040-\u9fff]"
 )
 _SECOND = re.compile(
-    r"\s*[)\].,\"']*\s*(?:,|/|&|\bor\b|\band\b|或|和|及|、)\s*"
+    r"\s*[)\].,\"']*\s*(?:,|/|&|-|\bor\b|\band\b|或|和|及|、)\s*"
     r"(?:or\s+|and\s+|also\s+|possibly\s+|maybe\s+|perhaps\s+)?(?:option\s+|choice\s+)?"
     r"(?:[(\[]\s*[A-Za-z]\s*[)\]]|(I{2,3}|IV|VI{0,3}|[AI](?!\s+[a-z])|[B-HJ-Z])(?![A-Za-z0-9']))"
 )

@@ -45,7 +45,12 @@ _CLAUSE_END = re.compile(
     r"|(?<=[\w%)])\s+\((?![^()]*\d+\s*/)|\b(?:because|since|which|so)\b",
     re.I,
 )
-_ATTACHED = re.compile(r"(?:st|nd|rd|th)\b|[kKMB]\b|\s?(?:dozens?|score|pairs?)\b|\s?[\^:/!]|-\w")
+_ATTACHED = re.compile(
+    r"(?:st|nd|rd|th)\b|[kKMB]\b|\s?(?:dozens?|score|pairs?)\b|\s?[\^:/!]|-\w|[xX](?:\b|\d)"
+    r"|\s?(?:[ap]\.?m\b|o'clock|noon\b)|\s+(?:or|and)\s+(?:more|less|fewer|above|below|over|under)\b"
+)
+_LONGEST = 100
+_MOST_SCALES = 3
 _OPERATOR = re.compile(r"[%°]?\s*(?:[+*×÷^]|-\s?[\d$])")
 
 
@@ -147,6 +152,9 @@ def _value_of(phrase: str, language: str) -> Reading:
 
 
 def _number(found: re.Match[str], language: str) -> Fraction | None:
+    scales = re.findall(r"[a-z]+|[百千万萬亿億]", found["scale"].casefold())
+    if len(found["body"]) > _LONGEST or len(scales) > _MOST_SCALES:
+        return None  # a model that repeats itself
     value = _body(" ".join(found["body"].split()), language)
     if value is None:
         return None
@@ -155,7 +163,7 @@ def _number(found: re.Match[str], language: str) -> Fraction | None:
         if abs(exponent) > 100:
             return None
         value *= Fraction(10) ** exponent
-    for word in re.findall(r"[a-z]+|[百千万萬亿億]", found["scale"].casefold()):
+    for word in scales:
         value *= _SCALES[word.removesuffix("s")]
     negative = found["sign"].strip().casefold() in ("-", "minus", "negative")
     return -value if negative != bool(found["sign2"]) else value

@@ -50,6 +50,7 @@ _NEXT_QUESTION = re.compile(
 )
 _LATEX = (
     (re.compile(r"\{,\}(?=\d)"), ","),
+    (re.compile(r"\${2,}"), ""),
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|mathsf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}"), r" \1/\2"),
     (re.compile(r"\\boxed\s*\{([^{}]*)\}"), r" the answer is \1\n"),

@@ -87,6 +87,8 @@ TABLE: list[tuple[str, str | None]] = [
     ("The answer is A, B.", None),
     ("The answer is B/C", None),
     ("The answer is AC.", None),
+    ("The answer is (B) - (D).", None),
+    ("The answer is (A), (B), and (C).", None),
     ("The answer is (A, C).", None),
     ("The answer is I and III only.", None),
     ("The answer is (B). On reflection the answer is (B) or (D).", None),
