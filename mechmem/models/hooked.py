@@ -69,7 +69,7 @@ class Model:
         backend: Drives the TransformerLens model.
         tokens: From prompts to ids and back.
         name: What it was loaded from.
-        card: The manifest of a shipped lab model, else empty.
+        card: The manifest of a lab model, shipped or trained again, else empty.
         interventions: Edits in force (see `mechmem.patched`).
     """
 

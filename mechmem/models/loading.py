@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -24,6 +25,7 @@ from mechmem.models.booting import (
     tokenizer_at,
 )
 from mechmem.models.hooked import Model
+from mechmem.models.quiet import quiet_transformers
 
 __all__ = ["LAB_FOLDER", "lab_models", "load_model"]
 
@@ -104,15 +106,14 @@ def _from_name(
     prepend_bos: bool | None,
     options: Mapping[str, Any],
 ) -> Model:
-    folder, card = Path(name), {}
+    folder, shipped = Path(name), False
     if name.startswith("lab/") and not folder.is_dir():
         if name not in lab_models():
             raise ModelError(
                 f"No lab model {name!r} ships with mechmem; there are {listed(lab_models())}."
                 f"{did_you_mean(name, lab_models())}"
             )
-        folder = LAB_FOLDER / name.removeprefix("lab/")
-        card = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        folder, shipped = LAB_FOLDER / name.removeprefix("lab/"), True
     elif name.startswith((".", "/", "~")) or folder.exists():
         folder = folder.expanduser()
         if is_adapter_folder(folder):
@@ -125,8 +126,19 @@ def _from_name(
         _check_folder(folder)
     where = str(folder) if folder.is_dir() else name
     own = tokenizer if tokenizer is not None else tokenizer_at(where, options)
-    bridge = boot(where, own, {"device": device, "dtype": parse_dtype(dtype), **options})
-    return Model.wrap(bridge, own, name, prepend_bos=prepend_bos, card=card)
+    # A model that ships is there at once; for others the bars of download and loading are news.
+    with quiet_transformers() if shipped else contextlib.nullcontext():
+        bridge = boot(where, own, {"device": device, "dtype": parse_dtype(dtype), **options})
+    return Model.wrap(bridge, own, name, prepend_bos=prepend_bos, card=_card(folder))
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The manifest of a lab model, shipped or trained again; empty for any other model."""
+    try:
+        card = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) and "task_options" in card else {}
 
 
 def _check_folder(folder: Path) -> None:
