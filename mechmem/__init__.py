@@ -18,7 +18,10 @@ _HOME = {
     ),
     "tasks": "Chat Prompt PromptSet Task available_tasks get_task register_task",
     "models": "Model Site check_model lab_models load_model",
-    "caching": "Activations Moments cache_activations cache_moments",
+    "caching": (
+        "ActivationStore Activations Bootstrap Histograms Moments cache_activations cache_moments "
+        "extract_activations extract_moments merge_moments"
+    ),
     "analysis": (
         "Direction Directions NeuronScores Probes difference_of_means fit_probes "
         "neuron_mean_difference separation"

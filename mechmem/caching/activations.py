@@ -14,7 +14,6 @@ from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import PositionError, PromptError, SiteError, did_you_mean, listed
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Activations", "class_names"]
@@ -98,7 +97,7 @@ class Activations:
             prompts,
             self.columns,
             ids,
-            replace(self.provenance, seen=_seen(prompts, ids)),
+            replace(self.provenance, seen=Seen.of_ids(prompts, ids)),
         )
 
     def select(self, prompts: PromptSet) -> Activations:
@@ -164,10 +163,3 @@ def class_names(prompts: PromptSet, by: str) -> list[str | None]:
     if by not in ("behavior", "label"):
         raise PromptError(f"by must be 'behavior' (what the model did) or 'label', got {by!r}.")
     return [getattr(prompt, by) for prompt in prompts]
-
-
-def _seen(prompts: PromptSet, token_ids: Sequence[tuple[int, ...]]) -> Seen:
-    tokenized = [
-        TokenizedPrompt(name, ids, {}) for name, ids in zip(prompts.ids, token_ids, strict=True)
-    ]
-    return Seen.of(prompts, tokenized)

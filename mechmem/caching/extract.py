@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from mechmem.caching.activations import Activations, class_names
+from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import Provenance, Seen
-from mechmem.errors import ModelError, PromptError
+from mechmem.errors import PromptError, SiteError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.positions import Positions, PositionSpec
+from mechmem.models.engine.progress import Progress
 from mechmem.models.engine.run import take_states
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["cache_activations", "cache_moments"]
-
-Progress = Callable[[int], None]
 
 
 def cache_activations(
@@ -31,7 +33,8 @@ def cache_activations(
     positions: PositionSpec = "last",
     dtype: torch.dtype = torch.float32,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
-    progress: Progress | None = None,
+    share_prefixes: bool = True,
+    progress: Progress = None,
 ) -> Activations:
     """Read and keep the states of every prompt.
 
@@ -42,7 +45,9 @@ def cache_activations(
         positions: Which tokens to read, for example ``"last"``, ``"mean"`` or a span's name.
         dtype: Stored precision.
         token_budget: Most tokens in one batch, padding included.
-        progress: Called with the number of prompts after every batch.
+        share_prefixes: Whether prompts that begin alike run their common beginning once.
+        progress: ``True`` for a bar with tokens per second on stderr, or a function that is called
+            with the number of prompts after every batch.
 
     Returns:
         `Activations` with ``[example, position, *feature]`` per site, on the CPU.
@@ -65,6 +70,7 @@ def cache_activations(
         pad_id=model.tokens.pad_id,
         dtype=dtype,
         token_budget=token_budget,
+        share=share_prefixes,
         progress=progress,
     ):
         rows = torch.tensor(taken.rows)
@@ -88,42 +94,96 @@ def cache_moments(
     by: str,
     sites: SiteSpec = "resid_post",
     positions: PositionSpec = "last",
+    covariance: SiteSpec | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
-    progress: Progress | None = None,
+    share_prefixes: bool = True,
+    progress: Progress = None,
 ) -> Moments:
     """Read states and keep only their statistics per class: memory does not grow with the prompts.
 
     Args:
+        prompts: As in `cache_activations`; a generator is taken in windows of 8,192 prompts, so
+            that not even the prompts are held at once (its ids are not compared over windows).
         by: ``"behavior"`` or ``"label"``: which of them names the class of a prompt.
-        model, prompts, sites, positions, token_budget, progress: As in `cache_activations`.
+        covariance: Sites, among ``sites``, whose full covariance is kept.
+        bootstrap: Replicates of a keyed Poisson bootstrap over groups, for intervals; 0 for none.
+        seed: Keys the bootstrap.
+        model, sites, positions, token_budget, share_prefixes, progress: As in `cache_activations`.
 
     Raises:
         PromptError: When no prompt carries a class.
     """
-    asked = as_prompts(prompts).require("cache")
-    names = class_names(asked, by)
-    if not any(names):
+    wanted = model.sites(sites)
+    full = frozenset(() if covariance is None else model.sites(covariance))
+    if not full <= set(wanted):
+        raise SiteError(
+            f"covariance= asks for {listed(map(str, full - set(wanted)))}, which sites= does not "
+            f"read; add them there."
+        )
+    moments: Moments | None = None
+    met = 0
+    for asked in _windows(prompts):
+        met += len(asked)
+        if not any(class_names(asked, by)):
+            continue
+        part = moments_of(
+            model, asked, by=by, sites=wanted, positions=positions, covariance=full,
+            bootstrap=Bootstrap(bootstrap, seed) if bootstrap else None,
+            token_budget=token_budget, share=share_prefixes, progress=progress,
+        )  # fmt: skip
+        moments = part if moments is None else moments.merge(part)
+    if moments is None:
         raise PromptError(
-            f"None of {len(asked)} prompts carries a {by}; "
+            f"None of {met} prompts carries a {by}; "
             "observe the model first (mm.observe(...).flips()) or set Prompt.label."
         )
+    return moments
+
+
+def moments_of(
+    model: Model,
+    asked: PromptSet,
+    *,
+    by: str,
+    sites: Sequence[Site],
+    positions: PositionSpec,
+    covariance: frozenset[Site],
+    bootstrap: Bootstrap | None,
+    token_budget: int,
+    share: bool,
+    progress: Progress,
+) -> Moments:
+    """The statistics of one set of prompts."""
+    names = class_names(asked, by)
     tokenized = model.tokenize(asked)
     where = Positions.parse(positions)
     columns = where.check_stackable(tokenized)
-    moments = Moments(
-        Provenance(model.info, Seen.of(asked, tokenized), where.spec, by), tuple(columns)
-    )
+    provenance = Provenance(model.info, Seen.of(asked, tokenized), where.spec, by)
+    moments = Moments(provenance, tuple(columns), {}, covariance, bootstrap)
+    groups = asked.groups
     for taken in take_states(
         model.backend,
         tokenized,
-        model.sites(sites),
+        sites,
         where,
         interventions=model.interventions,
         pad_id=model.tokens.pad_id,
         token_budget=token_budget,
+        share=share,
         progress=progress,
     ):
-        moments.update(taken.states, [names[row] for row in taken.rows])
-    if not moments.classes:
-        raise ModelError("No state was read.")
+        rows = taken.rows
+        moments.update(taken.states, [names[row] for row in rows], [groups[row] for row in rows])
     return moments
+
+
+def _windows(prompts: PromptsLike, size: int = 8192) -> Iterator[PromptSet]:
+    """The prompts at once, or a generator's in windows."""
+    if not isinstance(prompts, Iterator):
+        yield as_prompts(prompts).require("cache")
+        return
+    items: Iterator[Prompt | str] = iter(prompts)
+    while window := list(islice(items, size)):
+        yield as_prompts(window)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
+from mechmem.caching.bootstrap import Bootstrap, WeightedMean
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
@@ -24,18 +28,26 @@ class ClassMoments:
         count: Number of examples.
         mean: ``[position, *feature]`` float64.
         m2: Sum of squared deviations from the mean, same shape.
+        cross: Sum of products of deviations, ``[position, d, d]`` with heads flattened; ``None``
+            where it was not asked for.
     """
 
     count: int
     mean: Tensor
     m2: Tensor
+    cross: Tensor | None = None
 
     @classmethod
-    def of(cls, values: Tensor) -> ClassMoments:
-        """Moments of ``[example, position, *feature]``."""
+    def of(cls, values: Tensor, full: bool = False) -> ClassMoments:
+        """Moments of ``[example, position, *feature]``, with ``cross`` when ``full``."""
         data = values.double()
         mean = data.mean(0)
-        return cls(data.shape[0], mean, ((data - mean) ** 2).sum(0))
+        away = data - mean
+        cross = None
+        if full:
+            flat = away.flatten(2).transpose(0, 1)
+            cross = flat.transpose(1, 2) @ flat
+        return cls(data.shape[0], mean, (away**2).sum(0), cross)
 
     def merged(self, other: ClassMoments) -> ClassMoments:
         """Both together, by Chan's update: no large sums are subtracted from each other."""
@@ -47,8 +59,28 @@ class ClassMoments:
         count = self.count + other.count
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
-        m2 = self.m2 + other.m2 + delta**2 * (self.count * other.count / count)
-        return ClassMoments(count, mean, m2)
+        between = self.count * other.count / count
+        m2 = self.m2 + other.m2 + delta**2 * between
+        cross = None
+        if self.cross is not None and other.cross is not None:
+            flat = delta.flatten(1)
+            cross = self.cross + other.cross + flat[:, :, None] * flat[:, None, :] * between
+        return ClassMoments(count, mean, m2, cross)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance ``[position, d, d]``, heads flattened; NaN for a single example.
+
+        Raises:
+            MechmemError: Where it was not asked for.
+        """
+        if self.cross is None:
+            raise MechmemError(
+                "No covariance was kept here; ask for it: cache_moments(..., covariance=sites)."
+            )
+        if self.count < 2:
+            return torch.full_like(self.cross, torch.nan)
+        return self.cross / (self.count - 1)
 
     @property
     def variance(self) -> Tensor:
@@ -64,18 +96,29 @@ class Moments:
         provenance: Model, positions and what was seen.
         columns: Names of the positions.
         classes: ``moments.classes["memorized"][site]`` is a `ClassMoments`.
+        covariance: Sites of which the full covariance is kept: d x d numbers per class, position
+            and site.
+        bootstrap: Weighted means for intervals, when they were asked for.
     """
 
     provenance: Provenance
     columns: tuple[str, ...]
     classes: dict[str, dict[Site, ClassMoments]] = field(default_factory=dict)
+    covariance: frozenset[Site] = frozenset()
+    bootstrap: Bootstrap | None = None
 
-    def update(self, states: Mapping[Site, Tensor], names: Sequence[str | None]) -> None:
+    def update(
+        self,
+        states: Mapping[Site, Tensor],
+        names: Sequence[str | None],
+        groups: Sequence[str] | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             states: ``[example, position, *feature]`` per site.
             names: Class of every example; ``None`` is left out.
+            groups: Group of every example, which a bootstrap needs.
 
         Raises:
             PromptError: When a state is not finite, naming the site.
@@ -84,13 +127,17 @@ class Moments:
             rows = torch.tensor([k for k, other in enumerate(names) if other == name])
             known = self.classes.setdefault(name, {})
             for site, values in states.items():
-                batch = ClassMoments.of(values[rows])
+                batch = ClassMoments.of(values[rows], site in self.covariance)
                 if not torch.isfinite(batch.mean).all():
                     raise PromptError(
                         f"States at {site} are not finite (NaN or infinity) for class {name!r}; "
                         "no statistic of them means anything. Is the dtype too small?"
                     )
                 known[site] = known[site].merged(batch) if site in known else batch
+        if self.bootstrap is not None:
+            if groups is None:
+                raise PromptError("A bootstrap resamples groups; pass groups= with every batch.")
+            self.bootstrap.update(states, names, groups)
 
     def merge(self, other: Moments) -> Moments:
         """Both together, as if all examples had gone into one.
@@ -116,13 +163,23 @@ class Moments:
                 f"Cannot merge moments of different sites; only one side has "
                 f"{listed(map(str, different))}. Cache the same sites on both."
             )
+        if self.covariance != other.covariance or (self.bootstrap is None) != (
+            other.bootstrap is None
+        ):
+            raise MechmemError(
+                "Cannot merge moments of which only one side keeps a covariance or a bootstrap; "
+                "cache both with the same covariance= and bootstrap=."
+            )
         merged = {name: dict(sites) for name, sites in self.classes.items()}
         for name, sites in other.classes.items():
             known = merged.setdefault(name, {})
             for site, moments in sites.items():
                 known[site] = known[site].merged(moments) if site in known else moments
         provenance = Provenance(mine.model, mine.seen | theirs.seen, mine.positions, mine.by)
-        return Moments(provenance, self.columns, merged)
+        both = None
+        if self.bootstrap is not None and other.bootstrap is not None:
+            both = self.bootstrap.merge(other.bootstrap)
+        return Moments(provenance, self.columns, merged, self.covariance, both)
 
     @property
     def sites(self) -> list[Site]:
@@ -168,4 +225,65 @@ class Moments:
             acts.columns,
         )
         moments.update(acts.states, acts.classes(by))
+        return moments
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path.safetensors`` and ``path.json``; `load` reads them back."""
+        return save_artifact(path, "moments", self.tensors(), self.about())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Moments:
+        """Read what `save` wrote."""
+        return cls.from_parts(*load_artifact(path, "moments"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every number, by name."""
+        out = {}
+        for name, sites in self.classes.items():
+            for site, own in sites.items():
+                key = f"{name}/{site.key}"
+                out[f"{key}/count"] = torch.tensor(own.count)
+                out[f"{key}/mean"], out[f"{key}/m2"] = own.mean, own.m2
+                if own.cross is not None:
+                    out[f"{key}/cross"] = own.cross
+                if self.bootstrap is not None:
+                    drawn = self.bootstrap.classes[name][site]
+                    out[f"{key}/weight"], out[f"{key}/drawn"] = drawn.weight, drawn.mean
+        return out
+
+    def about(self) -> dict[str, Any]:
+        """Everything else, JSON-ready."""
+        drawn = self.bootstrap
+        return {
+            "provenance": self.provenance.as_dict(),
+            "columns": list(self.columns),
+            "covariance": sorted(site.key for site in self.covariance),
+            "bootstrap": None if drawn is None else [drawn.replicates, drawn.seed],
+        }
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Moments:
+        """The inverse of `tensors` and `about`."""
+        drawn = None if about["bootstrap"] is None else Bootstrap(*about["bootstrap"])
+        moments = cls(
+            Provenance.from_dict(about["provenance"]),
+            tuple(about["columns"]),
+            {},
+            frozenset(Site.from_key(key) for key in about["covariance"]),
+            drawn,
+        )
+        for entry in sorted(key for key in tensors if key.endswith("/count")):
+            key = entry.removesuffix("/count")
+            name, _, place = key.rpartition("/")
+            site = Site.from_key(place)
+            moments.classes.setdefault(name, {})[site] = ClassMoments(
+                int(tensors[entry]),
+                tensors[f"{key}/mean"],
+                tensors[f"{key}/m2"],
+                tensors.get(f"{key}/cross"),
+            )
+            if drawn is not None:
+                drawn.classes.setdefault(name, {})[site] = WeightedMean(
+                    tensors[f"{key}/weight"], tensors[f"{key}/drawn"]
+                )
         return moments

@@ -26,6 +26,12 @@ class Seen:
         """What fitting on these prompts has seen."""
         return cls(frozenset(prompts.groups), frozenset(item.digest for item in tokenized))
 
+    @classmethod
+    def of_ids(cls, prompts: PromptSet, token_ids: Iterable[tuple[int, ...]]) -> Seen:
+        """The same from token ids, one tuple per prompt."""
+        pairs = zip(prompts.ids, token_ids, strict=True)
+        return cls.of(prompts, [TokenizedPrompt(name, ids, {}) for name, ids in pairs])
+
     def __or__(self, other: Seen) -> Seen:
         return Seen(self.groups | other.groups, self.digests | other.digests)
 

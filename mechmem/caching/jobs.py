@@ -1,0 +1,222 @@
+"""Extraction to disk: resumable, and shared between processes by ``RANK`` and ``WORLD_SIZE``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechmem.caching.activations import class_names
+from mechmem.caching.bootstrap import Bootstrap
+from mechmem.caching.moments import Moments
+from mechmem.caching.shards import Part, as_dtype, described_edits, parts_of, run_shards
+from mechmem.caching.store import ActivationStore
+from mechmem.errors import ArtifactError, PromptError, listed
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.positions import Positions, PositionSpec
+from mechmem.models.engine.progress import Progress
+from mechmem.models.engine.run import take_states
+from mechmem.models.hooked import Model
+from mechmem.models.sites import Site, SiteSpec
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+
+__all__ = ["extract_activations", "extract_moments", "merge_moments"]
+
+
+def extract_activations(
+    model: Model,
+    prompts: PromptsLike,
+    folder: str | Path,
+    *,
+    sites: SiteSpec = "resid_post",
+    positions: PositionSpec = "last",
+    dtype: torch.dtype = torch.float32,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    shard_rows: int = 1024,
+    share_prefixes: bool = True,
+    rank: int | None = None,
+    world: int | None = None,
+    progress: Progress = None,
+) -> ActivationStore:
+    """Read the states of every prompt into a folder.
+
+    Called again with the same settings it makes what is missing, and adds prompts whose ids are
+    new. Under ``torchrun`` every process makes its share of the shards; the bytes do not depend on
+    how many there are, nor on how often one was killed (but a batch that had to be halved for lack
+    of memory is equal to about 1e-5 only).
+
+    Args:
+        model, prompts, sites, positions, dtype, token_budget, share_prefixes, progress: As in
+            `cache_activations`.
+        folder: Where to; on a file system that all processes see.
+        shard_rows: Prompts from which on a shard is full: the most work that a kill can lose.
+        rank, world: This process's share; default ``RANK`` and ``WORLD_SIZE``, else everything.
+
+    Returns:
+        The store; ``complete`` is False while other processes are still at work.
+
+    Raises:
+        ArtifactError: When the folder was begun with other settings, or knows an id with another
+            text.
+        PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
+    """
+    asked = as_prompts(prompts).require("extract")
+    wanted = model.sites(sites)
+
+    def make(
+        part: Part,
+        tokenized: Sequence[TokenizedPrompt],
+        plan: Plan,
+        works: Sequence[Work],
+        rows: list[int],
+    ) -> dict[str, Tensor]:
+        place = {row: k for k, row in enumerate(rows)}
+        out: dict[str, Tensor] = {}
+        where = Positions.parse(positions)
+        for taken in take_states(
+            model.backend, tokenized, wanted, where, interventions=model.interventions,
+            pad_id=model.tokens.pad_id, dtype=dtype, plan=plan, works=works, progress=progress,
+        ):  # fmt: skip
+            at = torch.tensor([place[row] for row in taken.rows])
+            for site, state in taken.states.items():
+                empty = torch.empty((len(rows), *state.shape[1:]), dtype=dtype)
+                out.setdefault(site.key, empty)[at] = state
+        return out
+
+    settings = {
+        **_settings(model, "activations", wanted, positions, token_budget, share_prefixes),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    as_dtype(settings["dtype"])
+    run_shards(model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world)
+    return ActivationStore(folder)
+
+
+def extract_moments(
+    model: Model,
+    prompts: PromptsLike,
+    folder: str | Path,
+    *,
+    by: str,
+    sites: SiteSpec = "resid_post",
+    positions: PositionSpec = "last",
+    covariance: SiteSpec | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    shard_rows: int = 16384,
+    share_prefixes: bool = True,
+    rank: int | None = None,
+    world: int | None = None,
+    progress: Progress = None,
+) -> Moments | None:
+    """Statistics per class into a folder, shard by shard; `merge_moments` adds them up.
+
+    Args:
+        by, covariance, bootstrap, seed: As in `cache_moments`.
+        model, prompts, folder, sites, positions, token_budget, shard_rows, share_prefixes, rank,
+            world, progress: As in `extract_activations`.
+
+    Returns:
+        The merged moments, or ``None`` while shards of other processes are missing.
+    """
+    asked = as_prompts(prompts).require("extract")
+    if not any(class_names(asked, by)):
+        raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
+    wanted = model.sites(sites)
+    full = frozenset(() if covariance is None else model.sites(covariance))
+
+    def make(
+        part: Part,
+        tokenized: Sequence[TokenizedPrompt],
+        plan: Plan,
+        works: Sequence[Work],
+        rows: list[int],
+    ) -> dict[str, Tensor]:
+        names, groups = class_names(part.prompts, by), part.prompts.groups
+        moments = _empty(part, full, Bootstrap(bootstrap, seed) if bootstrap else None)
+        for taken in take_states(
+            model.backend, tokenized, wanted, Positions.parse(positions),
+            interventions=model.interventions, pad_id=model.tokens.pad_id, plan=plan, works=works,
+            progress=progress,
+        ):  # fmt: skip
+            at = taken.rows
+            moments.update(taken.states, [names[row] for row in at], [groups[row] for row in at])
+        return {"rows": torch.tensor(rows), **moments.tensors()}
+
+    settings = {
+        **_settings(model, "moments", wanted, positions, token_budget, share_prefixes),
+        "by": by,
+        "covariance": sorted(site.key for site in full),
+        "bootstrap": [bootstrap, seed] if bootstrap else None,
+    }
+    run_shards(model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world)
+    return merge_moments(folder) if not any(part.missing() for part in parts_of(folder)) else None
+
+
+def merge_moments(folder: str | Path) -> Moments:
+    """Add up the shards of `extract_moments`, always in the same order.
+
+    Raises:
+        ArtifactError: When shards are missing, or the folder holds something else.
+    """
+    parts = parts_of(folder)
+    if not parts or parts[0].settings.get("what") != "moments":
+        raise ArtifactError(
+            f"{folder} holds no shards of moments; extract_activations needs no merging: open its "
+            "folder with mm.ActivationStore(folder)."
+        )
+    missing = [str(part.path(shard)) for part in parts for shard in part.missing()]
+    if missing:
+        raise ArtifactError(
+            f"{len(missing)} shards are missing: {listed(missing, 3)}. Run the extraction again "
+            "with the same settings; it makes only these."
+        )
+    total: Moments | None = None
+    for part in parts:
+        about = _about(part)
+        for shard in range(len(part.rows)):
+            tensors = {k: v for k, v in part.read(shard).items() if k != "rows"}
+            moments = Moments.from_parts(tensors, about)
+            total = moments if total is None else total.merge(moments)
+    assert total is not None
+    return total
+
+
+def _settings(
+    model: Model,
+    what: str,
+    sites: Sequence[Site],
+    positions: PositionSpec,
+    token_budget: int,
+    share_prefixes: bool,
+) -> dict[str, Any]:
+    return {
+        "what": what,
+        "model": model.info.as_dict(),
+        "edits": described_edits(model),
+        "sites": [site.key for site in sites],
+        "positions": Positions.parse(positions).spec,
+        "token_budget": token_budget,
+        "share_prefixes": share_prefixes,
+    }
+
+
+def _about(part: Part) -> Mapping[str, Any]:
+    settings = part.settings
+    return {
+        "provenance": part.provenance.as_dict(),
+        "columns": part.index["columns"],
+        "covariance": settings["covariance"],
+        "bootstrap": settings["bootstrap"],
+    }
+
+
+def _empty(part: Part, covariance: frozenset[Site], bootstrap: Bootstrap | None) -> Moments:
+    provenance = replace(part.provenance)
+    return Moments(provenance, tuple(part.index["columns"]), {}, covariance, bootstrap)
