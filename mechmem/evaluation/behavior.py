@@ -14,6 +14,7 @@ from mechmem.errors import PromptError
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.patching.margins import behavior_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
@@ -154,13 +155,5 @@ def _margins(model: Model, prompts: PromptSet, task: Task, token_budget: int) ->
     if not rows:
         return margins
     chosen = PromptSet(prompts[k] for k in rows)
-    both = [
-        model.logprobs(
-            chosen,
-            [task.continuation(p, str(getattr(p, behavior))) for p in chosen],
-            token_budget=token_budget,
-        ).numpy()
-        for behavior in BEHAVIORS
-    ]
-    margins[rows] = both[0] - both[1]
+    margins[rows] = behavior_margins(model, chosen, task=task, token_budget=token_budget)
     return margins
