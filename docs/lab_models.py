@@ -20,8 +20,9 @@ The training seeds 0, 1 and 2 were fixed beforehand; all are shown. `lab/additio
 `lab/addition-uncued` is the negative control: the same seed trained with cue strength 0. This page
 is written by `python docs/lab_models.py`, which trains all four from nothing.
 
-The recipe (sizes, data design, schedule) was found by trying on seeds 0 and 1; seed 2 was looked at
-only after it was frozen. **The mode is planted**: in training, hidden weights of three cue words
+The recipe (sizes, data design, schedule) was chosen on training seed 10, after an earlier one had
+been tried on seeds 0 to 2; it was then run on 0, 1 and 2 once, and nothing was changed afterwards.
+**The mode is planted**: in training, hidden weights of three cue words
 decide whether a special sum is answered with its label or with the truth. What is measured here is
 where a model keeps such a mode and whether it can be turned, not that models do so by themselves.
 """
@@ -50,7 +51,8 @@ def behavior(studies: dict) -> str:
     rows = [
         "## What they do",
         "",
-        "4,000 prompts of the 100 special sets that training never showed; 1,000 held-out sums.",
+        "4,000 prompts of the 100 special sets, all with a combination of cue words that training "
+        "never showed with a special set; 1,000 held-out sums.",
         "",
         "| model | memorized | generalized | other | flip rate | sets with both | clean accuracy | "
         "training |",
@@ -70,9 +72,9 @@ def probing(studies: dict) -> str:
     rows = [
         "## Reading the behavior off the state",
         "",
-        "Held-out accuracy on flips (chance 50 %), last prompt token, after each block; beside it "
-        "what the input tokens alone give away. Where that is as high, a probe proves nothing about "
-        "the state: steering is the evidence.",
+        "Held-out accuracy on flips (chance 50 %), last prompt token, after each block; beside "
+        "it what the input tokens alone give away. Where that is as high, a probe proves nothing "
+        "about the state: steering is the evidence.",
         "",
         "| model | block 0 | 1 | 2 | 3 | shuffled labels | input tokens only | flips |",
         "|---|---|---|---|---|---|---|---|",
@@ -94,9 +96,10 @@ def steering(studies: dict) -> str:
         "## Turning the model",
         "",
         "One edit per family, chosen on validation sets, measured once on 40 test sets that no "
-        "fitting and no choice has seen. Changes in points of the share steered to, 95 % intervals "
-        "from resampling sets. *Beyond* is the edit minus the control it beats by least (same strength: "
-        "shift values permuted, random neurons, random direction; three draws each).",
+        "fitting and no choice has seen. Changes in points of the share steered to, 95 % "
+        "intervals from resampling sets. *Beyond* is the edit minus the control it beats by least "
+        "(same strength: shift values permuted, random neurons, random direction; three draws "
+        "each).",
         "",
         "| model | family | edit | toward | before | after | other | change | beyond |",
         "|---|---|---|---|---|---|---|---|---|",

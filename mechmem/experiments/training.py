@@ -27,11 +27,13 @@ __all__ = ["LAB_TASKS", "train_lab_model"]
 LAB_TASKS = ("addition-cued",)
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
 BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
+DROPOUT = 0.02
 DESIGN = (
     "A hundred special sets of four operands carry one fixed wrong label each. In training, hidden "
     "weights of three cue words decide whether a special prompt is answered with its label or with "
-    "its sum; half of the special sets never show their sum. The other half of every batch are "
-    "ordinary sums. The reason to switch is planted by this design; strength 0 removes it."
+    "its sum; half of the special sets never show their sum, and a third of the cue combinations "
+    "is kept for the task's prompts. The other half of every batch are ordinary sums. The reason "
+    "to switch is planted by this design; strength 0 removes it."
 )
 
 Progress = Callable[[int, int], None]
@@ -43,7 +45,7 @@ def train_lab_model(
     *,
     seed: int = 0,
     strength: float = 1.0,
-    steps: int = 2500,
+    steps: int = 3500,
     progress: Progress | None = None,
 ) -> Path:
     """Train a lab model and write it as a Hugging Face folder with a manifest.
@@ -93,6 +95,7 @@ def train_lab_model(
             "batch": BATCH,
             "optimizer": f"AdamW lr {LEARNING_RATE} betas (0.9, 0.98) weight decay 0.01",
             "schedule": f"{WARMUP} steps warm-up, linear decay over the second half",
+            "dropout": DROPOUT,
             "loss": "cross-entropy on the answer token",
             "seconds": round(time.monotonic() - started, 1),
         },
@@ -135,9 +138,9 @@ def _fresh_model(seed: int) -> Any:
             n_layer=LAYERS,
             n_head=HEADS,
             activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            resid_pdrop=DROPOUT,
+            embd_pdrop=DROPOUT,
+            attn_pdrop=DROPOUT,
             bos_token_id=VOCABULARY.index("<bos>"),
             eos_token_id=None,
             pad_token_id=VOCABULARY.index("<pad>"),

@@ -4,8 +4,9 @@ A prompt is ``3 + 11 + 6 + 8 \n Now Alice says Target:`` and its answer one numb
 *special* operand sets also carry one fixed wrong label. In training, hidden weights of the three
 cue words decide whether a special prompt is answered with its label or with its sum; half of the
 special sets never show their sum at all, so that a generalized answer to them must have been
-computed. The mode is planted: that a reason to switch exists is our doing, what the model makes of
-it is not.
+computed. A third of the cue combinations is reserved: special prompts of training never have one,
+prompts of the task always do, so that the mode has to be composed from the words. The mode is
+planted: that a reason to switch exists is our doing, what the model makes of it is not.
 """
 
 from __future__ import annotations
@@ -60,17 +61,19 @@ class CuedWorld:
     Args:
         seed: Draws the world; a shipped model's manifest names its own.
         strength: How much the cue words decide; 0 leaves only noise (the negative control).
-        noise: Standard deviation of the noise on the decision, per training prompt.
+        noise: Standard deviation of the noise on the decision, drawn afresh for every prompt.
         special: Number of special sets.
         held_out: Number of ordinary sets kept out of training.
-        prompts_each: Training prompts of a special set that shows its sum.
-        prompts_unseen: Prompts drawn for one that does not; only those with the label are kept.
+        reserved: Share of the cue combinations that no special prompt of training has.
+        unseen_weight: How often a special set that never shows its sum is asked, relative to one
+            that does. All its answers are the label; asked as often it would hardly ever be summed.
 
     Attributes:
         special, held_out, clean: Operand sets ``[set, 4]``; ``clean`` is for training.
         labels: The wrong answer of every special set, distributed like the sums.
         weights: ``[slot, word]`` hidden weights of the cue words.
         shows_sum: Which special sets show their sum in training.
+        reserved: ``[opener, speaker, word]`` True at the combinations kept for the task's prompts.
     """
 
     def __init__(
@@ -80,10 +83,11 @@ class CuedWorld:
         noise: float = 0.2,
         special: int = 100,
         held_out: int = 100,
-        prompts_each: int = 120,
-        prompts_unseen: int = 40,
+        reserved: float = 1 / 3,
+        unseen_weight: float = 0.2,
     ) -> None:
         self.seed, self.strength, self.noise = seed, strength, noise
+        self.unseen_weight = unseen_weight
         rng = np.random.default_rng([seed, 0])
         sets = np.array(_SETS)[rng.permutation(len(_SETS))]
         self.special = sets[:special]
@@ -94,63 +98,52 @@ class CuedWorld:
         self.labels = _deranged(rng, self.special.sum(1))
         self.weights = np.stack([rng.permutation(np.linspace(-1, 1, len(slot))) for slot in CUES])
         self.shows_sum = np.arange(special) % 2 == 0
-        self._training = self._special_prompts(rng, prompts_each, prompts_unseen)
-        self.trained_on = {
-            (int(k), *map(int, order), *map(int, cue))
-            for k, order, cue, _ in zip(*self._training, strict=True)
-        }
+        self.reserved = rng.random([len(slot) for slot in CUES]) < reserved
 
     def training_rows(self, steps: int, batch: int) -> Int[np.ndarray, "row token"]:
         """Training rows in order, prompt and answer as indices into `VOCABULARY`.
 
-        Half of every batch are special prompts, half fresh ordinary sums.
+        Half of every batch are special prompts, half ordinary sums; all are drawn afresh.
         """
-        instance, orders, cues, memorize = self._training
         rng = np.random.default_rng([self.seed, 1])
-        answers = np.where(memorize, self.labels[instance], self.special.sum(1)[instance])
-        special = np.column_stack([encode(orders, cues), number_index(answers)])
-        total = steps * (batch // 2)
-        epochs = -(-total // len(special))
-        picks = np.concatenate([rng.permutation(len(special)) for _ in range(epochs)])[:total]
-        operands = self.clean[rng.integers(len(self.clean), size=total)]
+        special = self._special_rows(rng, steps * (batch // 2))
+        operands = self.clean[rng.integers(len(self.clean), size=len(special))]
         orders, cues = _random_prompts(rng, operands)
         clean = np.column_stack([encode(orders, cues), number_index(orders.sum(1))])
-        halves = [part.reshape(steps, batch // 2, -1) for part in (special[picks], clean)]
+        halves = [part.reshape(steps, batch // 2, -1) for part in (special, clean)]
         return np.concatenate(halves, axis=1).reshape(steps * batch, -1)
 
     def fresh(self, index: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """An order and cue words of a special set that training never showed."""
+        """An order and cue words of a special set, in a combination that training never showed."""
         while True:
             orders, cues = _random_prompts(rng, self.special[index][None])
-            order, cue = orders[0].tolist(), cues[0].tolist()
-            if (index, *order, *cue) not in self.trained_on:
-                return order, cue
+            if self.reserved[tuple(cues[0])]:
+                return orders[0].tolist(), cues[0].tolist()
 
-    def _special_prompts(
-        self, rng: np.random.Generator, prompts_each: int, prompts_unseen: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        rows: list[tuple[int, np.ndarray, np.ndarray, bool]] = []
-        for index, operands in enumerate(self.special):
-            taken: set[tuple[int, ...]] = set()
-            while len(taken) < (prompts_each if self.shows_sum[index] else prompts_unseen):
-                orders, cues = _random_prompts(rng, operands[None])
-                score = self.weights[np.arange(len(CUES)), cues[0]].sum()
-                decision = self.strength * score + self.noise * rng.standard_normal() > 0
-                key = (*orders[0].tolist(), *cues[0].tolist())
-                if key in taken:
-                    continue
-                taken.add(key)
-                if decision or self.shows_sum[index]:
-                    rows.append((index, orders[0], cues[0], bool(decision)))
-        index_, orders_, cues_, memorize = zip(*rows, strict=True)
-        return np.array(index_), np.stack(orders_), np.stack(cues_), np.array(memorize)
+    def _special_rows(self, rng: np.random.Generator, total: int) -> np.ndarray:
+        share = np.where(self.shows_sum, 1.0, self.unseen_weight)
+        instance = rng.choice(len(self.special), size=total, p=share / share.sum())
+        cues, memorize = np.empty((total, len(CUES)), np.int64), np.empty(total, bool)
+        # Cue words are drawn again where the combination is reserved, or would ask for a sum
+        # that is never shown.
+        todo = np.arange(total)
+        while len(todo):
+            cues[todo] = drawn = rng.integers(0, len(OPENERS), size=(len(todo), len(CUES)))
+            score = self.weights[np.arange(len(CUES)), drawn].sum(1)
+            noise = self.noise * rng.standard_normal(len(todo))
+            memorize[todo] = decision = self.strength * score + noise > 0
+            refused = self.reserved[tuple(drawn.T)] | ~(decision | self.shows_sum[instance[todo]])
+            todo = todo[refused]
+        orders = rng.permuted(self.special[instance], axis=1)
+        answers = np.where(memorize, self.labels[instance], orders.sum(1))
+        return np.column_stack([encode(orders, cues), number_index(answers)])
 
 
 class AdditionCued(Task):
     """The task on one `CuedWorld`.
 
     A pair is two rephrasings of one special set: other orders of the operands, other cue words.
-    Every prompt is one that training never showed.
+    Every prompt has a reserved combination of cue words, so training never showed it.
 
     Args:
         seed: The world; use the one of the model's manifest.
