@@ -20,7 +20,7 @@ _HOME = {
     "models": "Model Site check_model lab_models load_model",
     "caching": (
         "ActivationStore Activations Bootstrap Histograms Moments cache_activations cache_moments "
-        "extract_activations extract_moments merge_moments"
+        "extract_activations extract_moments merge_moments plan_extraction"
     ),
     "analysis": (
         "Direction Directions NeuronScores Probes difference_of_means fit_probes "

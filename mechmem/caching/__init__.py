@@ -6,6 +6,7 @@ from mechmem.caching.extract import cache_activations, cache_moments
 from mechmem.caching.histograms import Histograms
 from mechmem.caching.jobs import extract_activations, extract_moments, merge_moments
 from mechmem.caching.moments import Moments
+from mechmem.caching.planning import ExtractionPlan, plan_extraction
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.caching.store import ActivationStore
 
@@ -13,6 +14,7 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Bootstrap",
+    "ExtractionPlan",
     "Histograms",
     "Moments",
     "Provenance",
@@ -22,4 +24,5 @@ __all__ = [
     "extract_activations",
     "extract_moments",
     "merge_moments",
+    "plan_extraction",
 ]

@@ -1,0 +1,123 @@
+"""What an extraction will take, before it runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.memory import peak_bytes
+from mechmem.models.engine.passes import plan_passes
+from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.positions import Positions, PositionSpec
+from mechmem.models.engine.run import take_states
+from mechmem.models.hooked import Model
+from mechmem.models.sites import SiteSpec
+from mechmem.models.tokens import PromptsLike, as_prompts
+
+__all__ = ["ExtractionPlan", "plan_extraction"]
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """The batches of an extraction and what they will take.
+
+    Attributes:
+        plan: The batches.
+        peak_bytes: Estimated memory of the largest batch, on top of the weights. It counts the
+            tensors that are alive together in one block, not what an allocator keeps back.
+        state_bytes: Size of the states, where they are kept.
+        seconds: Estimated from one timed batch; ``None`` when none was timed.
+    """
+
+    plan: Plan
+    peak_bytes: int
+    state_bytes: int
+    seconds: float | None
+
+    def __str__(self) -> str:
+        speed = ""
+        if self.seconds is not None:
+            rate = self.plan.tokens / self.seconds
+            speed = f", about {_time(self.seconds)} ({rate:,.0f} tokens/s)"
+        return (
+            f"{self.plan}; about {_size(self.peak_bytes)} of memory beside the weights{speed}; "
+            f"{_size(self.state_bytes)} of states when they are kept"
+        )
+
+
+def plan_extraction(
+    model: Model,
+    prompts: PromptsLike,
+    *,
+    sites: SiteSpec = "resid_post",
+    positions: PositionSpec = "last",
+    dtype: torch.dtype = torch.float32,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    share_prefixes: bool = True,
+    timed: bool = True,
+) -> ExtractionPlan:
+    """Plan an extraction without running it, but for one batch that is timed.
+
+    Args:
+        timed: Run the plan's smallest batch twice and take the time of the second. The estimate is
+            rough where batches differ much in length.
+        model, prompts, sites, positions, dtype, token_budget, share_prefixes: As they will be
+            given to `cache_activations`, `cache_moments` or `extract_activations`.
+
+    Raises:
+        PromptError, SiteError, PositionError: As those would.
+    """
+    asked = as_prompts(prompts).require("plan")
+    tokenized = model.tokenize(asked)
+    where = Positions.parse(positions)
+    where.check_stackable(tokenized)
+    wanted = model.sites(sites)
+    plan = plan_passes(
+        model.backend,
+        tokenized,
+        token_budget,
+        interventions=model.interventions,
+        share=share_prefixes,
+    )
+    # One prompt tells how wide the states are; beside the others it takes no time.
+    sample = min(range(len(tokenized)), key=lambda row: len(tokenized[row].ids))
+    (one,) = take_states(model.backend, [tokenized[sample]], wanted, where, share=False)
+    per_prompt = sum(state[0].numel() for state in one.states.values()) * dtype.itemsize
+    seconds = None
+    if timed:
+        work = min(plan.works, key=lambda item: item.fed)
+        alone = replace(work, prefixes=(), root_of=()) if work.prefixes else work
+        chosen = [tokenized[row] for row in alone.rows]
+        fed = len(chosen) * max(len(prompt.ids) for prompt in chosen)
+        for _ in range(2):
+            start = time.perf_counter()
+            for _taken in take_states(
+                model.backend, chosen, wanted, where, interventions=model.interventions,
+                pad_id=model.tokens.pad_id, token_budget=fed, share=False,
+            ):  # fmt: skip
+                pass
+            seconds = (time.perf_counter() - start) * plan.fed / fed
+    parameter = next(model.tl.parameters())
+    return ExtractionPlan(
+        plan,
+        peak_bytes(model.tl.cfg, plan, parameter.element_size(), keeps=False, logits=False),
+        per_prompt * len(asked),
+        seconds,
+    )
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

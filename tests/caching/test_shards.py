@@ -1,0 +1,169 @@
+"""Several processes, each its share: together the same as one, whoever was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import bench, close, contrast_set
+from test_store import KillAfter, hashes, killed
+
+import mechmem as mm
+from mechmem.caching.shards import share_of_work
+
+OPTIONS = {"token_budget": 14, "shard_rows": 4}
+STATS = {**OPTIONS, "by": "behavior", "bootstrap": 8, "covariance": ("resid_post", 1)}
+
+
+def moments(folder: Path, **options) -> mm.Moments | None:
+    return mm.extract_moments(bench().model, contrast_set(), folder, **{**STATS, **options})
+
+
+def same(one: mm.Moments, other: mm.Moments, tolerance: float) -> None:
+    assert one.counts == other.counts
+    assert one.provenance == other.provenance
+    mine, theirs = one.tensors(), other.tensors()
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        close(value, theirs[name], tolerance)
+
+
+class TestFourProcesses:
+    def test_states_have_the_bytes_of_one(self, tmp_path) -> None:
+        model, prompts = bench().model, contrast_set()
+        mm.extract_activations(model, prompts, tmp_path / "one", **OPTIONS)
+        complete = [
+            mm.extract_activations(
+                model, prompts, tmp_path / "four", rank=rank, world=4, **OPTIONS
+            ).complete
+            for rank in (2, 0, 3, 1)
+        ]
+        assert complete == [False, False, False, True]
+        assert hashes(tmp_path / "four") == hashes(tmp_path / "one")
+
+    def test_moments_are_those_of_one(self, tmp_path) -> None:
+        one = moments(tmp_path / "one")
+        found = [moments(tmp_path / "four", rank=rank, world=4) for rank in (1, 3, 0, 2)]
+        assert found[:3] == [None] * 3
+        same(found[3], one, 1e-12)
+        same(mm.merge_moments(tmp_path / "four"), one, 1e-12)
+        streamed = mm.cache_moments(
+            bench().model, contrast_set(), by="behavior", token_budget=14, bootstrap=8,
+            covariance=("resid_post", 1),
+        )  # fmt: skip
+        same(one, streamed, 1e-12)
+
+    def test_work_is_dealt_out_in_whole_shards_and_nothing_twice(self, tmp_path) -> None:
+        done: list[list[int]] = []
+        for rank in range(4):
+            heard: list[int] = []
+            moments(tmp_path, rank=rank, world=4, progress=heard.append)
+            done.append(heard)
+        assert sum(map(sum, done)) == len(contrast_set())
+        assert all(done)
+
+    def test_a_killed_rank_resumes_from_its_shards(self, tmp_path) -> None:
+        one = moments(tmp_path / "one")
+        four = tmp_path / "four"
+        for rank in (0, 2, 3):
+            moments(four, rank=rank, world=4)
+        mine = len(list((four / "part-0000").glob("shard-*")))
+        killed(lambda: moments(four, rank=1, world=4, progress=KillAfter(3)))
+        left = len(list((four / "part-0000").glob("shard-*")))
+        with pytest.raises(mm.ArtifactError, match=r"shards are missing.*Run the extraction again"):
+            mm.merge_moments(four)
+        heard: list[int] = []
+        found = moments(four, rank=1, world=4, progress=heard.append)
+        assert found is not None
+        same(found, one, 1e-12)
+        assert hashes(four) == hashes(tmp_path / "one")
+        assert left == mine + 1
+
+    def test_parts_that_were_added_later_are_merged_too(self, tmp_path) -> None:
+        prompts = contrast_set()
+        mm.extract_moments(bench().model, prompts[:10], tmp_path, **STATS)
+        found = mm.extract_moments(bench().model, prompts, tmp_path, **STATS)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0000", "part-0001"]
+        whole = mm.cache_moments(bench().model, prompts, by="behavior", bootstrap=8)
+        for name, sites in whole.classes.items():
+            for site, own in sites.items():
+                close(found.classes[name][site].mean, own.mean, 1e-5)
+                assert found.classes[name][site].count == own.count
+
+
+class TestTheTwoNumbers:
+    def test_they_come_from_the_environment(self, monkeypatch) -> None:
+        assert share_of_work() == (0, 1)
+        monkeypatch.setenv("RANK", "2")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert share_of_work() == (2, 4)
+        assert share_of_work(0, 1) == (0, 1)
+
+    @pytest.mark.parametrize(
+        ("rank", "world", "text"),
+        [("4", "4", r"RANK=4 of WORLD_SIZE=4.*0 to WORLD_SIZE - 1"), ("x", "4", r"RANK.*'x'"),
+         ("0", "-1", r"WORLD_SIZE.*'-1'")],
+    )  # fmt: skip
+    def test_numbers_that_make_no_sense(self, monkeypatch, rank, world, text) -> None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(mm.ModelError, match=text):
+            share_of_work()
+
+    def test_merging_something_else(self, tmp_path) -> None:
+        with pytest.raises(mm.ArtifactError, match=r"holds no shards of moments"):
+            mm.merge_moments(tmp_path)
+        mm.extract_activations(bench().model, contrast_set(), tmp_path, **OPTIONS)
+        with pytest.raises(mm.ArtifactError, match=r"needs no merging.*mm\.ActivationStore"):
+            mm.merge_moments(tmp_path)
+
+    def test_a_plan_of_another_kind_is_not_continued(self, tmp_path) -> None:
+        moments(tmp_path, rank=0, world=2)
+        (file,) = tmp_path.rglob("index.json")
+        index = json.loads(file.read_text())
+        file.write_text(json.dumps({**index, "plan": "0" * 16}))
+        with pytest.raises(mm.ArtifactError, match=r"was planned differently \(plan 0000"):
+            moments(tmp_path, rank=1, world=2)
+
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from helpers import bench, contrast_set
+import mechmem as mm
+
+folder = Path(sys.argv[1])
+first = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) == 0
+
+def progress(rows):
+    if first and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+mm.extract_moments(
+    bench().model, contrast_set(), folder, by="behavior", bootstrap=8,
+    covariance=("resid_post", 1), token_budget=14, shard_rows=4, progress=progress,
+)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path) -> None:
+    one = moments(tmp_path / "one")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2",
+         "--standalone", str(script), str(tmp_path / "two")],
+        env={**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "exitcode: -9" in done.stderr
+    same(mm.merge_moments(tmp_path / "two"), one, 1e-12)
