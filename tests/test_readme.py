@@ -1,0 +1,36 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mechmem as mm
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_fifteen_lines_run_and_are_fifteen_at_most(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 15
+    assert len(set(re.findall(r"mm\.(\w+)", code))) <= 12
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "generalized" in printed
+    assert "random direction" in printed
+
+
+def test_the_example_of_your_own_prompts_is_a_valid_file(tmp_path):
+    (table,) = re.findall(r"```csv\n(.*?)```", README, re.S)
+    (tmp_path / "mine.csv").write_text(table, encoding="utf-8")
+    prompts = mm.PromptSet.from_csv(tmp_path / "mine.csv")
+    assert len(prompts.pairs()) == 1
+    assert all(prompt.memorized and prompt.generalized for prompt in prompts)
+
+
+def test_every_page_that_the_readme_links_to_is_there():
+    links = re.findall(r"\]\((docs/[^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
