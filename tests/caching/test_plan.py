@@ -70,7 +70,7 @@ class TestOutOfMemory:
         assert sum(tokens > 20 for tokens in short.tried) == 1
 
     def test_shared_beginnings_survive_it(self, monkeypatch) -> None:
-        monkeypatch.setattr("mechmem.models.engine.plan.PASS_COST", 0)
+        monkeypatch.setattr("mechmem.models.engine.passes.pass_cost", lambda backend: 6.0)
         lab = bench("llama")
         want = mm.cache_activations(lab.model, alike(), share_prefixes=False, positions="mean")
         mm.cache_activations(lab.model, alike())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ __all__ = [
     "Feed",
     "plan_batches",
     "rows_that_fit",
+    "unpadded",
 ]
 
 DEFAULT_TOKEN_BUDGET = 8192
@@ -163,6 +165,7 @@ def plan_batches(
     prompts: Sequence[TokenizedPrompt],
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     extra: int = 0,
+    pass_cost: float = math.inf,
 ) -> Iterator[tuple[int, ...]]:
     """Rows of each batch: longest prompts first, so that little is padded and memory peaks early.
 
@@ -170,10 +173,24 @@ def plan_batches(
         prompts: What to run.
         token_budget: Most tokens in a batch, padding included; one prompt always fits.
         extra: Tokens that every row will grow by (generation).
+        pass_cost: What another batch costs, in tokens: more padding than that, and it is made.
     """
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
     start = 0
     while start < len(order):
-        size = rows_that_fit(token_budget, len(prompts[order[start]].ids) + extra)
+        width = len(prompts[order[start]].ids)
+        size = rows_that_fit(token_budget, width + extra)
+        lengths = [len(prompts[row].ids) for row in order[start : start + size]]
+        size = unpadded(lengths, pass_cost)
         yield tuple(order[start : start + size])
         start += size
+
+
+def unpadded(lengths: Sequence[int], allowed: float) -> int:
+    """How many rows, longest first, go together before they need more padding than is allowed."""
+    padding = 0
+    for k, length in enumerate(lengths):
+        padding += lengths[0] - length
+        if padding > allowed:
+            return k
+    return len(lengths)

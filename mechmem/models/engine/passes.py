@@ -20,7 +20,7 @@ from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention, Reader, StopForward
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["Passes", "Ready", "plan_passes", "running"]
+__all__ = ["Passes", "Ready", "pass_cost", "plan_passes", "running"]
 
 Readers = Callable[[tuple[Prefix, ...]], Sequence[Reader]]
 
@@ -46,10 +46,26 @@ def plan_passes(
         own: The prompts without what follows them, when ``prompts`` carry more (answers).
     """
     allowed = limits(backend, own or prompts, interventions, extra) if share else None
-    plan = make_plan(prompts, token_budget, extra=extra, limits=allowed)
+    cost = pass_cost(backend)
+    plan = make_plan(prompts, token_budget, extra=extra, limits=allowed, pass_cost=cost)
     if plan.roots and not continues_truly(backend):
-        plan = make_plan(prompts, token_budget, extra=extra)
+        plan = make_plan(prompts, token_budget, extra=extra, pass_cost=cost)
     return plan
+
+
+def pass_cost(backend: Backend) -> float:
+    """What starting a forward pass costs on this model, in tokens.
+
+    Python's work for every block and one reading of the weights, against the arithmetic of a token,
+    with round numbers for a CPU core and for a datacenter GPU. It need not be exact, but it must be
+    the same for every process that works on one plan.
+    """
+    cfg, device = backend.model.cfg, model_device(backend.model)
+    width, d_mlp = int(cfg.d_model), int(cfg.d_mlp or 4 * cfg.d_model)
+    weights = int(cfg.n_layers) * (4 * width * width + 3 * width * d_mlp)
+    bytes_per_second, flops = (1e10, 5e10) if device.type == "cpu" else (2e12, 2e14)
+    start = int(cfg.n_layers) * 1.2e-3 + 4 * weights / bytes_per_second
+    return start / (2 * weights / flops)
 
 
 @dataclass

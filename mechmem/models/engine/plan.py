@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 from mechmem.models.engine.batching import (
     DEFAULT_TOKEN_BUDGET,
@@ -19,6 +20,7 @@ from mechmem.models.engine.batching import (
     MAX_ROWS,
     plan_batches,
     rows_that_fit,
+    unpadded,
 )
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -26,8 +28,8 @@ __all__ = ["Plan", "Prefix", "Work", "make_plan"]
 
 MIN_PREFIX = 8
 """Shorter beginnings are not worth a pass of their own."""
-PASS_COST = 128
-"""What starting a forward pass costs, in tokens."""
+PASS_COST = 128.0
+"""What starting a forward pass costs, in tokens, when the model is not known."""
 MUST_SAVE = 0.1
 """Share of the work that sharing must save, or it is left."""
 
@@ -146,10 +148,10 @@ class Plan:
         """Forward passes."""
         return len(self.works) + len(self.roots)
 
-    @property
-    def cost(self) -> int:
+    def cost(self, pass_cost: float) -> float:
         """Tokens computed, passes counted as tokens too."""
-        return self.fed + PASS_COST * self.passes
+        steps = len(self.works) * (1 + self.extra) + len(self.roots)
+        return self.fed + pass_cost * steps
 
     def __str__(self) -> str:
         computed = self.tokens - self.shared
@@ -167,6 +169,7 @@ def make_plan(
     *,
     extra: int = 0,
     limits: Sequence[int] | None = None,
+    pass_cost: float = PASS_COST,
 ) -> Plan:
     """Batches of the prompts under a token budget.
 
@@ -176,8 +179,11 @@ def make_plan(
         extra: Tokens that every row will grow by (generation).
         limits: How many tokens at the start of every prompt may be shared; at least one token of
             a prompt always runs by itself. ``None`` shares nothing.
+        pass_cost: What starting a forward pass costs, in tokens: what is saved by padding less, or
+            by sharing, must be worth more.
     """
-    plain = _plan(prompts, _plain(prompts, range(len(prompts)), token_budget, extra), extra)
+    fill = _Fill(token_budget, extra, pass_cost * (1 + extra))
+    plain = Plan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
     if limits is None or len(prompts) < 2:
         return plain
     keys = [
@@ -187,32 +193,33 @@ def make_plan(
     families = _families(keys)
     if not families:
         return plain
-    works = list(_shared(prompts, families, token_budget, extra))
+    works = list(_shared(prompts, families, fill))
     alone = set(range(len(prompts))) - {row for work in works for row in work.rows}
-    works += _plain(prompts, sorted(alone), token_budget, extra)
-    shared = _plan(prompts, works, extra)
-    return shared if shared.cost <= (1 - MUST_SAVE) * plain.cost else plain
+    works += _plain(prompts, sorted(alone), fill)
+    shared = Plan(tuple(works), tuple(prompts), extra)
+    return shared if shared.cost(pass_cost) <= (1 - MUST_SAVE) * plain.cost(pass_cost) else plain
 
 
-def _plan(prompts: Sequence[TokenizedPrompt], works: Sequence[Work], extra: int) -> Plan:
-    return Plan(tuple(works), tuple(prompts), extra)
+class _Fill(NamedTuple):
+    """When a batch is full."""
+
+    token_budget: int
+    extra: int
+    padding: float
 
 
-def _plain(
-    prompts: Sequence[TokenizedPrompt], rows: Sequence[int], token_budget: int, extra: int
-) -> list[Work]:
+def _plain(prompts: Sequence[TokenizedPrompt], rows: Sequence[int], fill: _Fill) -> list[Work]:
     chosen = [prompts[row] for row in rows]
     return [
         Work(tuple(rows[k] for k in batch), len(chosen[batch[0]].ids))
-        for batch in plan_batches(chosen, token_budget, extra)
+        for batch in plan_batches(chosen, *fill)
     ]
 
 
 def _shared(
     prompts: Sequence[TokenizedPrompt],
     families: Sequence[tuple[int, list[int]]],
-    token_budget: int,
-    extra: int,
+    fill: _Fill,
 ) -> Iterator[Work]:
     """Batches of whole families; a family that fills a batch alone is cut into several."""
 
@@ -227,14 +234,17 @@ def _shared(
     waiting: list[tuple[int, int, list[int]]] = []
 
     def fits(group: Sequence[tuple[int, int, list[int]]]) -> bool:
-        reach, width = group[0][0], max(width for _, width, _ in group) + extra
+        reach, width = group[0][0], max(width for _, width, _ in group)
         rows = sum(len(rows) for _, _, rows in group)
-        allowed = rows_that_fit(token_budget, width, reach + width)
+        padding = sum(reach - length for length, _, _ in group)
+        padding += sum(width - rest(row, length) for length, _, rows in group for row in rows)
+        grown = width + fill.extra
         return (
-            rows <= allowed
+            rows <= rows_that_fit(fill.token_budget, grown, reach + grown)
             and len(group) <= MAX_ROWS
-            and len(group) * reach <= token_budget
+            and len(group) * reach <= fill.token_budget
             and len(group) * reach * reach <= MAX_PAIRS
+            and padding <= 2 * fill.padding  # its two passes
         )
 
     def work(group: Sequence[tuple[int, int, list[int]]]) -> Work:
@@ -256,7 +266,9 @@ def _shared(
         start, first = 0, Prefix(min(rows), length)
         while start < len(rows):
             own = rest(rows[start], length)
-            size = rows_that_fit(token_budget, own + extra, length + own + extra)
+            size = rows_that_fit(fill.token_budget, own + fill.extra, length + own + fill.extra)
+            rests = [rest(row, length) for row in rows[start : start + size]]
+            size = unpadded(rests, fill.padding)
             part = tuple(rows[start : start + size])
             yield Work(part, own, (first,), (0,) * len(part))
             start += size
