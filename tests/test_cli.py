@@ -24,7 +24,7 @@ def test_tasks_lists_the_tasks_and_the_lab_models():
 
 
 def test_help_shows_an_example_of_every_command():
-    for command in ("demo", "study", "train", "check"):
+    for command in ("demo", "study", "train", "check", "extract", "merge"):
         done = run(command, "--help")
         assert done.returncode == 0
         assert f"mechmem {command}" in done.stdout
@@ -83,3 +83,27 @@ def test_a_study_of_your_own_prompts_writes_a_report(tmp_path):
     assert (out / "report.html").is_file()
     assert "memorized" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_extract_plans_then_reads_and_merge_adds_up(tmp_path):
+    task = mm.get_task("addition-cued")
+    made = mm.PromptSet(
+        mm.Prompt(id=p.id, text=p.text, group=p.group, label="ab"[k % 2])
+        for k, p in enumerate(task.pairs(n=8, seed=0))
+    )
+    file = str(made.to_jsonl(tmp_path / "prompts.jsonl"))
+    common = ["extract", "lab/addition-cued", file, "--out"]
+    planned = run(*common, str(tmp_path / "no"), "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert f"{len(made)} prompts" in planned.stdout
+    assert not (tmp_path / "no").exists()
+    one = run(*common, str(tmp_path / "states"), "--sites", "resid_post.2")
+    assert one.returncode == 0, one.stderr
+    store = mm.ActivationStore(tmp_path / "states")
+    assert (store.sites, len(store)) == ([("resid_post", 2)], len(made))
+    for rank in "01":
+        env = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
+        assert run(*common, str(tmp_path / "sums"), "--by", "label", env=env).returncode == 0
+    merged = run("merge", str(tmp_path / "sums"), "--out", str(tmp_path / "moments"))
+    assert merged.stdout.strip() == '{"a": 8, "b": 8}'
+    assert mm.Moments.load(tmp_path / "moments").counts == {"a": 8, "b": 8}
