@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parent
 
 def main() -> None:
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+png"
+    os.environ["PYTHONWARNINGS"] = "ignore"  # they name paths of the machine
     for twin in sorted(FOLDER.glob("[0-9]*.py")):
         notebook = jupytext.read(twin)
         NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(FOLDER))
