@@ -203,9 +203,9 @@ def _study(
     model_name: str, task_name: str | None, own: Path | None, out: Path, seed: int, pairs: int
 ) -> None:
     """Load, run, print one table, one sentence and its notes, write the report."""
-    from mechmem.artifacts import write_text
+    from mechmem.artifacts import check_writable
 
-    write_text(out / ".mechmem", "")  # an unwritable folder is found out before the work
+    check_writable(out)  # found out before the work
     with _bar("loading") as bar:
 
         def say(line: str) -> None:
@@ -215,7 +215,6 @@ def _study(
         result = _run(model_name, task_name, own, seed, pairs, say)
         say("writing the report")
         report = result.save(out)
-    (out / ".mechmem").unlink(missing_ok=True)
     _print_result(result)
     typer.echo(f"report: {report}", err=True)
 

@@ -63,7 +63,11 @@ class Direction:
             SiteError: When the vector is zero and so points nowhere.
         """
         if self.norm == 0:
-            raise SiteError(f"The direction at {self.site} is zero: the two class means coincide.")
+            raise SiteError(
+                f"The direction at {self.site} is zero: the two class means coincide; choose "
+                "another "
+                "site."
+            )
         return self.vector / self.norm
 
     def project(self, states: Tensor) -> Tensor:
@@ -71,7 +75,8 @@ class Direction:
         if states.shape[-1] != self.vector.shape[0]:
             raise SiteError(
                 f"States of width {states.shape[-1]} cannot be projected on the direction at "
-                f"{self.site}, which has width {self.vector.shape[0]}."
+                f"{self.site}, which has width {self.vector.shape[0]}. Project states of its own "
+                "site, or of one as wide."
             )
         return states.double() @ self.unit
 
@@ -85,7 +90,8 @@ class Directions:
     def __getitem__(self, site: tuple[str, int]) -> Direction:
         if site not in self.by_site:
             raise SiteError(
-                f"No direction at {site!r}; there are {listed(map(str, self.by_site))}."
+                f"No direction at {site!r}; there are {listed(map(str, self.by_site))}. "
+                "Cache that site too."
             )
         return self.by_site[Site(*site)]
 
@@ -163,7 +169,10 @@ def difference_of_means(
     """
     if isinstance(states, Activations):
         if len(states) == 0:
-            raise PromptError("No examples to take a difference of means of: the set is empty.")
+            raise PromptError(
+                "No examples to take a difference of means of: the set is empty. Cache more "
+                "prompts."
+            )
         states = Moments.from_activations(states, by)
     if len(states.columns) != 1:
         raise PositionError(

@@ -279,7 +279,8 @@ def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
 
 def _count(k: int | float, total: int) -> int:
     if (
-        isinstance(k, bool)
+        not isinstance(k, (int, float))
+        or isinstance(k, bool)
         or (isinstance(k, int) and k < 1)
         or (isinstance(k, float) and not 0 < k <= 1)
     ):
@@ -290,5 +291,9 @@ def _count(k: int | float, total: int) -> int:
     if isinstance(k, float):
         return max(1, round(k * total))
     if k > total:
-        raise MechmemError(f"top={k} neurons asked for, but only {total} were scored.")
+        raise MechmemError(
+            f"top={k} neurons asked for, but only {total} were scored; ask for fewer, or for a "
+            "share "
+            "such as 0.05."
+        )
     return k

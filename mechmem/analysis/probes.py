@@ -102,7 +102,11 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
     labels = np.array([names[k] for k in rows])
     classes = sorted(set(labels.tolist()))
     if len(classes) != 2:
-        raise PromptError(f"A probe separates two classes, these prompts show {listed(classes)}.")
+        raise PromptError(
+            f"A probe separates two classes, these prompts show {listed(classes)}. Keep the "
+            "prompts of "
+            "two: acts.select(prompts.filter(...))."
+        )
     groups = np.array([acts.prompts[k].group for k in rows])
     if len(set(groups.tolist())) < folds:
         raise PromptError(

@@ -105,7 +105,7 @@ class Activations:
         at = {name: row for row, name in enumerate(self.prompts.ids)}
         missing = [name for name in prompts.ids if name not in at]
         if missing:
-            raise PromptError(f"No states of prompts {listed(missing, 5)} here.")
+            raise PromptError(f"No states of prompts {listed(missing, 5)} here. Cache them too.")
         return replace(self.take([at[name] for name in prompts.ids]), prompts=prompts)
 
     def classes(self, by: str, required: int = 2) -> list[str | None]:

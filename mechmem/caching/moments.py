@@ -150,7 +150,7 @@ class Moments:
             if getattr(mine, what) != getattr(theirs, what):
                 raise MechmemError(
                     f"Cannot merge moments with {what} {getattr(mine, what)!r} and "
-                    f"{getattr(theirs, what)!r}."
+                    f"{getattr(theirs, what)!r}. Cache both with the same settings."
                 )
         if mine.model.fingerprint != theirs.model.fingerprint:
             raise MechmemError(
@@ -206,7 +206,7 @@ class Moments:
             missing = toward if toward not in present else away
             raise PromptError(
                 f"No examples of class {missing!r}; the classes are {listed(present)} "
-                f"with counts {self.counts}."
+                f"with counts {self.counts}. Choose one of them, or by='behavior' or by='label'."
             )
         if away is None:
             if len(others) != 1:

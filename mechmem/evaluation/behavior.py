@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechmem.errors import PromptError
+from mechmem.errors import PromptError, TaskError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
@@ -131,6 +131,13 @@ def observe(
         reader.classify(prompt, completion.text)
         for prompt, completion in zip(asked, done, strict=True)
     )
+    for prompt, outcome in zip(asked, outcomes, strict=True):
+        if outcome not in reader.outcomes:
+            raise TaskError(
+                f"Task {reader.name!r} classified prompt {prompt.id!r} as {outcome!r}; its "
+                "outcomes "
+                f"are {listed(reader.outcomes)}. Return one of them, or declare it in `outcomes`."
+            )
     observed = Observations(
         asked,
         tuple(completion.text for completion in done),

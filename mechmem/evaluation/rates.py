@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.provenance import Seen
-from mechmem.errors import PromptError, TaskError, listed
+from mechmem.errors import PromptError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.hooked import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
@@ -74,7 +74,10 @@ class Rates:
         """
         rows = np.flatnonzero(self._is(self._before, start))
         if rows.size == 0:
-            raise PromptError(f"No prompt was {start!r} before the edit.")
+            raise PromptError(
+                f"No prompt was {start!r} before the edit; they were "
+                f"{listed(sorted(set(self._before.outcomes)))}."
+            )
         groups = [self.after.prompts[int(k)].group for k in rows]
         return group_mean(self._is(self.after, outcome)[rows], groups, seed=self.seed)
 
@@ -126,7 +129,10 @@ class Rates:
 
     def _is(self, seen: Observations, outcome: str) -> np.ndarray:
         if outcome not in seen.allowed:
-            raise TaskError(f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}.")
+            raise TaskError(
+                f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}."
+                f"{did_you_mean(outcome, seen.allowed)}"
+            )
         return np.array([name == outcome for name in seen.outcomes], dtype=float)
 
 

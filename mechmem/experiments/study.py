@@ -172,7 +172,10 @@ def run_study(
     say = progress or (lambda line: None)
     if prompts is None:
         if task is None:
-            raise PromptError("A study needs a task, or prompts=, or both.")
+            raise PromptError(
+                "A study needs a task, or prompts=, or both; for example "
+                "run_study(model, task=mm.get_task('addition-cued'))."
+            )
         prompts = task.pairs(n, seed)
     parts = prompts.split(**SHARES, seed=seed)._asdict()
     observed = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.models.hooked import Model
-from mechmem.patching.base import Edit
+from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
 
@@ -194,8 +195,8 @@ def sweep(
     families = dict(grid) if isinstance(grid, Mapping) else {"": list(grid)}
     edits = [edit for members in families.values() for edit in members]
     if not edits:
-        raise EditError("The grid holds no edit.")
-    for edit in edits:
+        raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
+    for edit in as_edits(edits):
         if "toward" not in {field.name for field in fields(edit)}:  # type: ignore[arg-type]
             raise EditError(
                 f"{type(edit).__name__} cannot be steered toward a class, so a sweep cannot choose "
@@ -223,7 +224,13 @@ def sweep(
             )
             for name in toward
         }
-        cells.append(Cell(family, edit, rates, objective(rates)))
+        score = objective(rates)
+        if not math.isfinite(score):
+            raise EditError(
+                f"The objective gave {score} for {edit.describe()}, which ranks nowhere; return a "
+                "finite number."
+            )
+        cells.append(Cell(family, edit, rates, score))
         if progress is not None:
             progress(f"{family}: {edit.describe()}")
     before = observe(model, test, task=task)

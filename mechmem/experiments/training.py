@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechmem.artifacts import versions, write_text
+from mechmem.artifacts import check_writable, versions, write_text
 from mechmem.errors import ArtifactError, TaskError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.models.loading import load_model
@@ -70,8 +70,10 @@ def train_lab_model(
     """
     if task not in LAB_TASKS:
         raise TaskError(f"No lab recipe for task {task!r}; there are {listed(LAB_TASKS)}.")
+    if steps < 1:
+        raise TaskError(f"steps must be an integer from 1, got {steps}; the default is 3500.")
     target = Path(folder)
-    write_text(target / "manifest.json", "{}\n")  # fail before training, not after it
+    check_writable(target)  # fail before training, not after it
     started = time.monotonic()
     cued = AdditionCued(seed, strength)
     with _deterministic(), caller_state_kept():

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.seeding import caller_state_kept
@@ -19,6 +20,7 @@ __all__ = [
     "boot_options",
     "check_causal",
     "kept_still",
+    "parse_device",
     "parse_dtype",
     "placement",
     "refuse_options",
@@ -27,6 +29,7 @@ __all__ = [
 
 _BOOT_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, TypeError,
+    SafetensorError,
 )  # fmt: skip
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
@@ -51,7 +54,11 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         with _private(tokenizer) as private, kept_still():
             bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
     except _BOOT_ERRORS as error:
-        raise ModelError(f"TransformerLens cannot load {where!r}: {_first_words(error)}") from error
+        raise ModelError(
+            f"TransformerLens cannot load {where!r}: {_first_words(error)}. Check that its files "
+            "are "
+            "whole, and that TransformerLens knows this architecture."
+        ) from error
     _mend_rotation(bridge)
     return bridge.eval()
 
@@ -122,10 +129,15 @@ def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
 
     wanted = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     try:
-        return AutoTokenizer.from_pretrained(where, **wanted)
+        found = AutoTokenizer.from_pretrained(where, **wanted)
+        if len(found) <= len(set(found.all_special_ids)):
+            # transformers 5 makes an empty one for a GPT-2 folder without tokenizer files.
+            raise OSError("it has no tokenizer files")
+        return found
     except _BOOT_ERRORS as error:
         raise ModelError(
-            f"No tokenizer can be loaded from {where!r}: {_first_words(error)} Save one there with "
+            f"No tokenizer can be loaded from {where!r}: {_first_words(error)}. Save one there "
+            "with "
             "tokenizer.save_pretrained(folder), or pass tokenizer=."
         ) from error
 
@@ -142,6 +154,20 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ModelError(f"{dtype!r} is no floating dtype; use 'float32', 'bfloat16' or 'float16'.")
     return found
+
+
+def parse_device(device: torch.device | str | None) -> torch.device | None:
+    """A device from its name.
+
+    Raises:
+        ModelError: For a name that torch does not know.
+    """
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"{device!r} is no device; use 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -194,4 +220,5 @@ def _first_words(error: BaseException, limit: int = 240) -> str:
     """The first line of an error; TransformerLens's list of all architectures is long."""
     lines = str(error).splitlines() or [type(error).__name__]
     text = lines[0].split(" Available architectures")[0]
+    text = text.rstrip(".")
     return text if len(text) <= limit else text[: limit - 3] + "..."

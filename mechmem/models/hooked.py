@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -189,10 +190,12 @@ class Model:
         """Greedy continuations with their ids.
 
         Raises:
-            ModelError: When ``max_new_tokens`` is below 1.
+            ModelError: When ``max_new_tokens`` is no integer from 1.
         """
-        if max_new_tokens < 1:
-            raise ModelError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if not _is_count(max_new_tokens):
+            raise ModelError(
+                f"max_new_tokens must be an integer from 1, got {max_new_tokens!r}; 16 is usual."
+            )
         return generate(
             self.backend,
             self.tokenize(prompts),
@@ -264,6 +267,11 @@ class Model:
         for value in (configured, self.tokens.tokenizer.eos_token_id):
             known += value if isinstance(value, list) else [] if value is None else [value]
         return tuple(dict.fromkeys(known))
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and int(value) >= 1
 
 
 def _fingerprint(model: Any, processing: str, samples: int = 64) -> str:

@@ -19,6 +19,7 @@ from mechmem.models.booting import (
     boot_options,
     check_causal,
     kept_still,
+    parse_device,
     parse_dtype,
     placement,
     refuse_options,
@@ -85,6 +86,7 @@ def load_model(
         refuse_options(given, "a TransformerLens model", ("tokenizer", "prepend_bos"))
         return _from_hooked(source, tokenizer, prepend_bos)
     known = (*_OPTIONS, *boot_options())
+    device = parse_device(device)
     refuse_options(given, "this source", known, known=known)
     if isinstance(source, torch.nn.Module):
         return _from_transformers(source, tokenizer, device, dtype, prepend_bos, consume, options)
@@ -94,7 +96,9 @@ def load_model(
             "transformers model, a HookedTransformer or a TransformerBridge."
         )
     if consume:
-        raise ModelError("consume=True is for in-memory models; a model on disk stays as it is.")
+        raise ModelError(
+            "consume=True is for in-memory models; a model on disk stays as it is. Leave it out."
+        )
     return _from_name(os.fspath(source), tokenizer, device, dtype, prepend_bos, options)
 
 
@@ -116,6 +120,8 @@ def _from_name(
         folder, shipped = LAB_FOLDER / name.removeprefix("lab/"), True
     elif name.startswith((".", "/", "~")) or folder.exists():
         folder = folder.expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"{folder} does not exist, or is no folder. Check the path.")
         if is_adapter_folder(folder):
             return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
         if not (folder / "config.json").is_file():
@@ -144,6 +150,14 @@ def _card(folder: Path) -> dict[str, Any]:
 def _check_folder(folder: Path) -> None:
     from transformers import AutoConfig
 
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            f"{folder / 'config.json'} cannot be read: it is no JSON ({error}). Save the model "
+            "there "
+            "again: model.save_pretrained(folder)."
+        ) from error
     try:
         config = AutoConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError):

@@ -118,7 +118,11 @@ class Tokens:
             return tuple(joined[len(head) :])
         alone = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not alone:
-            raise PromptError(f"The continuation {text!r} of prompt {prompt.id!r} has no tokens.")
+            raise PromptError(
+                f"The continuation {text!r} of prompt {prompt.id!r} has no tokens; give text "
+                "that the "
+                "model could write."
+            )
         return tuple(alone)
 
     @property
@@ -129,10 +133,23 @@ class Tokens:
         return hashlib.sha256(repr((vocabulary, probe)).encode()).hexdigest()[:16]
 
     def _encode_one(self, prompt: Prompt) -> TokenizedPrompt:
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"Prompt {prompt.id!r} has {error.object[error.start]!r} at character "
+                f"{error.start}, which is no character of UTF-8. Read the text again with its "
+                "right "
+                "encoding, or remove it."
+            ) from None
         text, shift = self._rendered(prompt)
         ids, offsets = self._ids(text, with_offsets=bool(prompt.spans))
         if not ids:
-            raise PromptError(f"Prompt {prompt.id!r} has no tokens: its text is {prompt.text!r}.")
+            raise PromptError(
+                f"Prompt {prompt.id!r} has no tokens: its text is {prompt.text!r}; give it text, "
+                "or "
+                "leave it out."
+            )
         if self.n_ctx is not None and len(ids) > self.n_ctx:
             raise PromptError(
                 f"Prompt {prompt.id!r} has {len(ids)} tokens, but the model reads at most "
@@ -146,7 +163,7 @@ class Tokens:
             if not inside:
                 raise PromptError(
                     f"Span {name!r} of prompt {prompt.id!r} covers no token: "
-                    f"{prompt.text[start:end]!r}."
+                    f"{prompt.text[start:end]!r}; move its (start, end), or leave it out."
                 )
             # A byte-level token may carry the blank before the word; that is not straddling.
             first, last = offsets[inside[0]], offsets[inside[-1]]

@@ -216,7 +216,7 @@ def check_number(value: float, name: str) -> float:
         EditError: For anything else.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise EditError(f"{name} must be a number, got {value!r}.")
+        raise EditError(f"{name} must be a finite number, got {value!r}.")
     if value in (float("inf"), float("-inf")):
         raise EditError(f"{name} must be finite, got {value!r}.")
     return float(value)
@@ -232,4 +232,4 @@ def signed(toward: str | None, first: str, second: str) -> int:
         return 1
     if toward == second:
         return -1
-    raise EditError(f"toward={toward!r} is neither {first!r} nor {second!r}.")
+    raise EditError(f"toward={toward!r} is neither {first!r} nor {second!r}; say one of the two.")

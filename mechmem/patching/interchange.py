@@ -54,7 +54,11 @@ class PatchActivations(Edit):
         row_of = {name: row for row, name in enumerate(self.source.prompts.ids)}
         unknown = [name for name in self.donors.values() if name not in row_of]
         if unknown:
-            raise EditError(f"The source has no activations of donors {listed(unknown, 5)}.")
+            raise EditError(
+                f"The source has no activations of donors {listed(unknown, 5)}. Cache them too, "
+                "or name "
+                "others in donors=."
+            )
         rows = {name: row_of[donor] for name, donor in self.donors.items()}
 
         def patch(states: Tensor) -> Change:

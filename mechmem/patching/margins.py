@@ -61,7 +61,7 @@ def _answers(prompts: PromptSet, task: Task | None) -> list[list[str]]:
     if lacking:
         raise PromptError(
             "A behavior margin needs `memorized` and `generalized` of every prompt; missing on "
-            f"{listed(lacking, 5)}."
+            f"{listed(lacking, 5)}. Set them, or leave those prompts out."
         )
     reader = PromptAnswers("behavior") if task is None else task
     return [

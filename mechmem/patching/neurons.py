@@ -197,11 +197,13 @@ class ClampNeurons(Edit):
 
     def changes(self, model: Model) -> dict[Site, Change]:
         if self.minimum is None and self.maximum is None:
-            raise EditError("ClampNeurons needs a minimum, a maximum, or both.")
+            raise EditError(
+                "ClampNeurons needs a minimum, a maximum, or both; for example minimum=0.0."
+            )
         low = None if self.minimum is None else check_number(self.minimum, "minimum")
         high = None if self.maximum is None else check_number(self.maximum, "maximum")
         if low is not None and high is not None and low > high:
-            raise EditError(f"minimum={low} is above maximum={high}.")
+            raise EditError(f"minimum={low} is above maximum={high}; exchange the two.")
         where, window = self._region()
 
         def clamp(mask: Tensor) -> Change:

@@ -54,7 +54,9 @@ def as_table(result: Any, columns: Iterable[str], figure: str) -> pd.DataFrame:
             f"table with {listed(frame.columns)}."
         )
     if frame.empty:
-        raise MechmemError(f"{figure} has nothing to draw: the table is empty.")
+        raise MechmemError(
+            f"{figure} has nothing to draw: the table is empty; give it one with rows."
+        )
     return frame
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -51,7 +52,9 @@ class Task(ABC):
 
     def clean_prompts(self, n: int, seed: int = 0) -> PromptSet:
         """``n`` ordinary items (with ``answer`` set) to measure what an edit costs elsewhere."""
-        raise TaskError(f"Task {self.name!r} has no clean items.")
+        raise TaskError(
+            f"Task {self.name!r} has no clean items; override clean_prompts, or use its pairs."
+        )
 
     def continuation(self, prompt: Prompt, answer: str) -> str:
         """``answer`` as the text that would follow the prompt, white space included."""
@@ -150,4 +153,14 @@ def get_task(name: str, **options: object) -> Task:
             f"Unknown task {name!r}; known are {listed(available_tasks())}."
             f"{did_you_mean(name, _REGISTRY)}"
         )
-    return _REGISTRY[name](**options)
+    make = _REGISTRY[name]
+    known = inspect.signature(make)
+    try:
+        known.bind(**options)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r:.40}" for key, value in options.items())
+        raise TaskError(
+            f"Task {name!r} cannot be made with {given}: {error}; its options are "
+            f"{listed(known.parameters)}."
+        ) from None
+    return make(**options)

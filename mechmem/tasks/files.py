@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from mechmem.artifacts import write_text
-from mechmem.errors import ArtifactError, PromptError, listed
+from mechmem.artifacts import json_text, whole_file, write_text
+from mechmem.errors import PromptError, listed
 
 NESTED = ("spans", "chat", "meta")
 T = TypeVar("T")
@@ -120,9 +120,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise PromptError(f"{path}, line {number}: not JSON ({error.msg}).") from None
+                raise PromptError(
+                    f"{path}, line {number}: not JSON ({error.msg}). Mend or remove that line."
+                ) from None
             if not isinstance(row, dict):
-                raise PromptError(f"{path}, line {number}: expected an object, got {row!r:.60}.")
+                raise PromptError(
+                    f"{path}, line {number}: expected an object, got {row!r:.60}; "
+                    'write {"text": "..."}.'
+                )
             rows.append(row)
     return rows
 
@@ -156,7 +161,21 @@ def frame_from_records(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         {key: _json(value, row) if key in NESTED else value for key, value in row.items()}
         for row in rows
     ]
+    for row in flat:
+        for value in row.values():
+            _check_encodable(value, row)
     return pd.DataFrame(flat, columns=None if flat else ["id", "text"])
+
+
+def _check_encodable(value: Any, row: Mapping[str, Any]) -> None:
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"Prompt {row.get('id')!r} has {error.object[error.start]!r}, which is no character of "
+            "UTF-8, so no table holds it. Remove it, or keep the prompts as JSON lines: to_jsonl "
+            "keeps it."
+        ) from None
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
@@ -173,27 +192,30 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
 
 def write_frame(frame: pd.DataFrame, path: str | Path, kind: str) -> Path:
     """Write a table as ``csv`` or ``parquet``."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         if kind == "csv":
             # Every cell quoted: a lone carriage return would otherwise end its row.
-            frame.to_csv(target, index=False, quoting=csv.QUOTE_ALL)
+            frame.to_csv(partial, index=False, quoting=csv.QUOTE_ALL)
         else:
-            frame.to_parquet(target, index=False)
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {target}: {error.strerror or error}.") from error
-    return target
+            frame.to_parquet(partial, index=False)
+    return Path(path)
 
 
 def _json(value: Any, row: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json_text(value)
     except (TypeError, ValueError) as error:
         raise PromptError(
             f"Prompt {row.get('id')!r} cannot be written as JSON: {error}. "
             "Keep numbers, text, lists and dictionaries in its meta."
         ) from None
+
+
+_READABLE = {
+    "JSON lines": "Save it as UTF-8, one JSON object a line.",
+    "CSV": "Give a CSV file in UTF-8 with a header row and as many cells in every row.",
+    "Parquet": "Give a Parquet file, or CSV or JSON lines.",
+}
 
 
 @contextmanager
@@ -207,5 +229,5 @@ def _readable(path: str | Path, kind: str) -> Iterator[Path]:
         raise
     except (ValueError, OSError) as error:
         raise PromptError(
-            f"{source} cannot be read as {kind}: {str(error).splitlines()[0]}"
+            f"{source} cannot be read as {kind}: {str(error).splitlines()[0]}. {_READABLE[kind]}"
         ) from error

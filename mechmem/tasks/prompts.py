@@ -63,14 +63,26 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            raise PromptError(f"A prompt's id must be a non-empty string, got {self.id!r}.")
+            raise PromptError(
+                f"A prompt's id must be a non-empty string, got {self.id!r}; "
+                "write for example Prompt(id='q1', text=...)."
+            )
         if not isinstance(self.text, str):
             raise PromptError(
-                f"Prompt {self.id!r}: text must be a string, got {type(self.text).__name__}."
+                f"Prompt {self.id!r}: text must be a string, got {type(self.text).__name__}; "
+                "write for example text='What is 1+1?'."
             )
         if not self.group:
             object.__setattr__(self, "group", self.id)
-        for name, (start, end) in self.spans.items():
+        for name, span in self.spans.items():
+            try:
+                start, end = span
+            except (TypeError, ValueError):
+                raise PromptError(
+                    f"Prompt {self.id!r}: span {name!r} is {span!r:.80}; a span is a pair "
+                    "(start, end) of "
+                    "characters of the text."
+                ) from None
             if not 0 <= start < end <= len(self.text):
                 raise PromptError(
                     f"Prompt {self.id!r}: span {name!r} is ({start}, {end}), but the text has "
@@ -152,7 +164,11 @@ class PromptSet(Sequence[Prompt]):
     def require(self, purpose: str) -> PromptSet:
         """Itself, or a `PromptError` that says what an empty set was wanted for."""
         if not self._prompts:
-            raise PromptError(f"No prompts to {purpose}: the set is empty.")
+            raise PromptError(
+                f"No prompts to {purpose}: the set is empty. Add prompts, or look at the filter, "
+                "split or "
+                "file that it came from."
+            )
         return self
 
     def filter(self, keep: Callable[[Prompt], bool]) -> PromptSet:
@@ -165,7 +181,9 @@ class PromptSet(Sequence[Prompt]):
         wanted = list(ids)
         missing = [name for name in wanted if name not in by_id]
         if missing:
-            raise PromptError(f"No prompt with id {listed(missing)} in {self!r}.")
+            raise PromptError(
+                f"No prompt with id {listed(missing)} in {self!r}; its ids are {listed(by_id, 5)}."
+            )
         return PromptSet(by_id[name] for name in wanted)
 
     def by_group(self) -> dict[str, list[Prompt]]:

@@ -136,7 +136,7 @@ class TestGenerate:
             assert completion.finished == (len(want) < limit)
 
     def test_at_least_one_token_must_be_asked_for(self, lab) -> None:
-        with pytest.raises(mm.ModelError, match=r"max_new_tokens must be at least 1, got 0"):
+        with pytest.raises(mm.ModelError, match=r"max_new_tokens must be an integer from 1, got 0"):
             lab.model.generate("w1", 0)
 
 

@@ -91,7 +91,7 @@ def test_bounds_that_no_neuron_reaches_change_nothing_at_all():
     [
         ({}, "minimum, a maximum, or both"),
         ({"minimum": 1.0, "maximum": 0.5}, "minimum=1.0 is above maximum=0.5"),
-        ({"minimum": float("nan")}, "minimum must be a number"),
+        ({"minimum": float("nan")}, "minimum must be a finite number"),
         ({"maximum": float("inf")}, "maximum must be finite"),
     ],
 )

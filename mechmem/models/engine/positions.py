@@ -58,7 +58,10 @@ class Positions:
         if not parts:
             raise PositionError("No positions given; for example positions='last'.")
         if "mean" in parts and len(parts) > 1:
-            raise PositionError("'mean' pools the whole prompt; it cannot be combined.")
+            raise PositionError(
+                "'mean' pools the whole prompt; it cannot be combined; read the two one after "
+                "the other."
+            )
         return cls(parts)
 
     def __str__(self) -> str:
@@ -126,7 +129,8 @@ class Positions:
         if isinstance(part, int):
             if not -length <= part < length:
                 raise PositionError(
-                    f"Position {part} is outside prompt {prompt.id!r}, which has {length} tokens."
+                    f"Position {part} is outside prompt {prompt.id!r}, which has {length} tokens: "
+                    f"0 to {length - 1}, or -1 for the last."
                 )
             return [(str(part), part % length)]
         if part in ("last", "each_step"):
