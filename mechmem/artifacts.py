@@ -180,7 +180,8 @@ def check_writable(folder: str | Path) -> None:
     probe = write_text(target / f".mechmem-{os.getpid()}", "")
     probe.unlink()
     for path in made:
-        path.rmdir()
+        with suppress(OSError):  # somebody else has put something there meanwhile
+            path.rmdir()
 
 
 def json_text(value: Any, **options: Any) -> str:
