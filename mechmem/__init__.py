@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "errors": (
-        "ArtifactError EditError LeakageError MechmemError ModelError PositionError PromptError "
-        "SiteError TaskError"
+        "ArtifactError EditError LeakageError MechmemError MechmemWarning ModelError "
+        "PositionError PromptError SiteError TaskError"
     ),
     "tasks": "Chat Prompt PromptSet Task available_tasks get_task register_task",
     "models": "Model Site check_model lab_models load_model",

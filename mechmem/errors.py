@@ -10,6 +10,7 @@ __all__ = [
     "EditError",
     "LeakageError",
     "MechmemError",
+    "MechmemWarning",
     "ModelError",
     "PositionError",
     "PromptError",
@@ -25,6 +26,10 @@ class MechmemError(ValueError):
 
     A message names the value that was given, what would have been allowed, and the way out.
     """
+
+
+class MechmemWarning(UserWarning):
+    """Something that was asked for happened, and changes what a result means."""
 
 
 class PromptError(MechmemError):

@@ -16,15 +16,21 @@ __all__ = ["Provenance", "Seen"]
 
 @dataclass(frozen=True)
 class Seen:
-    """Groups and token ids that something was fitted or chosen on."""
+    """Groups, token ids (hashed) and prompt ids that something was fitted or chosen on.
+
+    Groups and token ids decide what is refused; prompt ids are kept for the record, since other
+    sets may use the same ones.
+    """
 
     groups: frozenset[str] = frozenset()
     digests: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, prompts: PromptSet, tokenized: Iterable[TokenizedPrompt]) -> Seen:
         """What fitting on these prompts has seen."""
-        return cls(frozenset(prompts.groups), frozenset(item.digest for item in tokenized))
+        digests = frozenset(item.digest for item in tokenized)
+        return cls(frozenset(prompts.groups), digests, frozenset(prompts.ids))
 
     @classmethod
     def of_ids(cls, prompts: PromptSet, token_ids: Iterable[tuple[int, ...]]) -> Seen:
@@ -33,7 +39,7 @@ class Seen:
         return cls.of(prompts, [TokenizedPrompt(name, ids, {}) for name, ids in pairs])
 
     def __or__(self, other: Seen) -> Seen:
-        return Seen(self.groups | other.groups, self.digests | other.digests)
+        return Seen(self.groups | other.groups, self.digests | other.digests, self.ids | other.ids)
 
     def refuse(
         self, prompts: PromptSet, tokenized: Iterable[TokenizedPrompt], purpose: str
@@ -55,12 +61,16 @@ class Seen:
 
     def as_dict(self) -> dict[str, list[str]]:
         """JSON-ready."""
-        return {"groups": sorted(self.groups), "digests": sorted(self.digests)}
+        return {
+            "groups": sorted(self.groups),
+            "digests": sorted(self.digests),
+            "ids": sorted(self.ids),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, list[str]]) -> Seen:
         """The inverse of `as_dict`."""
-        return cls(frozenset(data["groups"]), frozenset(data["digests"]))
+        return cls(frozenset(data["groups"]), frozenset(data["digests"]), frozenset(data["ids"]))
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,19 @@ class Model:
             token_budget=token_budget,
         )
 
+    def truncating(self, side: str) -> Model:
+        """A view of this model that cuts prompts longer than its context instead of refusing them.
+
+        Every call that cuts warns (`MechmemWarning`) which prompts lost tokens; a beginning-of-
+        sequence token stays.
+
+        Args:
+            side: ``"left"`` keeps the end of a prompt, ``"right"`` its beginning.
+        """
+        view = replace(self, tokens=self.tokens.truncating(side))
+        view.__dict__["info"] = self.info
+        return view
+
     def with_interventions(self, interventions: Iterable[Intervention]) -> Model:
         """A view of this model on which further interventions act, after those already there."""
         view = replace(self, interventions=(*self.interventions, *interventions))

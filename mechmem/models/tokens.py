@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mechmem.errors import ModelError, PromptError, listed
+from mechmem.errors import MechmemWarning, ModelError, PromptError, listed
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["PromptsLike", "TokenizedPrompt", "Tokens", "as_prompts"]
@@ -32,6 +33,7 @@ class TokenizedPrompt:
         spans: Token indices of every named span.
         straddling: Spans whose first or last token reaches beyond the span's characters.
         group: The prompt's group, so that an edit can tell another instance from a rephrasing.
+        cut: Tokens that were cut to fit the context, where that was asked for.
     """
 
     id: str
@@ -39,6 +41,7 @@ class TokenizedPrompt:
     spans: Mapping[str, tuple[int, ...]]
     straddling: tuple[str, ...] = ()
     group: str = ""
+    cut: int = 0
 
     @property
     def digest(self) -> str:
@@ -83,6 +86,7 @@ class Tokens:
         self.tokenizer = copy.deepcopy(tokenizer)
         self.n_ctx = n_ctx
         self.prepend_bos = prepend_bos
+        self.truncate: str | None = None
         self.bos_id: int | None = self.tokenizer.bos_token_id
         if prepend_bos and self.bos_id is None:
             raise ModelError(
@@ -99,7 +103,29 @@ class Tokens:
         Raises:
             PromptError: For a prompt without tokens or longer than the context, naming it.
         """
-        return [self._encode_one(prompt) for prompt in as_prompts(prompts)]
+        out = [self._encode_one(prompt) for prompt in as_prompts(prompts)]
+        cut = [prompt.id for prompt in out if prompt.cut]
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(out)} prompts were cut on the {self.truncate} to "
+                f"{self.n_ctx} tokens, as asked: {listed(cut, 5)}.",
+                MechmemWarning,
+                stacklevel=3,
+            )
+        return out
+
+    def truncating(self, side: str) -> Tokens:
+        """The same, but prompts longer than the context lose tokens on one side instead of being
+        refused; every call says which.
+
+        Raises:
+            PromptError: Unless side is ``"left"`` or ``"right"``.
+        """
+        if side not in ("left", "right"):
+            raise PromptError(f"Prompts are cut on the 'left' or the 'right', not on {side!r}.")
+        cutting = copy.copy(self)
+        cutting.truncate = side
+        return cutting
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated ids, special tokens left out."""
@@ -119,9 +145,8 @@ class Tokens:
         alone = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not alone:
             raise PromptError(
-                f"The continuation {text!r} of prompt {prompt.id!r} has no tokens; give text "
-                "that the "
-                "model could write."
+                f"The continuation {text!r} of prompt {prompt.id!r} has no tokens; give text that "
+                "the model could write."
             )
         return tuple(alone)
 
@@ -139,22 +164,16 @@ class Tokens:
             raise PromptError(
                 f"Prompt {prompt.id!r} has {error.object[error.start]!r} at character "
                 f"{error.start}, which is no character of UTF-8. Read the text again with its "
-                "right "
-                "encoding, or remove it."
+                "right encoding, or remove it."
             ) from None
         text, shift = self._rendered(prompt)
         ids, offsets = self._ids(text, with_offsets=bool(prompt.spans))
         if not ids:
             raise PromptError(
                 f"Prompt {prompt.id!r} has no tokens: its text is {prompt.text!r}; give it text, "
-                "or "
-                "leave it out."
+                "or leave it out."
             )
-        if self.n_ctx is not None and len(ids) > self.n_ctx:
-            raise PromptError(
-                f"Prompt {prompt.id!r} has {len(ids)} tokens, but the model reads at most "
-                f"{self.n_ctx}. Shorten it; mechmem never cuts a prompt silently."
-            )
+        ids, offsets, cut = self._fitted(prompt, ids, offsets)
         spans: dict[str, tuple[int, ...]] = {}
         straddling = []
         for name, (start, end) in prompt.spans.items():
@@ -162,7 +181,8 @@ class Tokens:
             inside = [k for k, (a, b) in enumerate(offsets) if a < high and b > low and b > a]
             if not inside:
                 raise PromptError(
-                    f"Span {name!r} of prompt {prompt.id!r} covers no token: "
+                    f"Span {name!r} of prompt {prompt.id!r} covers no token"
+                    f"{' that is left after cutting' if cut else ''}: "
                     f"{prompt.text[start:end]!r}; move its (start, end), or leave it out."
                 )
             # A byte-level token may carry the blank before the word; that is not straddling.
@@ -170,7 +190,26 @@ class Tokens:
             if text[first[0] : low].strip() or text[high : last[1]].strip():
                 straddling.append(name)
             spans[name] = tuple(inside)
-        return TokenizedPrompt(prompt.id, tuple(ids), spans, tuple(straddling), prompt.group)
+        return TokenizedPrompt(prompt.id, tuple(ids), spans, tuple(straddling), prompt.group, cut)
+
+    def _fitted(
+        self, prompt: Prompt, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]], int]:
+        """Ids that fit the context, their offsets, and how many were cut because that was asked."""
+        if self.n_ctx is None or len(ids) <= self.n_ctx:
+            return ids, offsets, 0
+        if self.truncate is None:
+            raise PromptError(
+                f"Prompt {prompt.id!r} has {len(ids)} tokens, but the model reads at most "
+                f"{self.n_ctx}. Shorten it, or have prompts cut with model.truncating('left') or "
+                "('right'); mechmem never cuts one silently."
+            )
+        cut = len(ids) - self.n_ctx
+        first = int(ids[0] == self.bos_id)  # a beginning-of-sequence token stays
+        gone = slice(first, first + cut) if self.truncate == "left" else slice(self.n_ctx, None)
+        ids, offsets = list(ids), list(offsets)
+        del ids[gone], offsets[gone]
+        return ids, offsets, cut
 
     def _rendered(self, prompt: Prompt) -> tuple[str, int]:
         """The full text the model reads, and where the prompt's own text begins in it."""

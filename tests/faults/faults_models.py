@@ -353,7 +353,7 @@ FAULTS = [
         lambda s: s.model.logits(prompt(helpers.N_CTX)),
         mm.PromptError,
         "Prompt 'a' has 33 tokens, but the model reads at most 32.",
-        "Shorten it; mechmem never cuts a prompt silently.",
+        "Shorten it, or have prompts cut with model.truncating",
     ),
     Fault(
         "run a prompt without tokens",

@@ -6,11 +6,12 @@ and with or without a KV cache.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechmem.errors import PositionError, did_you_mean, listed
+from mechmem.errors import MechmemWarning, PositionError, did_you_mean, listed
 from mechmem.models.tokens import TokenizedPrompt
 
 __all__ = ["PositionSpec", "Positions"]
@@ -112,6 +113,7 @@ class Positions:
                     f"positions={part!r} is for edits: a prompt that is only read has no generated "
                     "tokens. Read 'last' (the state before the first generated token) instead."
                 )
+        self._warn_of_straddling(prompts)
         columns = [self.columns(prompt) for prompt in prompts]
         if self.pooled:
             return ["mean"]
@@ -123,6 +125,17 @@ class Positions:
                 "same number of tokens everywhere."
             )
         return [name for name, _ in columns[0]] if columns else []
+
+    def _warn_of_straddling(self, prompts: Sequence[TokenizedPrompt]) -> None:
+        for part in self.parts:
+            wide = [prompt.id for prompt in prompts if part in prompt.straddling]
+            if wide:
+                warnings.warn(
+                    f"Span {part!r} begins or ends inside a token in {len(wide)} of {len(prompts)} "
+                    f"prompts, so characters around it are read too: {listed(wide, 5)}.",
+                    MechmemWarning,
+                    stacklevel=4,
+                )
 
     def _part_columns(self, part: str | int, prompt: TokenizedPrompt) -> list[tuple[str, int]]:
         length = len(prompt.ids)
