@@ -29,6 +29,7 @@ app = typer.Typer(
 
 DEMO_MODEL = "lab/addition-cued"
 _TINY = 256
+PAIRS = 600
 Seed = Annotated[int, typer.Option(help="Keys splits, controls and resampling.")]
 
 
@@ -41,7 +42,7 @@ def demo(
 
     Example: mechmem demo
     """
-    _study(DEMO_MODEL, None, None, out, seed, 600)
+    _study(DEMO_MODEL, None, None, out, seed, PAIRS)
 
 
 @app.command()
@@ -55,7 +56,9 @@ def study(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
     seed: Seed = 0,
-    pairs: Annotated[int, typer.Option(help="Pairs of rephrasings to make.")] = 600,
+    pairs: Annotated[
+        int | None, typer.Option(help="Pairs of rephrasings that the task makes; default 600.")
+    ] = None,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
 
@@ -64,10 +67,21 @@ def study(
 
     Example: mechmem study my_prompts.csv --model ./my-model --out my-report
     """
+    from mechmem.models import lab_models
+    from mechmem.tasks import available_tasks, get_task
+
     own = Path(task) if Path(task).suffix in (".jsonl", ".csv") else None
     if own is not None and model is None:
         raise typer.BadParameter("your own prompts need --model", param_hint="--model")
-    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs)
+    if own is not None and pairs is not None:
+        raise typer.BadParameter("your own prompts are the pairs", param_hint="--pairs")
+    if own is None and task not in available_tasks():
+        get_task(task)  # says which tasks there are
+    if model is None and f"lab/{task}" not in lab_models():
+        raise typer.BadParameter(
+            f"no lab model ships for {task!r}; say which model to ask", param_hint="--model"
+        )
+    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs or PAIRS)
 
 
 @app.command()
@@ -226,13 +240,18 @@ def _run(
 
     from mechmem.experiments.study import run_study
     from mechmem.models import load_model
-    from mechmem.tasks import PromptSet, get_task
+    from mechmem.tasks import PromptAnswers, PromptSet, get_task
 
+    prompts = None  # files are cheap to get wrong and models slow to load: files first
+    if own is not None:
+        prompts = PromptSet.from_csv(own) if own.suffix == ".csv" else PromptSet.from_jsonl(own)
+        PromptAnswers.for_prompts(prompts.require("study"))
+    elif task_name is not None:
+        get_task(task_name)
     model = load_model(model_name)
     if model.info.d_model <= _TINY:
         torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
-    if own is not None:
-        prompts = PromptSet.from_csv(own) if own.suffix == ".csv" else PromptSet.from_jsonl(own)
+    if prompts is not None:
         return run_study(model, prompts=prompts, seed=seed, progress=say)
     name = task_name or model.card["task"]
     task = get_task(name, **model.card.get("task_options", {}))

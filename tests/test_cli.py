@@ -37,6 +37,7 @@ def test_help_shows_an_example_of_every_command():
         (["study", "additon-cued", "--model", "lab/addition-cued"], ["Did you mean"]),
         (["train", "subtraction"], ["subtraction", "addition-cued"]),
         (["study", "missing.csv", "--model", "lab/addition-cued"], ["missing.csv"]),
+        (["study", "additon-cued"], ["Did you mean 'addition-cued'"]),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(arguments, words, tmp_path):
@@ -107,3 +108,26 @@ def test_extract_plans_then_reads_and_merge_adds_up(tmp_path):
     merged = run("merge", str(tmp_path / "sums"), "--out", str(tmp_path / "moments"))
     assert merged.stdout.strip() == '{"a": 8, "b": 8}'
     assert mm.Moments.load(tmp_path / "moments").counts == {"a": 8, "b": 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["study", "colors"], "no lab model ships for 'colors'"),
+        (["study", "mine.csv"], "need --model"),
+        (["study", "mine.csv", "--model", "x", "--pairs", "5"], "your own prompts are the pairs"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(arguments, words):
+    done = run(*arguments, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_lacks_an_answer_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "mine.csv").write_text("text,group,memorized,generalised\na,1,b,c\nd,1,b,c\n")
+    done = run("study", str(tmp_path / "mine.csv"), "--model", "lab/none", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "`generalized`" in done.stderr
+    assert "lab/none" not in done.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechmem.errors import PromptError, TaskError, listed
+from mechmem.errors import ModelError, PromptError, TaskError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
@@ -124,6 +124,7 @@ def observe(
     Raises:
         TaskError: Without a task, when prompts lack their answers.
     """
+    _check_kinds(model, task)
     asked = as_prompts(prompts).require("observe")
     reader = task if task is not None else PromptAnswers.for_prompts(asked)
     done = model.complete(asked, reader.max_new_tokens, stop=reader.stop, token_budget=token_budget)
@@ -152,6 +153,20 @@ def observe(
     if progress is not None:
         progress(len(asked))
     return observed
+
+
+def _check_kinds(model: object, task: object) -> None:
+    """Names where objects belong are the commonest slip."""
+    if not isinstance(model, Model):
+        raise ModelError(
+            f"model must be a loaded model, got {type(model).__name__} {model!r:.60}; load it "
+            "first: model = mm.load_model(...)."
+        )
+    if task is not None and not isinstance(task, Task):
+        raise TaskError(
+            f"task must be a task, got {type(task).__name__} {task!r:.60}; get it first: "
+            "task = mm.get_task(...)."
+        )
 
 
 def _margins(model: Model, prompts: PromptSet, task: Task, token_budget: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Controls: for every edit, the edits of the same size that should do nothing.
+"""Controls: for every edit, edits of the same size without the contrast in them.
 
 An effect counts only beyond these. They are made from the edit itself, so that they match it in
 sites, positions, number of neurons and length.

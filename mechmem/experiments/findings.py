@@ -63,7 +63,8 @@ def turned(study: StudyLike, tables: Tables, figures: Figures) -> str:
     out = [
         f"<p>The chosen edit is <b>{say(best.family)}</b> "
         f"({say(type(best.edit).__name__)}: {say(edit)}). An effect counts only as far as it goes "
-        "beyond every control, which is an edit of the same size that should do nothing:</p>"
+        "beyond every control, which is an edit of the same size without the contrast in it. A "
+        "control can move answers too: that is what any push of this size does to the model.</p>"
         f"<dl>{told}</dl>",
         frame_table(
             tables["summary"],
@@ -84,8 +85,8 @@ def turned(study: StudyLike, tables: Tables, figures: Figures) -> str:
             "dose_response",
             "To the right the model is steered toward generalized, to the left toward memorized; "
             "alpha is the strength. If the edit works as meant, the blue line rises to the right, "
-            "the orange one to the left, and the dashed lines (a random direction of the same "
-            "length) stay flat.",
+            "the orange one to the left, further than the dashed lines, which show what a random "
+            "direction of the same length does.",
             frame_table(tables["dose"], "Every point", folded="Numbers", link="dose"),
         ),
     ]

@@ -17,7 +17,7 @@ from mechmem.analysis.probes import Probes, fit_probes
 from mechmem.artifacts import versions
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
-from mechmem.errors import PromptError
+from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.experiments.costs import DOSES, clean_cost, dose_response
 from mechmem.experiments.grids import default_grid
@@ -170,6 +170,13 @@ def run_study(
     """
     started = time.monotonic()
     say = progress or (lambda line: None)
+    if prompts is not None and not isinstance(prompts, PromptSet):
+        raise PromptError(
+            f"prompts must be a PromptSet, got {type(prompts).__name__} {prompts!r:.60}; read a "
+            "file with mm.PromptSet.from_csv or from_jsonl."
+        )
+    if isinstance(task, str):
+        raise TaskError(f"task must be a task, got {task!r}; use mm.get_task({task!r}).")
     if prompts is None:
         if task is None:
             raise PromptError(
@@ -184,12 +191,7 @@ def run_study(
         observed[name] = observe(model, part, task=task)
     flips = observed["train"].flips()
     if len(flips) // 2 < MIN_FLIPS:
-        shares = {name: observed["train"].outcomes.count(name) for name in BEHAVIORS}
-        raise PromptError(
-            f"Only {len(flips) // 2} of {len(parts['train'].pairs())} training pairs are flips "
-            f"(outcomes {shares}); a contrast needs at least {MIN_FLIPS}. Use more pairs, or a "
-            "model that shows both behaviors."
-        )
+        raise PromptError(_too_few(observed["train"]))
     say(f"reading the states of {len(flips)} flips")
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
@@ -245,6 +247,25 @@ def run_study(
         clean,
         inner,
         time.monotonic() - started,
+    )
+
+
+def _too_few(seen: Observations) -> str:
+    """What the model did instead of flipping, with an example."""
+    pairs = seen.prompts.pairs()
+    if not pairs:
+        return (
+            f"None of {len(seen)} training prompts has a rephrasing: no two share a `group`. Give "
+            "the rephrasings of one question the same group."
+        )
+    shares = {name: seen.outcomes.count(name) for name in seen.allowed}
+    prompt, wrote = seen.prompts[0], seen.completions[0]
+    return (
+        f"Only {len(seen.flips()) // 2} of {len(pairs)} training pairs are flips (outcomes "
+        f"{shares}); a contrast needs at least {MIN_FLIPS} in the training part, which is "
+        f"{SHARES['train']:.0%} of the groups. For example, after {prompt.text!r:.80} the model "
+        f"wrote {wrote!r:.60}, where {prompt.memorized!r} or {prompt.generalized!r} was looked "
+        "for. Use more pairs, or a model that shows both behaviors."
     )
 
 

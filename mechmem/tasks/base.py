@@ -85,6 +85,12 @@ class PromptAnswers(Task):
             TaskError: When a prompt carries neither both behaviors nor an answer.
         """
         if all(p.memorized is not None and p.generalized is not None for p in prompts):
+            same = [p.id for p in prompts if p.memorized == p.generalized]
+            if same:
+                raise TaskError(
+                    f"Prompts {listed(same, 5)} have the same memorized and generalized answer, so "
+                    "an answer cannot tell the two apart; leave these prompts out."
+                )
             return cls("behavior")
         if all(p.answer is not None for p in prompts):
             return cls("answer")

@@ -254,6 +254,10 @@ class PromptSet(Sequence[Prompt]):
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> PromptSet:
         """Plain strings as prompts with ids ``"0"``, ``"1"``, ..."""
+        if isinstance(texts, str):
+            raise PromptError(
+                f"from_texts takes a list of texts, got one text {texts!r:.60}; write [text]."
+            )
         return cls(Prompt(id=str(index), text=text) for index, text in enumerate(texts))
 
     @classmethod

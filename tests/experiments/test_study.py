@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
 
@@ -103,16 +104,42 @@ def test_the_dose_response_begins_at_the_unedited_model(lab_study):
         assert row["share"] == pytest.approx(share)
 
 
-def test_too_few_flips_are_an_error_that_says_how_many(lab_model):
-    prompts = mm.PromptSet(
-        mm.Prompt(f"{k}-{j}", "1 + 2 + 3 + 4", group=str(k), memorized="a", generalized="b")
-        for k in range(20)
-        for j in range(2)
-    )
-    with pytest.raises(mm.PromptError, match="Only 0 of 8 training pairs are flips"):
-        mm.run_study(lab_model, prompts=prompts)
+def test_too_few_flips_are_an_error_that_says_what_the_model_wrote_instead(lab_model):
+    def pairs(group):
+        return mm.PromptSet(
+            mm.Prompt(
+                f"{k}-{j}", "1 + 2 + 3 + 4", group=group(k, j), memorized="a", generalized="b"
+            )
+            for k in range(20)
+            for j in range(2)
+        )
+
+    with pytest.raises(mm.PromptError, match="Only 0 of 8 training pairs are flips") as caught:
+        mm.run_study(lab_model, prompts=pairs(lambda k, j: str(k)))
+    assert "'other': 16" in str(caught.value)
+    assert "where 'a' or 'b' was looked for" in str(caught.value)
+    with pytest.raises(mm.PromptError, match="no two share a `group`"):
+        mm.run_study(lab_model, prompts=pairs(lambda k, j: f"{k}-{j}"))
     with pytest.raises(mm.PromptError, match="needs a task"):
         mm.run_study(lab_model)
+
+
+def test_names_where_objects_belong_are_refused_with_the_way_to_get_the_object(lab_model, lab_task):
+    prompts = lab_task.pairs(4)
+    with helpers.as_users_run_it():
+        with pytest.raises(mm.ModelError, match=r"mm\.load_model"):
+            mm.observe("lab/addition-cued", prompts, task=lab_task)
+        with pytest.raises(mm.TaskError, match=r"mm\.get_task"):
+            mm.observe(lab_model, prompts, task="addition-cued")
+        with pytest.raises(mm.TaskError, match=r"mm\.get_task"):
+            mm.run_study(lab_model, task="addition-cued")
+        with pytest.raises(mm.PromptError, match="from_csv"):
+            mm.run_study(lab_model, prompts="mine.csv")
+        with pytest.raises(mm.PromptError, match=r"write \[text\]"):
+            mm.PromptSet.from_texts("one text")
+    same = mm.Prompt("twin", "1 + 2", memorized="3", generalized="3")
+    with pytest.raises(mm.TaskError, match=r"'twin'.*same memorized and generalized"):
+        mm.observe(lab_model, same)
 
 
 def test_controls_have_the_length_and_the_sites_of_the_edit(lab_study, lab_model):
