@@ -11,6 +11,8 @@ PIP = -m pip --disable-pip-version-check install --quiet
 
 EXTRAS = figures,parquet,hub,lora,test,dev,docs
 EXTRAS3 = figures,parquet,hub,lora,test
+HOOKED = tests/models/test_forward.py tests/models/test_prefixes.py tests/models/test_truncating.py \
+	tests/caching tests/patching tests/evaluation
 CORE = -m "not notebook and not browser and not docs and not tl4"
 
 .DEFAULT_GOAL := help
@@ -66,6 +68,7 @@ test-fast: $(VENV)/installed
 
 test-tl3: $(VENV3)/installed
 	$(PY3) -m pytest $(CORE)
+	MECHMEM_TEST_CLASS=HookedTransformer $(PY3) -m pytest $(HOOKED)
 
 notebooks: $(VENV)/installed
 	$(PY) -m pytest -m notebook

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,10 @@ def _seeded(make: Callable[[Any], Any], config: Any, seed: int) -> Any:
     return model.eval()
 
 
+HOOKED = os.environ.get("MECHMEM_TEST_CLASS") == "HookedTransformer"
+"""Run the suite on TransformerLens 3's `HookedTransformer` instead of on a bridge."""
+
+
 @dataclass
 class Bench:
     """A model twice: as plain transformers (the expectation) and as mechmem loads it."""
@@ -177,6 +182,10 @@ def fresh_bench(kind: str = "gpt2", seed: int = 0, **options: Any) -> Bench:
     """A model of its own, for tests that do something to it."""
     hf = {"gpt2": tiny_gpt2, "llama": tiny_llama}[kind](seed=seed)
     tokenizer = word_tokenizer()
+    if HOOKED and not options:
+        from models.hooked3 import hooked_from
+
+        return Bench(hf, tokenizer, mm.load_model(hooked_from(hf, kind), tokenizer=tokenizer))
     return Bench(hf, tokenizer, mm.load_model(hf, tokenizer=tokenizer, **options))
 
 

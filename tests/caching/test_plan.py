@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from helpers import bench, close, fresh_bench, ragged
+from helpers import HOOKED, bench, close, fresh_bench, ragged
 
 import mechmem as mm
 from mechmem.models.engine import memory
@@ -69,6 +69,7 @@ class TestOutOfMemory:
         lab.model.logits(prompts, token_budget=40)
         assert sum(tokens > 20 for tokens in short.tried) == 1
 
+    @pytest.mark.skipif(HOOKED, reason="shared beginnings need a bridge")
     def test_shared_beginnings_survive_it(self, monkeypatch) -> None:
         monkeypatch.setattr("mechmem.models.engine.passes.pass_cost", lambda backend: 6.0)
         lab = bench("llama")

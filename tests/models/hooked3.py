@@ -19,7 +19,7 @@ try:
 except ImportError:  # TransformerLens 4
     HookedTransformer = None
 
-__all__ = ["HAS_HOOKED_TRANSFORMER", "HOOKED_FAMILIES", "hooked_transformer"]
+__all__ = ["HAS_HOOKED_TRANSFORMER", "HOOKED_FAMILIES", "hooked_from", "hooked_transformer"]
 
 HAS_HOOKED_TRANSFORMER = HookedTransformer is not None
 
@@ -82,5 +82,39 @@ def hooked_transformer(
         center_writing_weights=processed,
         center_unembed=processed,
         fold_value_biases=processed,
+    )
+    return model.eval()
+
+
+def hooked_from(hf: Any, family: str) -> Any:
+    """A raw `HookedTransformer` with the weights of a tiny GPT-2 or Llama of any size."""
+    module, settings = HOOKED_FAMILIES[family]
+    convert = getattr(
+        importlib.import_module("transformer_lens.pretrained.weight_conversions"),
+        f"convert_{module}_weights",
+    )
+    config = hf.config
+    heads = config.num_attention_heads
+    sizes = {
+        "d_model": config.hidden_size,
+        "n_heads": heads,
+        "d_head": config.hidden_size // heads,
+        "n_layers": config.num_hidden_layers,
+        "n_ctx": config.max_position_embeddings,
+        "d_vocab": config.vocab_size,
+        "d_mlp": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+    }
+    if family == "llama":
+        sizes["rotary_dim"] = sizes["d_head"]
+    cfg = HookedTransformerConfig(**{**_ALL, **settings, **sizes})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = HookedTransformer(cfg)
+    model.load_and_process_state_dict(
+        convert(hf, cfg),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
     )
     return model.eval()

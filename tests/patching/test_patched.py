@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    HOOKED,
     as_users_run_it,
     bench,
     close,
@@ -189,6 +190,7 @@ class TestRefusals:
         ):
             view.logits(PROMPTS)
 
+    @pytest.mark.skipif(HOOKED, reason="swaps a module that only a bridge has")
     def test_a_hook_point_that_the_network_passes_by(self, directions) -> None:
         own = fresh_bench("gpt2")
         direction = directions["resid_post", 0]
