@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import helpers
 import numpy as np
 import pytest
@@ -25,11 +27,8 @@ def test_no_group_is_on_two_sides_and_the_test_prompts_were_never_fitted(lab_stu
 def test_the_share_under_the_edit_is_what_the_patched_model_writes(lab_study, lab_model):
     best = lab_study.sweep.best
     for toward, rates in best.rates.items():
-        edit = best.edit
-        turned = edit.steered(toward) if hasattr(edit, "steered") else None
-        turned = turned or __import__("dataclasses").replace(edit, toward=toward)
         prompts = lab_study.splits["test"]
-        with mm.patched(lab_model, turned) as view:
+        with mm.patched(lab_model, replace(best.edit, toward=toward)) as view:
             words = view.generate(prompts, max_new_tokens=1)
         hits = [w.strip() == getattr(p, toward) for w, p in zip(words, prompts, strict=True)]
         assert rates.share(toward).value == pytest.approx(np.mean(hits))
