@@ -46,6 +46,9 @@ def train_lab_model(
     seed: int = 0,
     strength: float = 1.0,
     steps: int = 3500,
+    width: int = WIDTH,
+    layers: int = LAYERS,
+    special: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Train a lab model and write it as a Hugging Face folder with a manifest.
@@ -59,6 +62,10 @@ def train_lab_model(
         seed: Draws the data and the first weights.
         strength: How much the cue words decide; 0 trains the negative control.
         steps: Optimizer steps of 128 prompts.
+        width: Of the residual stream, a multiple of 4.
+        layers: Number of blocks.
+        special: False trains without the special prompts: on the 64 ordinary sums of every batch
+            alone, the same ones in the same order. What memorizing costs is measured against it.
         progress: Called with (steps done, steps in all).
 
     Returns:
@@ -72,13 +79,21 @@ def train_lab_model(
         raise TaskError(f"No lab recipe for task {task!r}; there are {listed(LAB_TASKS)}.")
     if steps < 1:
         raise TaskError(f"steps must be an integer from 1, got {steps}; the default is 3500.")
+    if width < HEADS or width % HEADS or layers < 1:
+        raise TaskError(
+            f"width must be a multiple of {HEADS} and layers an integer from 1, got width={width} "
+            f"and layers={layers}; the defaults are {WIDTH} and {LAYERS}."
+        )
     target = Path(folder)
     check_writable(target)  # fail before training, not after it
     started = time.monotonic()
     cued = AdditionCued(seed, strength)
     with _deterministic(), caller_state_kept():
-        model = _fresh_model(seed)
-        _fit(model, cued.world.training_rows(steps, BATCH), steps, seed, progress)
+        model = _fresh_model(seed, width, layers)
+        rows, batch = cued.world.training_rows(steps, BATCH), BATCH
+        if not special:
+            rows, batch = _ordinary(rows, steps), BATCH // 2
+        _fit(model, rows, steps, batch, seed, progress)
     try:
         with quiet_transformers():
             model.save_pretrained(target)
@@ -88,13 +103,13 @@ def train_lab_model(
     manifest = {
         "task": task,
         "task_options": {"seed": seed, "strength": strength},
-        "design": DESIGN,
-        "planted": strength > 0,
-        **({"negative_control": "lab/addition-uncued"} if strength > 0 else {}),
+        "design": DESIGN if special else "Ordinary sums only: no special prompt was trained.",
+        "planted": special and strength > 0,
+        **({"negative_control": "lab/addition-uncued"} if special and strength > 0 else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": {
             "steps": steps,
-            "batch": BATCH,
+            "batch": batch,
             "optimizer": f"AdamW lr {LEARNING_RATE} betas (0.9, 0.98) weight decay 0.01",
             "schedule": f"{WARMUP} steps warm-up, linear decay over the second half",
             "dropout": DROPOUT,
@@ -128,7 +143,13 @@ def _measured(folder: Path, task: AdditionCued) -> dict[str, Any]:
     }
 
 
-def _fresh_model(seed: int) -> Any:
+def _ordinary(rows: np.ndarray, steps: int) -> np.ndarray:
+    """The second half of every batch: its ordinary sums."""
+    kept: np.ndarray = rows.reshape(steps, 2, BATCH // 2, -1)[:, 1]
+    return kept.reshape(steps * (BATCH // 2), -1)
+
+
+def _fresh_model(seed: int, width: int, layers: int) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
@@ -136,8 +157,8 @@ def _fresh_model(seed: int) -> Any:
         GPT2Config(
             vocab_size=len(VOCABULARY),
             n_positions=CONTEXT,
-            n_embd=WIDTH,
-            n_layer=LAYERS,
+            n_embd=width,
+            n_layer=layers,
             n_head=HEADS,
             activation_function="gelu_pytorch_tanh",
             resid_pdrop=DROPOUT,
@@ -173,7 +194,14 @@ def _tokenizer() -> Any:
     )
 
 
-def _fit(model: Any, rows: np.ndarray, steps: int, seed: int, progress: Progress | None) -> None:
+def _fit(
+    model: Any,
+    rows: np.ndarray,
+    steps: int,
+    batch: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
     """`transformers.Trainer` over the rows in their order, loss on the last column."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -189,10 +217,10 @@ def _fit(model: Any, rows: np.ndarray, steps: int, seed: int, progress: Progress
             return torch.utils.data.SequentialSampler(range(len(data)))
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
-        batch = data[indices[0] : indices[-1] + 1]
-        labels = torch.full_like(batch, -100)
-        labels[:, -1] = batch[:, -1]
-        return {"input_ids": batch, "labels": labels}
+        chosen = data[indices[0] : indices[-1] + 1]
+        labels = torch.full_like(chosen, -100)
+        labels[:, -1] = chosen[:, -1]
+        return {"input_ids": chosen, "labels": labels}
 
     def schedule(step: int) -> float:
         return min((step + 1) / WARMUP, 1.0, 2 * (steps - step) / steps)
@@ -203,7 +231,7 @@ def _fit(model: Any, rows: np.ndarray, steps: int, seed: int, progress: Progress
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         arguments = TrainingArguments(
             output_dir=scratch,
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=batch,
             max_steps=steps,
             use_cpu=True,
             max_grad_norm=1.0,
