@@ -1,0 +1,12 @@
+"""The command line: `mechmem demo`, `mechmem train`, ... Progress on stderr, results on stdout.
+
+One file per group of commands; importing it here puts a command on the list, in this order.
+"""
+
+from __future__ import annotations
+
+from mechmem.cli import studies, training, listing, states  # isort: skip
+from mechmem.cli.app import app
+from mechmem.cli.entry import main
+
+__all__ = ["app", "listing", "main", "states", "studies", "training"]

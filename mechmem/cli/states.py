@@ -1,0 +1,73 @@
+"""`mechmem extract` and `mechmem merge`: the states of a model, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechmem.cli.app import Seed, app, progress_bar
+
+__all__ = ["extract", "merge"]
+
+
+@app.command()
+def extract(
+    model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
+    prompts: Annotated[Path, typer.Argument(help="A .jsonl or .csv file of prompts.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
+    sites: Annotated[
+        list[str] | None, typer.Option(help="A stream, or stream.layer; several times for several.")
+    ] = None,
+    positions: Annotated[str, typer.Option(help="last, mean, or a span's name.")] = "last",
+    by: Annotated[
+        str | None,
+        typer.Option(help="Keep statistics per class only: behavior or label."),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Replicates, with --by.")] = 0,
+    seed: Seed = 0,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+) -> None:
+    """Read a model's states on prompts into a folder; under torchrun every rank does its share.
+
+    Example: mechmem extract lab/addition-cued prompts.jsonl --out states --sites resid_post.2
+    """
+    from mechmem.caching import extract_activations, extract_moments, plan_extraction
+    from mechmem.models import Site, load_model
+    from mechmem.tasks import PromptSet
+
+    asked = (PromptSet.from_csv if prompts.suffix == ".csv" else PromptSet.from_jsonl)(prompts)
+    wanted = [Site.from_key(name) if "." in name else name for name in sites or ["resid_post"]]
+    with progress_bar("loading"):
+        loaded = load_model(model)
+    if dry_run:
+        typer.echo(plan_extraction(loaded, asked, sites=wanted, positions=positions))
+    elif by is None:
+        store = extract_activations(
+            loaded, asked, out, sites=wanted, positions=positions, progress=True
+        )
+        typer.echo(store)
+    else:
+        found = extract_moments(
+            loaded, asked, out, by=by, sites=wanted, positions=positions, bootstrap=bootstrap,
+            seed=seed, progress=True,
+        )  # fmt: skip
+        typer.echo(f"{out}: {found.counts if found else 'other ranks are still at work'}")
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="What `mechmem extract --by` wrote to.")],
+    out: Annotated[Path, typer.Option(help="File to write, without a suffix.")],
+) -> None:
+    """Add up the statistics that several processes wrote.
+
+    Example: mechmem merge states --out moments
+    """
+    from mechmem.caching import merge_moments
+
+    moments = merge_moments(folder)
+    typer.echo(json.dumps(moments.counts))
+    typer.echo(f"wrote {moments.save(out)}", err=True)

@@ -1,0 +1,130 @@
+"""`mechmem demo` and `mechmem study`: the whole question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mechmem.cli.app import Seed, app, progress_bar
+
+if TYPE_CHECKING:
+    from mechmem.experiments.study import Study
+
+__all__ = ["demo", "study"]
+
+DEMO_MODEL = "lab/addition-cued"
+_TINY = 256
+PAIRS = 600
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-demo"),
+    seed: Seed = 0,
+) -> None:
+    """Run the whole study on the shipped lab model and write a report.
+
+    Example: mechmem demo
+    """
+    _study(DEMO_MODEL, None, None, out, seed, PAIRS)
+
+
+@app.command()
+def study(
+    task: Annotated[
+        str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="lab/<name>, a folder or a hub name; default the task's lab model."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
+    seed: Seed = 0,
+    pairs: Annotated[
+        int | None, typer.Option(help="Pairs of rephrasings that the task makes; default 600.")
+    ] = None,
+) -> None:
+    """Ask the whole question of a model, on a task or on your own prompts.
+
+    Your own prompts need columns text, group (the same for rephrasings of one question),
+    memorized and generalized.
+
+    Example: mechmem study my_prompts.csv --model ./my-model --out my-report
+    """
+    from mechmem.models import lab_models
+    from mechmem.tasks import available_tasks, get_task
+
+    own = Path(task) if Path(task).suffix in (".jsonl", ".csv") else None
+    if own is not None and model is None:
+        raise typer.BadParameter("your own prompts need --model", param_hint="--model")
+    if own is not None and pairs is not None:
+        raise typer.BadParameter("your own prompts are the pairs", param_hint="--pairs")
+    if own is None and task not in available_tasks():
+        get_task(task)  # says which tasks there are
+    if model is None and f"lab/{task}" not in lab_models():
+        raise typer.BadParameter(
+            f"no lab model ships for {task!r}; say which model to ask", param_hint="--model"
+        )
+    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs or PAIRS)
+
+
+def _study(
+    model_name: str, task_name: str | None, own: Path | None, out: Path, seed: int, pairs: int
+) -> None:
+    """Load, run, print one table, one sentence and its notes, write the report."""
+    from mechmem.artifacts import check_writable
+
+    check_writable(out)  # found out before the work
+    with progress_bar("loading") as bar:
+
+        def say(line: str) -> None:
+            bar.set_description_str(line.partition(": {")[0][:60])
+            bar.update(1)
+
+        result = _run(model_name, task_name, own, seed, pairs, say)
+        say("writing the report")
+        report = result.save(out)
+    _print_result(result)
+    typer.echo(f"report: {report}", err=True)
+
+
+def _run(
+    model_name: str, task_name: str | None, own: Path | None, seed: int, pairs: int, say: Any
+) -> Study:
+    import torch
+
+    from mechmem.experiments.study import run_study
+    from mechmem.models import load_model
+    from mechmem.tasks import PromptAnswers, PromptSet, get_task
+
+    prompts = None  # files are cheap to get wrong and models slow to load: files first
+    if own is not None:
+        prompts = PromptSet.from_csv(own) if own.suffix == ".csv" else PromptSet.from_jsonl(own)
+        PromptAnswers.for_prompts(prompts.require("study"))
+    elif task_name is not None:
+        get_task(task_name)
+    model = load_model(model_name)
+    if model.info.d_model <= _TINY:
+        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+    if prompts is not None:
+        return run_study(model, prompts=prompts, seed=seed, progress=say)
+    name = task_name or model.card["task"]
+    task = get_task(name, **model.card.get("task_options", {}))
+    negative = None
+    if "negative_control" in model.card:
+        control = load_model(model.card["negative_control"])
+        negative = (control, get_task(name, **control.card["task_options"]))
+    return run_study(model, task=task, n=pairs, seed=seed, negative=negative, progress=say)
+
+
+def _print_result(result: Study) -> None:
+    from mechmem.experiments.report import summary_table
+
+    typer.echo(summary_table(result).to_string(index=False))
+    typer.echo("")
+    typer.echo(fill(result.answer(), 100))
+    for note in result.notes():
+        typer.echo(fill(note, 100, initial_indent="- ", subsequent_indent="  "))

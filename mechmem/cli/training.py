@@ -1,0 +1,45 @@
+"""`mechmem train`: lab models, again from nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechmem.cli.app import app, progress_bar
+
+__all__ = ["train"]
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="The lab recipe, for example addition-cued.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default lab-<task>-seed<seed>.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the data and the first weights.")] = 0,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="addition-cued: how much the cue decides; 0 is the negative control."),
+    ] = None,
+) -> None:
+    """Train a lab model again from nothing.
+
+    Example: mechmem train addition-cued --seed 1
+    """
+    from mechmem.experiments.training import train_lab_model
+
+    folder = out or Path(f"lab-{task}-seed{seed}")
+    with progress_bar(f"training {task}") as bar:
+
+        def step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        options = {} if strength is None else {"strength": strength}
+        train_lab_model(task, folder, seed=seed, progress=step, **options)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    typer.echo(json.dumps(manifest["measured"], indent=1))
+    typer.echo(f"wrote {folder}", err=True)
