@@ -1,21 +1,54 @@
 """Floor 4: what the states say: directions, neurons, probes."""
 
+from mechmem.analysis.clusters import NeuronClusters, neuron_clusters
+from mechmem.analysis.consistency import NeuronOverlap, SplitHalves, neuron_overlap, split_halves
+from mechmem.analysis.correlation import ScoreCorrelation, score_correlation
+from mechmem.analysis.cosines import (
+    CosineProfile,
+    DirectionCosines,
+    PrincipalCosines,
+    compare_directions,
+    cosine_profile,
+    principal_cosines,
+)
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
+from mechmem.analysis.fitting import fit_directions
 from mechmem.analysis.geometry import Separation, separation
 from mechmem.analysis.intervals import Estimate
+from mechmem.analysis.layer_distribution import LayerDistribution, layer_distribution
 from mechmem.analysis.neurons import NeuronScores, NeuronSet, neuron_mean_difference
 from mechmem.analysis.probes import Probes, fit_probes
+from mechmem.analysis.state_map import StateMap, state_map
 
 __all__ = [
+    "CosineProfile",
     "Direction",
+    "DirectionCosines",
     "Directions",
     "Estimate",
+    "LayerDistribution",
+    "NeuronClusters",
+    "NeuronOverlap",
     "NeuronScores",
     "NeuronSet",
+    "PrincipalCosines",
     "Probes",
+    "ScoreCorrelation",
     "Separation",
+    "SplitHalves",
+    "StateMap",
+    "compare_directions",
+    "cosine_profile",
     "difference_of_means",
+    "fit_directions",
     "fit_probes",
+    "layer_distribution",
+    "neuron_clusters",
     "neuron_mean_difference",
+    "neuron_overlap",
+    "principal_cosines",
+    "score_correlation",
     "separation",
+    "split_halves",
+    "state_map",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ class Direction:
         toward_mean, away_mean: Mean projection of each class on the unit vector.
         provenance: Model, positions and what was seen.
         method: How it was made.
+        boundary: Projection on the unit vector at which a fitted classifier changes its mind;
+            ``None`` for methods that have none, which take the midpoint of the class means.
+        reader, center: Of LEACE: ``reader . (h - center)`` is how much of ``vector`` an eraser
+            removes. ``None`` for the other methods.
+        settings: What the fit was made with (rows, shrinkage, penalty, ...).
     """
 
     vector: Float[Tensor, " d"]
@@ -43,6 +48,10 @@ class Direction:
     away_mean: float
     provenance: Provenance
     method: str = "difference_of_means"
+    boundary: float | None = None
+    reader: Float[Tensor, " d"] | None = None
+    center: Float[Tensor, " d"] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.vector.numpy().astype(dtype) if dtype is not None else self.vector.numpy()
@@ -65,10 +74,15 @@ class Direction:
         if self.norm == 0:
             raise SiteError(
                 f"The direction at {self.site} is zero: the two class means coincide; choose "
-                "another "
-                "site."
+                "another site."
             )
         return self.vector / self.norm
+
+    @property
+    def threshold(self) -> float:
+        """Projection that divides the classes: `boundary`, or the midpoint of the class means."""
+        middle = (self.toward_mean + self.away_mean) / 2
+        return middle if self.boundary is None else self.boundary
 
     def project(self, states: Tensor) -> Tensor:
         """Signed length along the unit vector, for states ``[..., d]`` of its site."""
@@ -106,24 +120,41 @@ class Directions:
         """Sites in order."""
         return list(self.by_site)
 
+    @property
+    def provenance(self) -> Provenance:
+        """Model and positions, and everything that any of the directions has seen."""
+        directions = list(self)
+        seen = directions[0].provenance.seen
+        for direction in directions[1:]:
+            if direction.provenance.seen != seen:
+                seen = seen | direction.provenance.seen
+        return replace(directions[0].provenance, seen=seen)
+
     def save(self, path: str | Path) -> Path:
         """Write ``path.safetensors`` and ``path.json``."""
         first = next(iter(self))
         about = {
-            "provenance": first.provenance.as_dict(),
+            "provenance": self.provenance.as_dict(),
             "toward": first.toward,
             "away": first.away,
             "method": first.method,
             "means": {d.site.key: [d.toward_mean, d.away_mean] for d in self},
+            "boundary": {d.site.key: d.boundary for d in self},
+            "settings": {d.site.key: dict(d.settings) for d in self},
         }
-        return save_artifact(path, "directions", {d.site.key: d.vector for d in self}, about)
+        tensors = {d.site.key: d.vector for d in self}
+        for d in self:
+            if d.reader is not None and d.center is not None:
+                tensors |= {f"{d.site.key}/reader": d.reader, f"{d.site.key}/center": d.center}
+        return save_artifact(path, "directions", tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Directions:
         """Read what `save` wrote."""
         tensors, about = load_artifact(path, "directions")
         provenance = Provenance.from_dict(about["provenance"])
-        sites = sorted((Site.from_key(key) for key in tensors), key=lambda site: site.depth)
+        keys = [key for key in tensors if "/" not in key]
+        sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
         return cls(
             {
                 site: Direction(
@@ -135,6 +166,10 @@ class Directions:
                     about["means"][site.key][1],
                     provenance,
                     about["method"],
+                    about.get("boundary", {}).get(site.key),
+                    tensors.get(f"{site.key}/reader"),
+                    tensors.get(f"{site.key}/center"),
+                    about.get("settings", {}).get(site.key, {}),
                 )
                 for site in sites
             }

@@ -1,0 +1,175 @@
+"""`score_correlation`: whether items with a higher score lie further along the direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+
+from mechmem.analysis.directions import Directions
+from mechmem.analysis.held_out import group_draws, refuse_seen, resampled
+from mechmem.analysis.intervals import Estimate
+from mechmem.caching.activations import Activations, class_names
+from mechmem.errors import PromptError, listed
+from mechmem.models.sites import Site
+from mechmem.seeding import keyed_rng
+
+__all__ = ["ScoreCorrelation", "pearson", "score_correlation", "spearman"]
+
+RANDOM_DIRECTIONS = 200
+
+
+@dataclass(frozen=True)
+class ScoreCorrelation:
+    """Correlation of a score with the projection on the direction, per site.
+
+    Attributes:
+        spearman, pearson: With 95 % intervals from resampling groups.
+        random: Middle 95 % of Spearman's correlation of random directions of the same site.
+        points: One row per example: id, group, class, score.
+        projections: ``[example]`` per site, in activation units.
+        score: What the score is called.
+    """
+
+    spearman: Mapping[Site, Estimate]
+    pearson: Mapping[Site, Estimate]
+    random: Mapping[Site, tuple[float, float]]
+    points: pd.DataFrame
+    projections: Mapping[Site, np.ndarray]
+    score: str
+
+    def correlations(self) -> pd.DataFrame:
+        """One row per site."""
+        rows = []
+        for site, rank in self.spearman.items():
+            line = self.pearson[site]
+            rows.append(
+                {
+                    "stream": site.stream,
+                    "layer": site.layer,
+                    "spearman": rank.value,
+                    "spearman_low": rank.low,
+                    "spearman_high": rank.high,
+                    "pearson": line.value,
+                    "pearson_low": line.low,
+                    "pearson_high": line.high,
+                    "random_low": self.random[site][0],
+                    "random_high": self.random[site][1],
+                    "n": rank.n,
+                    "groups": rank.groups,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def table(self) -> pd.DataFrame:
+        """One row per site and example, the site's correlations repeated."""
+        parts = []
+        for (_, row), along in zip(
+            self.correlations().iterrows(), self.projections.values(), strict=True
+        ):
+            part = self.points.assign(score_name=self.score, projection=along)
+            for column, value in row.items():
+                part[str(column)] = value
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+
+def score_correlation(
+    directions: Directions,
+    acts: Activations,
+    scores: Sequence[float] | Mapping[str, float] | str,
+    *,
+    by: str = "label",
+    name: str | None = None,
+    seed: int = 0,
+    allow_seen: bool = False,
+) -> ScoreCorrelation:
+    """Spearman's and Pearson's correlation of a score with the projection (P2's reasoning score).
+
+    Args:
+        directions: Fitted elsewhere.
+        acts: Held-out states at one position.
+        scores: One per example in order, or by prompt id, or a key of `Prompt.meta`.
+        by: ``"label"`` or ``"behavior"``: only for the color of the points.
+        name: What to call the score.
+        seed: Keys the resampling and the random directions.
+        allow_seen: Measure on fitted prompts all the same.
+
+    Raises:
+        LeakageError: When the directions have seen a prompt or a group of the states.
+        PromptError: When a score is missing or not finite, or fewer than three examples are there.
+
+    What it does not prove: a score and a label made from it correlate with any direction that
+    separates the label; the correlation **within** a class says more.
+    """
+    if not allow_seen:
+        refuse_seen(directions, acts, "correlate a score")
+    values = _scores(acts, scores)
+    groups = list(acts.prompts.groups)
+    draws = group_draws(groups, seed, "score-correlation")
+    ranks, lines, random, projections = {}, {}, {}, {}
+    for direction in directions:
+        site = direction.site
+        states = acts[site].flatten(1).double()
+        along = direction.project(states).numpy() if direction.norm else np.zeros(len(values))
+        ranks[site] = resampled(lambda r, p=along: spearman(p[r], values[r]), groups, draws)  # type: ignore[misc]
+        lines[site] = resampled(lambda r, p=along: pearson(p[r], values[r]), groups, draws)  # type: ignore[misc]
+        rng = keyed_rng(seed, "score-correlation", "random", site.key)
+        noise = torch.from_numpy(rng.standard_normal((states.shape[1], RANDOM_DIRECTIONS)))
+        found = [spearman(column, values) for column in (states @ noise).numpy().T]
+        low, high = np.quantile(found, [0.025, 0.975])
+        random[site], projections[site] = (float(low), float(high)), along
+    points = pd.DataFrame(
+        {
+            "id": acts.prompts.ids,
+            "group": groups,
+            "class": [one or "" for one in class_names(acts.prompts, by)],
+            "score": values,
+        }
+    )
+    called = name or (scores if isinstance(scores, str) else "score")
+    return ScoreCorrelation(ranks, lines, random, points, projections, called)
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's correlation of the ranks, ties at their mean rank; NaN without variation."""
+    return pearson(rankdata(one), rankdata(other))
+
+
+def pearson(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's correlation; NaN without variation."""
+    a, b = one - one.mean(), other - other.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else float("nan")
+
+
+def _scores(acts: Activations, scores: Any) -> np.ndarray:
+    if isinstance(scores, str):
+        given: list[Any] = [prompt.meta.get(scores) for prompt in acts.prompts]
+    elif isinstance(scores, Mapping):
+        given = [scores.get(name) for name in acts.prompts.ids]
+    else:
+        given = list(scores)
+        if len(given) != len(acts):
+            raise PromptError(
+                f"{len(acts)} examples need as many scores, got {len(given)}; give one each, or a "
+                "mapping from prompt id to score."
+            )
+    lacking = [name for name, one in zip(acts.prompts.ids, given, strict=True) if not _finite(one)]
+    if lacking:
+        raise PromptError(
+            f"No finite score of {listed(lacking, 5)}; set it, or leave those prompts out with "
+            "acts.select(...)."
+        )
+    if len(given) < 3:
+        raise PromptError(f"A correlation needs at least three examples, got {len(given)}.")
+    return np.array([float(one) for one in given])
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
