@@ -26,13 +26,15 @@ _HOME = {
         "CosineProfile Direction DirectionCosines Directions LayerDistribution NeuronClusters "
         "NeuronOverlap NeuronScores PrincipalCosines Probes ScoreCorrelation SplitHalves "
         "StateMap compare_directions cosine_profile difference_of_means fit_directions "
-        "fit_probes layer_distribution neuron_clusters neuron_mean_difference neuron_overlap "
-        "principal_cosines score_correlation separation split_halves state_map"
+        "fit_probes import_directions layer_distribution neuron_clusters "
+        "neuron_mean_difference neuron_overlap principal_cosines score_correlation separation "
+        "split_halves state_map"
     ),
     "patching": (
-        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport OnlyWhere "
-        "PatchActivations PatchedModel PatchingResult ProjectOut ScaleProjection SetProjection "
-        "ShiftNeurons SkipLayers activation_patching attribution_patching patched"
+        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport "
+        "OnlyWhere PatchActivations PatchedModel PatchingResult ProjectOut ScaleProjection "
+        "SetProjection ShiftNeurons SkipLayers activation_patching attribution_patching "
+        "export_vectors patched"
     ),
     "evaluation": "Observations Rates controls evaluate observe",
     "experiments": "Study run_study sweep train_lab_model",

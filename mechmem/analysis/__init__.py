@@ -14,6 +14,7 @@ from mechmem.analysis.cosines import (
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
 from mechmem.analysis.fitting import fit_directions
 from mechmem.analysis.geometry import Separation, separation
+from mechmem.analysis.importing import import_directions
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.layer_distribution import LayerDistribution, layer_distribution
 from mechmem.analysis.neurons import NeuronScores, NeuronSet, neuron_mean_difference
@@ -42,6 +43,7 @@ __all__ = [
     "difference_of_means",
     "fit_directions",
     "fit_probes",
+    "import_directions",
     "layer_distribution",
     "neuron_clusters",
     "neuron_mean_difference",

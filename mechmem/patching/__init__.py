@@ -5,6 +5,7 @@ from mechmem.patching.apply import PatchedModel, patched
 from mechmem.patching.base import Edit
 from mechmem.patching.conditional import OnlyWhere
 from mechmem.patching.directions import AddDirection, ProjectOut, ScaleProjection, SetProjection
+from mechmem.patching.exporting import export_vectors
 from mechmem.patching.interchange import PatchActivations
 from mechmem.patching.neurons import ClampNeurons, ShiftNeurons
 from mechmem.patching.patch_pairs import activation_patching, attribution_patching
@@ -31,5 +32,6 @@ __all__ = [
     "SkipLayers",
     "activation_patching",
     "attribution_patching",
+    "export_vectors",
     "patched",
 ]
