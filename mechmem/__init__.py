@@ -23,12 +23,12 @@ _HOME = {
         "extract_activations extract_moments merge_moments plan_extraction"
     ),
     "analysis": (
-        "CosineProfile Direction DirectionCosines Directions LayerDistribution NeuronClusters "
-        "NeuronOverlap NeuronScores PrincipalCosines Probes ScoreCorrelation SplitHalves "
-        "StateMap compare_directions cosine_profile difference_of_means fit_directions "
-        "fit_probes import_directions layer_distribution neuron_clusters "
-        "neuron_mean_difference neuron_overlap principal_cosines score_correlation separation "
-        "split_halves state_map"
+        "CosineProfile Direction DirectionCosines Directions LayerDistribution LearningCurve "
+        "NeuronClusters NeuronOverlap NeuronScores PrincipalCosines Probes ScoreCorrelation "
+        "SplitHalves StateMap compare_directions cosine_profile difference_of_means "
+        "fit_directions fit_probes import_directions layer_distribution learning_curve "
+        "neuron_clusters neuron_mean_difference neuron_overlap principal_cosines "
+        "score_correlation separation split_halves state_map"
     ),
     "patching": (
         "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport "

@@ -1,5 +1,6 @@
 """Floor 4: what the states say: directions, neurons, probes."""
 
+from mechmem.analysis.classifiers import LinearClassifier, fit_classifier
 from mechmem.analysis.clusters import NeuronClusters, neuron_clusters
 from mechmem.analysis.consistency import NeuronOverlap, SplitHalves, neuron_overlap, split_halves
 from mechmem.analysis.correlation import ScoreCorrelation, score_correlation
@@ -17,6 +18,7 @@ from mechmem.analysis.geometry import Separation, separation
 from mechmem.analysis.importing import import_directions
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.layer_distribution import LayerDistribution, layer_distribution
+from mechmem.analysis.learning_curve import LearningCurve, learning_curve
 from mechmem.analysis.neurons import NeuronScores, NeuronSet, neuron_mean_difference
 from mechmem.analysis.probes import Probes, fit_probes
 from mechmem.analysis.state_map import StateMap, state_map
@@ -28,6 +30,8 @@ __all__ = [
     "Directions",
     "Estimate",
     "LayerDistribution",
+    "LearningCurve",
+    "LinearClassifier",
     "NeuronClusters",
     "NeuronOverlap",
     "NeuronScores",
@@ -41,10 +45,12 @@ __all__ = [
     "compare_directions",
     "cosine_profile",
     "difference_of_means",
+    "fit_classifier",
     "fit_directions",
     "fit_probes",
     "import_directions",
     "layer_distribution",
+    "learning_curve",
     "neuron_clusters",
     "neuron_mean_difference",
     "neuron_overlap",

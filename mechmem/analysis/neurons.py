@@ -12,16 +12,23 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from mechmem.analysis.ranking import (
+    RANKINGS,
+    areas,
+    how_many,
+    ranking_score,
+    ratio,
+    welch_p,
+)
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
+from mechmem.caching.histograms import Histograms
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import MechmemError, SiteError, listed
 from mechmem.models.sites import Site
 
 __all__ = ["NeuronScores", "NeuronSet", "neuron_mean_difference"]
-
-RANKINGS = ("correlation", "mean_difference", "effect_size")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class NeuronScores:
         first, second: The two classes.
         columns: Names of the positions.
         provenance: Model, positions, counts and what was seen.
+        auc: Chance that a random example of the first class has the larger activation, ties half;
+            NaN where no histogram was kept; ``None`` when it was not asked for.
     """
 
     mean_difference: Mapping[Site, Tensor]
@@ -79,6 +88,7 @@ class NeuronScores:
     second: str
     columns: tuple[str, ...]
     provenance: Provenance
+    auc: Mapping[Site, Tensor] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -108,9 +118,9 @@ class NeuronScores:
 
         Args:
             k: A number of neurons (integer), or a share of them (float in (0, 1]).
-            by: ``"correlation"`` (|r|, P1), ``"mean_difference"`` (|NMD|) or ``"effect_size"``
-                (|d|). |r| and |d| rank alike inside one contrast; |NMD| can differ completely
-                when neurons have different scales.
+            by: ``"correlation"`` (|r|, P1), ``"mean_difference"`` (|NMD|), ``"effect_size"`` (|d|)
+                or ``"auc"`` (its distance from one half). |r| and |d| rank alike inside one
+                contrast; |NMD| can differ completely when neurons have different scales.
             scope: ``"global"`` ranks all sites together (P1), ``"site"`` takes the same share
                 of each.
             sites: Only these, default all.
@@ -118,8 +128,6 @@ class NeuronScores:
         Raises:
             MechmemError: For an impossible ``k``, ranking, scope or site.
         """
-        if by not in RANKINGS:
-            raise MechmemError(f"Unknown ranking {by!r}; allowed are {listed(RANKINGS)}.")
         if scope not in ("global", "site"):
             raise MechmemError(f"scope must be 'global' or 'site', got {scope!r}.")
         wanted = self.sites if sites is None else [Site(*site) for site in sites]
@@ -129,22 +137,41 @@ class NeuronScores:
                 f"No neuron scores at {', '.join(missing)}; scored were "
                 f"{listed(map(str, self.sites))}. Cache those sites first."
             )
-        score = getattr(self, by)
-        parts = {site: score[site].abs().flatten() for site in wanted}
+        score = self.ranking(by)
+        parts = {site: score[site].flatten() for site in wanted}
         if scope == "site":
             index = {
-                site: values.argsort(descending=True, stable=True)[: _count(k, len(values))]
+                site: values.argsort(descending=True, stable=True)[: how_many(k, len(values))]
                 for site, values in parts.items()
             }
             return NeuronSet(self, index)
         joined = torch.cat(list(parts.values()))
-        chosen = joined.argsort(descending=True, stable=True)[: _count(k, len(joined))]
+        chosen = joined.argsort(descending=True, stable=True)[: how_many(k, len(joined))]
         index, start = {}, 0
         for site, values in parts.items():
             mine = chosen[(chosen >= start) & (chosen < start + len(values))] - start
             index[site] = mine.sort().values
             start += len(values)
         return NeuronSet(self, index)
+
+    def ranking(self, by: str = "correlation") -> dict[Site, Tensor]:
+        """``[position, d]`` per site: what `top` ranks by, from 0 (says nothing) upwards.
+
+        Raises:
+            MechmemError: For an unknown ranking, or ``"auc"`` where no areas were asked for.
+        """
+        if by not in RANKINGS:
+            raise MechmemError(f"Unknown ranking {by!r}; allowed are {listed(RANKINGS)}.")
+        if by == "auc" and (
+            self.auc is None or any(bool(area.isnan().any()) for area in self.auc.values())
+        ):
+            raise MechmemError(
+                "by='auc' needs the area of every neuron, which mean and variance do not give: "
+                "neuron_mean_difference(acts, auc=True) with stored activations, or "
+                "auc=Histograms over all of them."
+            )
+        values: Mapping[Site, Tensor] = getattr(self, by)
+        return {site: ranking_score(by, values[site]) for site in self.sites}
 
     def table(self) -> pd.DataFrame:
         """One row per neuron with all scores."""
@@ -163,6 +190,7 @@ class NeuronScores:
                         "effect_size": self.effect_size[site].flatten().numpy(),
                         "p": self.p[site].flatten().numpy(),
                         "q": self.q[site].flatten().numpy(),
+                        **({} if self.auc is None else {"auc": self.auc[site].flatten().numpy()}),
                     }
                 )
             )
@@ -172,7 +200,7 @@ class NeuronScores:
         """Write ``path.safetensors`` and ``path.json``."""
         tensors = {
             f"{name}/{site.key}": getattr(self, name)[site]
-            for name in _TENSORS
+            for name in (*_TENSORS, *(() if self.auc is None else ("auc",)))
             for site in self.sites
         }
         about = {
@@ -189,8 +217,9 @@ class NeuronScores:
         tensors, about = load_artifact(path, "neuron-scores")
         keys = {key.partition("/")[2] for key in tensors}
         sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
+        names = {key.partition("/")[0] for key in tensors} | set(_TENSORS)
         return cls(
-            **{name: {site: tensors[f"{name}/{site.key}"] for site in sites} for name in _TENSORS},
+            **{name: {site: tensors[f"{name}/{site.key}"] for site in sites} for name in names},
             first=about["first"],
             second=about["second"],
             columns=tuple(about["columns"]),
@@ -207,6 +236,7 @@ def neuron_mean_difference(
     first: str = "memorized",
     second: str = "generalized",
     by: str = "behavior",
+    auc: bool | Histograms = False,
 ) -> NeuronScores:
     """P1's neuron-wise mean difference, first class minus second, with its ranking statistics.
 
@@ -217,9 +247,17 @@ def neuron_mean_difference(
 
     What it does not prove: that a neuron with a large difference causes the behavior.
 
+    Args:
+        states: Stored activations or streamed moments.
+        first, second: The two classes.
+        by: Which of a prompt's words names its class, for activations.
+        auc: Also the area under the ROC curve: ``True`` for exact areas of stored activations (a
+            sort of every neuron), or the `Histograms` that were streamed beside the moments.
+
     Raises:
         PromptError: When a class is missing or has fewer than two examples, or states are not
             finite.
+        MechmemError: For ``auc=True`` with moments, which do not hold it.
     """
     moments = Moments.from_activations(states, by) if isinstance(states, Activations) else states
     moments.pair(first, second)
@@ -237,11 +275,12 @@ def neuron_mean_difference(
         within = (one.m2 + zero.m2).flatten(1)
         pooled = (within / (n1 + n0 - 2)).sqrt()
         total = within + difference**2 * (n1 * n0 / (n1 + n0))
-        error = (one.variance / n1 + zero.variance / n0).flatten(1)
         out["mean_difference"][site] = difference
-        out["correlation"][site] = _ratio(difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt())
-        out["effect_size"][site] = _ratio(difference, pooled)
-        out["p"][site] = _welch_p(difference, one.variance, zero.variance, n1, n0, error)
+        out["correlation"][site] = ratio(difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt())
+        out["effect_size"][site] = ratio(difference, pooled)
+        out["p"][site] = welch_p(
+            difference, one.variance.flatten(1), zero.variance.flatten(1), n1, n0
+        )
         out["mean"][site] = ((one.mean + zero.mean) / 2).flatten(1)
         out["std"][site] = pooled
     sizes = [values.numel() for values in out["p"].values()]
@@ -257,43 +296,6 @@ def neuron_mean_difference(
         ((first, n1), (second, n0)),
     )
     return NeuronScores(
-        **out, first=first, second=second, columns=moments.columns, provenance=provenance
-    )
-
-
-def _welch_p(
-    difference: Tensor, var1: Tensor, var0: Tensor, n1: int, n0: int, error: Tensor
-) -> Tensor:
-    a, b = var1.flatten(1) / n1, var0.flatten(1) / n0
-    freedom = _ratio((a + b) ** 2, a**2 / (n1 - 1) + b**2 / (n0 - 1)).clamp_min(1)
-    t = _ratio(difference, error.sqrt())
-    return torch.from_numpy(2 * stats.t.sf(t.abs().numpy(), freedom.numpy()))
-
-
-def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """0 where a coordinate never varies (a constant says nothing about the class), infinite where
-    it varies with the class alone."""
-    at_zero = torch.where(top == 0, top, top.sign() * torch.inf)
-    return torch.where(bottom > 0, top / bottom.clamp_min(1e-300), at_zero)
-
-
-def _count(k: int | float, total: int) -> int:
-    if (
-        not isinstance(k, (int, float))
-        or isinstance(k, bool)
-        or (isinstance(k, int) and k < 1)
-        or (isinstance(k, float) and not 0 < k <= 1)
-    ):
-        raise MechmemError(
-            f"top must be a number of neurons (an integer from 1) or a share (a float in (0, 1]), "
-            f"got {k!r}."
-        )
-    if isinstance(k, float):
-        return max(1, round(k * total))
-    if k > total:
-        raise MechmemError(
-            f"top={k} neurons asked for, but only {total} were scored; ask for fewer, or for a "
-            "share "
-            "such as 0.05."
-        )
-    return k
+        **out, first=first, second=second, columns=moments.columns, provenance=provenance,
+        auc=areas(states, moments, auc, first, second, by),
+    )  # fmt: skip

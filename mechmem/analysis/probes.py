@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from mechmem.analysis.classifiers import CLASSIFIERS, fit_classifier, folds_of, token_features
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations
-from mechmem.errors import PromptError, listed
+from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng, keyed_seed
 
-__all__ = ["Probes", "fit_probes"]
-
-REGULARIZATION = (0.003, 0.03, 0.3)
+__all__ = ["ProbeData", "Probes", "fit_probes", "one_thread", "probe_data"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +28,14 @@ class Probes:
         accuracy: On groups that the classifier has not seen, per site.
         shuffled: The same with the two classes exchanged at random within the data: what the
             method finds where there is nothing.
-        input_only: A classifier on the input tokens alone (which token stands at which position
-            from the end). Where it is as good as the states, the probe shows nothing about them.
+        input_only: A logistic classifier on the input tokens alone (which token stands at which
+            position from the end). Where it is as good as the states, the probe shows nothing about
+            them.
         majority: Share of the larger class.
         classes: The two classes.
         by: ``"behavior"`` or ``"label"``.
+        length_only: A logistic classifier on the number of tokens of the prompt alone.
+        classifier: What was fitted to the states.
     """
 
     accuracy: Mapping[Site, Estimate]
@@ -48,6 +44,8 @@ class Probes:
     majority: float
     classes: tuple[str, str]
     by: str
+    length_only: Estimate
+    classifier: str = "logistic"
 
     def table(self) -> pd.DataFrame:
         """One row per site with accuracy, interval and the baselines."""
@@ -55,15 +53,13 @@ class Probes:
             {
                 "stream": site.stream,
                 "layer": site.layer,
+                "classifier": self.classifier,
                 "accuracy": held.value,
                 "low": held.low,
                 "high": held.high,
-                "shuffled": self.shuffled[site].value,
-                "shuffled_low": self.shuffled[site].low,
-                "shuffled_high": self.shuffled[site].high,
-                "input_only": self.input_only.value,
-                "input_only_low": self.input_only.low,
-                "input_only_high": self.input_only.high,
+                **_columns("shuffled", self.shuffled[site]),
+                **_columns("input_only", self.input_only),
+                **_columns("length_only", self.length_only),
                 "majority": self.majority,
                 "n": held.n,
                 "groups": held.groups,
@@ -73,22 +69,111 @@ class Probes:
         return pd.DataFrame(rows)
 
 
-def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds: int = 5) -> Probes:
-    """Logistic classifiers per site, tested on held-out groups.
+def fit_probes(
+    acts: Activations,
+    *,
+    by: str = "behavior",
+    classifier: str = "logistic",
+    seed: int = 0,
+    folds: int = 5,
+) -> Probes:
+    """Linear classifiers per site, tested on held-out groups.
 
-    The strength of the L2 penalty is chosen by an inner cross-validation inside the training
-    groups. All positions of a site are read together.
+    All positions of a site are read together. Whatever a classifier chooses (the strength of the
+    logistic one's L2 penalty) it chooses inside the training groups.
 
     Args:
-        acts: States with exactly two classes.
+        acts: States with exactly two classes; ``positions="last"`` is the state from which the
+            first new token is written.
         by: ``"behavior"`` or ``"label"``.
+        classifier: ``"logistic"``, ``"lda"`` or ``"mean_difference"``; see
+            `mechmem.analysis.fit_classifier`.
         seed: Keys folds and shuffles.
         folds: Outer folds; every group is held out once.
 
     Raises:
         PromptError: Unless there are two classes and at least ``folds`` groups, or when states
             are not finite.
+        MechmemError: For an unknown classifier.
     """
+    if classifier not in CLASSIFIERS:
+        raise MechmemError(f"Unknown classifier {classifier!r}; allowed are {listed(CLASSIFIERS)}.")
+    data = probe_data(acts, by, seed, folds)
+    return Probes(
+        {site: data.held_out(x, data.target, classifier) for site, x in data.states.items()},
+        {site: data.held_out(x, data.shuffled, classifier) for site, x in data.states.items()},
+        data.held_out(data.tokens, data.target),
+        float(max(data.target.mean(), 1 - data.target.mean())),
+        data.classes,
+        by,
+        data.held_out(data.lengths, data.target),
+        classifier,
+    )
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """What classifiers of a contrast read, and the folds that they are tested in.
+
+    Attributes:
+        states: ``[example, d]`` float64 per site, positions side by side.
+        tokens: ``[example, feature]``: the input alone.
+        lengths: ``[example, 1]``: the number of its tokens alone.
+        target: 1 for the second class.
+        shuffled: The same numbers in a random order.
+        groups: Group per example.
+        parts: Training and test rows of every fold.
+        classes: The two classes.
+        seed: Keys folds, shuffle and resampling.
+    """
+
+    states: Mapping[Site, np.ndarray]
+    tokens: np.ndarray
+    lengths: np.ndarray
+    target: np.ndarray
+    shuffled: np.ndarray
+    groups: np.ndarray
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    classes: tuple[str, str]
+    seed: int
+
+    def held_out(
+        self, features: np.ndarray, target: np.ndarray, classifier: str = "logistic"
+    ) -> Estimate:
+        """Accuracy over all folds."""
+        right = np.zeros(len(target))
+        with one_thread(features):
+            for train, test in self.parts:
+                right[test] = self.right(features, target, train, test, classifier)
+        return self.mean(right)
+
+    def right(
+        self,
+        features: np.ndarray,
+        target: np.ndarray,
+        train: np.ndarray,
+        test: np.ndarray,
+        classifier: str = "logistic",
+    ) -> np.ndarray:
+        """1 where the prediction of a test row is right, after fitting the training rows."""
+        known = target[train]
+        if len(set(known.tolist())) < 2:
+            return np.asarray(target[test] == known[0], dtype=float)
+        fitted = fit_classifier(features[train], known, self.groups[train], classifier)
+        return np.asarray(fitted.predict(features[test]) == target[test], dtype=float)
+
+    def mean(self, right: np.ndarray) -> Estimate:
+        """Mean over examples, with an interval over groups."""
+        return group_mean(right, self.groups.tolist(), seed=self.seed)
+
+
+def one_thread(features: np.ndarray) -> threadpool_limits:
+    """Many small fits: more than one thread only makes them wait for each other."""
+    return threadpool_limits(1 if features.size < 1_000_000 else None)
+
+
+def probe_data(acts: Activations, by: str, seed: int, folds: int) -> ProbeData:
+    """Check and lay out what classifiers read; see `fit_probes`."""
     if folds < 2:
         raise PromptError(f"folds must be at least 2, so that something is held out; got {folds}.")
     for site, state in acts.states.items():
@@ -104,8 +189,7 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
     if len(classes) != 2:
         raise PromptError(
             f"A probe separates two classes, these prompts show {listed(classes)}. Keep the "
-            "prompts of "
-            "two: acts.select(prompts.filter(...))."
+            "prompts of two: acts.select(prompts.filter(...))."
         )
     groups = np.array([acts.prompts[k].group for k in rows])
     if len(set(groups.tolist())) < folds:
@@ -113,83 +197,20 @@ def fit_probes(acts: Activations, *, by: str = "behavior", seed: int = 0, folds:
             f"{folds} folds need at least {folds} groups, there are {len(set(groups.tolist()))}; "
             "observe more instances or pass fewer folds."
         )
-    y = (labels == classes[1]).astype(int)
-    parts = _folds(folds, y, groups, keyed_seed(seed, "probe-folds") % 2**32)
-    mixed = keyed_rng(seed, "probe-shuffle").permutation(y)
-
-    def held_out(features: np.ndarray, target: np.ndarray) -> Estimate:
-        # Many small fits: more than one thread only makes them wait for each other.
-        with threadpool_limits(1 if features.size < 1_000_000 else None):
-            right = _held_out(features, target, groups, parts)
-        return group_mean(right, groups.tolist(), seed=seed)
-
-    states = {site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()}
-    return Probes(
-        {site: held_out(features, y) for site, features in states.items()},
-        {site: held_out(features, mixed) for site, features in states.items()},
-        held_out(_token_features([acts.token_ids[k] for k in rows]), y),
-        float(max(y.mean(), 1 - y.mean())),
+    target = (labels == classes[1]).astype(int)
+    ids = [acts.token_ids[k] for k in rows]
+    return ProbeData(
+        {site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()},
+        token_features(ids),
+        np.array([[float(len(one))] for one in ids]),
+        target,
+        keyed_rng(seed, "probe-shuffle").permutation(target),
+        groups,
+        folds_of(folds, target, groups, keyed_seed(seed, "probe-folds") % 2**32),
         (classes[0], classes[1]),
-        by,
+        seed,
     )
 
 
-def _held_out(
-    features: np.ndarray,
-    target: np.ndarray,
-    groups: np.ndarray,
-    parts: list[tuple[np.ndarray, np.ndarray]],
-) -> np.ndarray:
-    """1 where the held-out prediction is right."""
-    right = np.zeros(len(target))
-    for train, test in parts:
-        if len(set(target[train].tolist())) < 2:
-            right[test] = target[test] == target[train][0]
-            continue
-        right[test] = (
-            _classifier(features[train], target[train], groups[train]).predict(features[test])
-            == target[test]
-        )
-    return right
-
-
-def _classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray) -> Any:
-    """The fitted classifier, its penalty chosen inside these data where they allow it."""
-    pipeline = make_pipeline(
-        StandardScaler(), LogisticRegression(C=REGULARIZATION[1], max_iter=2000)
-    )
-    inner = [
-        (train, test)
-        for train, test in _folds(min(3, int(np.bincount(target).min())), target, groups)
-        if len(set(target[train].tolist())) == 2
-    ]
-    if not inner:  # too few of one class to choose anything by
-        return pipeline.fit(features, target)
-    search = GridSearchCV(
-        pipeline, {"logisticregression__C": REGULARIZATION}, cv=inner, error_score="raise"
-    )
-    return search.fit(features, target)
-
-
-def _folds(
-    n: int, target: np.ndarray, groups: np.ndarray, seed: int | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of every fold's training and test side; no group is on both."""
-    if n < 2:
-        return []
-    splitter = StratifiedGroupKFold(n, shuffle=seed is not None, random_state=seed)
-    with warnings.catch_warnings():
-        # A class with fewer examples than folds is missing from some test sides: no matter.
-        warnings.filterwarnings("ignore", message="The least populated class")
-        return list(splitter.split(np.zeros((len(target), 1)), target, groups))
-
-
-def _token_features(token_ids: list[tuple[int, ...]]) -> np.ndarray:
-    """One-hot of the token at every position counted from the end, as far back as all reach."""
-    depth = min(len(ids) for ids in token_ids)
-    columns = []
-    for back in range(1, depth + 1):
-        here = np.array([ids[-back] for ids in token_ids])
-        for token in np.unique(here)[1:]:
-            columns.append(here == token)
-    return np.stack(columns, axis=1).astype(float) if columns else np.zeros((len(token_ids), 1))
+def _columns(name: str, held: Estimate) -> dict[str, float]:
+    return {name: held.value, f"{name}_low": held.low, f"{name}_high": held.high}

@@ -7,7 +7,7 @@ import pytest
 from helpers import made_states
 
 import mechmem as mm
-from mechmem.analysis import probes as room
+from mechmem.analysis import classifiers as room
 
 SITES = [("resid_post", 0), ("resid_post", 1)]
 
