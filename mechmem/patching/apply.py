@@ -20,6 +20,9 @@ from mechmem.patching.report import EditReport, Fired
 
 __all__ = ["Firing", "PatchedModel", "patched"]
 
+_MANY = 1 << 16
+"""Tokens whose lengths are kept before they are added up."""
+
 
 @dataclass
 class Firing:
@@ -30,10 +33,10 @@ class Firing:
         edit: The edit it belongs to.
         passes: Forward passes in which its hook was called.
         applied: Passes in which it met at least one of its positions.
-        moved: Tokens whose activation it changed.
-        distance: Sum over the moved tokens of the length by which the activation moved.
-        length: Sum over the moved tokens of the activation's length before.
-        relative: Sum over the moved tokens of the one divided by the other.
+        moved: Tokens whose activation it changed, as far as they have been added up.
+        distance: Sum over those tokens of the length by which the activation moved.
+        length: Sum over those tokens of the activation's length before.
+        relative: Sum over those tokens of the one divided by the other.
     """
 
     site: Site
@@ -46,6 +49,8 @@ class Firing:
     distance: float = 0.0
     length: float = 0.0
     relative: float = 0.0
+    _lengths: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    _waiting: int = 0
 
     @property
     def where(self) -> Positions | None:
@@ -67,18 +72,31 @@ class Firing:
 
     def _measure(self, before: Tensor, after: Tensor) -> None:
         wide = torch.promote_types(before.dtype, torch.float32)
-        distance = (after.to(wide) - before.to(wide)).norm(dim=-1)
-        at = distance > 0
-        distance, length = distance[at], before[at].to(wide).norm(dim=-1)
-        relative = distance / length.clamp_min(torch.finfo(wide).tiny)
-        sums = torch.stack([distance.sum(), length.sum(), relative.sum()]).tolist()
+        before, after = before.to(wide), after.to(wide)
+        # Summed up much later: reading a number here would make an accelerator wait at every site.
+        distance = torch.linalg.vector_norm(after - before, dim=-1)
+        self._lengths.append((distance, torch.linalg.vector_norm(before, dim=-1)))
+        self._waiting += distance.numel()
+        if self._waiting >= _MANY:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        if not self._lengths:
+            return
+        distance, length = (
+            torch.cat([pair[k].flatten() for pair in self._lengths]).cpu().double() for k in (0, 1)
+        )
+        self._lengths, self._waiting = [], 0
+        distance, length = distance[distance > 0], length[distance > 0]
+        relative = distance / length.clamp_min(torch.finfo(torch.float32).tiny)
         self.moved += distance.numel()
-        self.distance += sums[0]
-        self.length += sums[1]
-        self.relative += sums[2]
+        self.distance += float(distance.sum())
+        self.length += float(length.sum())
+        self.relative += float(relative.sum())
 
     def fired(self) -> Fired:
         """What has happened so far."""
+        self._add_up()
         return Fired(
             edit=type(self.edit).__name__,
             site=self.site,

@@ -20,9 +20,11 @@ __all__ = [
     "NOWHERE",
     "Change",
     "Edit",
+    "Held",
     "Watcher",
     "as_edits",
     "check_number",
+    "kept_to",
     "over_features",
     "placed",
     "region",
@@ -173,11 +175,7 @@ def placed(
     flat = activation.flatten(2)
     values = values.to(flat)
     if not window:
-        mask = feed.mask(where).to(flat.device)
-        if not mask.any():
-            return None
-        changed = change(flat, values[:, :1])
-        return torch.where(mask[..., None], changed, flat).reshape(activation.shape)
+        return kept_to(feed, where, activation, lambda h: change(h, values[:, :1]))
     columns = feed.columns(where).to(flat.device)
     if not (columns >= 0).any():
         return None
@@ -195,6 +193,37 @@ def placed(
         at = columns[rows, k]
         out[rows, at] = change(flat[rows, at], own[rows, k])
     return out.reshape(activation.shape)
+
+
+def kept_to(
+    feed: Feed, where: Positions, activation: Tensor, change: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """The activation with ``change`` where the positions are; ``None`` for nowhere.
+
+    Args:
+        change: From states ``[row, token, d]`` to new ones; padding is handed to it as well.
+    """
+    covered = feed.covers(where)
+    if covered is False:
+        return None
+    flat = activation.flatten(2)
+    changed = change(flat)
+    if not covered:
+        changed = torch.where(feed.mask(where).to(flat.device)[..., None], changed, flat)
+    return changed.reshape(activation.shape)
+
+
+class Held:
+    """A value, kept as it was last asked for, so that it is converted and moved once."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = self._last = value
+
+    def like(self, other: Tensor) -> Tensor:
+        """The value in another tensor's dtype and on its device."""
+        if self._last.dtype != other.dtype or self._last.device != other.device:
+            self._last = self.value.to(other)
+        return self._last
 
 
 def over_features(mask: Tensor, activation: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,26 +10,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechmem.analysis.directions import Direction
+from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import STREAMS, Site, SiteSpec, named
-from mechmem.patching.base import NOWHERE, Change, Edit, check_number, signed, tokens_of
+from mechmem.patching.base import (
+    NOWHERE,
+    Change,
+    Edit,
+    Held,
+    check_number,
+    kept_to,
+    signed,
+    tokens_of,
+)
 
-__all__ = ["AddDirection", "ProjectOut", "ScaleProjection", "SetProjection"]
+__all__ = [
+    "AddDirection",
+    "DirectionEdit",
+    "Move",
+    "ProjectOut",
+    "ScaleProjection",
+    "SetProjection",
+]
+
+Move = Callable[[Tensor], Tensor]
+"""From states ``[row, token, d]`` to the changed ones."""
 
 
 @dataclass(frozen=True)
-class _DirectionEdit(Edit):
-    """Shared by the edits along one direction.
+class DirectionEdit(Edit):
+    """Shared by the edits along a direction.
+
+    One `Direction` acts at every site of ``at`` (default its own); `Directions` act each at its own
+    site, and with ``at=`` each at the sites of its own layer.
 
     ``preserve_norm=True`` rescales every edited token to the length it had before: ``h' |h|/|h'|``.
     """
 
-    direction: Direction
+    direction: Direction | Directions
     at: SiteSpec | None = None
     positions: PositionSpec = "all"
     force: bool = False
@@ -38,9 +61,36 @@ class _DirectionEdit(Edit):
     def provenance(self) -> Provenance:
         return self.direction.provenance
 
-    def _sites(self, model: Model) -> list[Site]:
+    @property
+    def first(self) -> Direction:
+        """The direction, or the first of several: they share their classes."""
+        one = self.direction
+        return one if isinstance(one, Direction) else next(iter(one))
+
+    def of(self, site: Site) -> Direction:
+        """The direction that acts at a site.
+
+        Raises:
+            EditError: When several belong to its layer, or none.
+        """
+        if isinstance(self.direction, Direction):
+            return self.direction
+        if site in self.direction.by_site:
+            return self.direction.by_site[site]
+        near = [one for one in self.direction if one.site.layer == site.layer]
+        if len(near) != 1:
+            raise EditError(
+                f"No direction of {site} itself, and {len(near)} of its layer "
+                f"({listed(str(one.site) for one in near) or 'none'}); give directions with one "
+                "for every layer, or leave at= out."
+            )
+        return near[0]
+
+    def sites(self, model: Model) -> list[Site]:
+        """Where it acts in this model."""
         if self.at is None:
-            return model.sites([self.direction.site])
+            one = self.direction
+            return model.sites([one.site] if isinstance(one, Direction) else one.sites)
         if self.at == "everywhere":
             return model.sites(["resid_pre", "attn_out", "mlp_out"])
         return model.sites(self.at)
@@ -49,35 +99,43 @@ class _DirectionEdit(Edit):
     def where(self) -> Positions:
         return tokens_of(self.positions)
 
-    def _everywhere(self, model: Model, change: Callable[[Tensor], Tensor]) -> dict[Site, Change]:
-        """The same change at every site, kept to the positions."""
+    def moving(self, model: Model, move: Callable[[Direction], Move]) -> dict[Site, Change]:
+        """What each site's direction does there, kept to the positions."""
+        made: dict[Site, Change] = {}
+        out = {}
+        for site in self.sites(model):
+            own = self.of(site)
+            if own.site not in made:
+                made[own.site] = self._masked(own, move(own))
+            out[site] = made[own.site]
+        return out
+
+    def _masked(self, direction: Direction, move: Move) -> Change:
         where = tokens_of(self.positions)
 
-        def masked(activation: Tensor, feed: Feed) -> Tensor | None:
-            mask = feed.mask(where).to(activation.device)
-            if not mask.any():
-                return None
-            _check_width(activation, self.direction.vector.numel(), self.direction.site)
-            flat = activation.flatten(2)
-            changed = change(flat)
-            if self.preserve_norm:
-                changed = _at_length_of(flat, changed)
-            return torch.where(mask[..., None], changed, flat).reshape(activation.shape)
+        def moved(h: Tensor) -> Tensor:
+            return _at_length_of(h, move(h)) if self.preserve_norm else move(h)
 
-        return dict.fromkeys(self._sites(model), masked)
+        def masked(activation: Tensor, feed: Feed) -> Tensor | None:
+            _check_width(activation, direction.vector.numel(), direction.site)
+            return kept_to(feed, where, activation, moved)
+
+        return masked
 
     def describe(self) -> dict[str, Any]:
+        one = self.direction
+        own = one.site.key if isinstance(one, Direction) else named(one.sites)
         return {
             "edit": type(self).__name__,
-            "direction": self.direction.site.key,
-            "toward": self.direction.toward,
-            "at": self.direction.site.key if self.at is None else named(self.at),
+            "direction": own,
+            "toward": self.first.toward,
+            "at": own if self.at is None else named(self.at),
             "positions": str(Positions.parse(self.positions)),
         }
 
 
 @dataclass(frozen=True)
-class AddDirection(_DirectionEdit):
+class AddDirection(DirectionEdit):
     """``h' = h + alpha r`` (P2's addition).
 
     Attributes:
@@ -100,35 +158,33 @@ class AddDirection(_DirectionEdit):
 
     def changes(self, model: Model) -> dict[Site, Change]:
         if check_number(self.alpha, "alpha") == 0:
-            return self._everywhere(model, lambda h: h)
-        sign = signed(self.toward, self.direction.toward, self.direction.away)
-        vector = self.direction.vector * (sign * self.alpha)
-        return self._everywhere(model, lambda h: h + vector.to(h))
+            return self.moving(model, lambda direction: lambda h: h)
+        sign = signed(self.toward, self.first.toward, self.first.away)
+
+        def add(direction: Direction) -> Move:
+            vector = Held(direction.vector * (sign * self.alpha))
+            return lambda h: h + vector.like(h)
+
+        return self.moving(model, add)
 
     def describe(self) -> dict[str, Any]:
         return {
             **super().describe(),
             "alpha": self.alpha,
-            "toward": self.toward or self.direction.toward,
+            "toward": self.toward or self.first.toward,
         }
 
 
 @dataclass(frozen=True)
-class ProjectOut(_DirectionEdit):
+class ProjectOut(DirectionEdit):
     """``h' = h - (h . r^) r^``: the component along the direction is removed (P2's ablation)."""
 
     def changes(self, model: Model) -> dict[Site, Change]:
-        unit = self.direction.unit
-
-        def remove(h: Tensor) -> Tensor:
-            along = unit.to(h)
-            return h - (h @ along)[..., None] * along
-
-        return self._everywhere(model, remove)
+        return self.moving(model, lambda direction: _stretch(direction, -1.0))
 
 
 @dataclass(frozen=True)
-class ScaleProjection(_DirectionEdit):
+class ScaleProjection(DirectionEdit):
     """``h' = h + scale (h . r^) r^``: P2's released code, where ``at="everywhere"``.
 
     ``scale=-1`` removes the component. At every site it compounds with depth, about
@@ -138,20 +194,15 @@ class ScaleProjection(_DirectionEdit):
     scale: float = 0.1
 
     def changes(self, model: Model) -> dict[Site, Change]:
-        unit, scale = self.direction.unit, check_number(self.scale, "scale")
-
-        def stretch(h: Tensor) -> Tensor:
-            along = unit.to(h)
-            return h + scale * (h @ along)[..., None] * along
-
-        return self._everywhere(model, stretch)
+        scale = check_number(self.scale, "scale")
+        return self.moving(model, lambda direction: _stretch(direction, scale))
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "scale": self.scale}
 
 
 @dataclass(frozen=True)
-class SetProjection(_DirectionEdit):
+class SetProjection(DirectionEdit):
     """``h' = h + (m - h . r^) r^``: the projection becomes a class's mean projection ``m``.
 
     Attributes:
@@ -161,18 +212,37 @@ class SetProjection(_DirectionEdit):
     toward: str | None = None
 
     def changes(self, model: Model) -> dict[Site, Change]:
-        unit = self.direction.unit
-        sign = signed(self.toward, self.direction.toward, self.direction.away)
-        mean = self.direction.toward_mean if sign > 0 else self.direction.away_mean
+        sign = signed(self.toward, self.first.toward, self.first.away)
 
-        def place(h: Tensor) -> Tensor:
-            along = unit.to(h)
-            return h + (mean - h @ along)[..., None] * along
+        def place(direction: Direction) -> Move:
+            unit = Held(direction.unit)
+            if not direction.has_means:
+                raise EditError(
+                    f"The class means along the direction at {direction.site} are not known, so "
+                    "nothing can be set to them; it was imported. Use AddDirection or ProjectOut."
+                )
+            mean = direction.toward_mean if sign > 0 else direction.away_mean
 
-        return self._everywhere(model, place)
+            def placed(h: Tensor) -> Tensor:
+                along = unit.like(h)
+                return h + (mean - h @ along)[..., None] * along
+
+            return placed
+
+        return self.moving(model, place)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "toward": self.toward or self.direction.toward}
+        return {**super().describe(), "toward": self.toward or self.first.toward}
+
+
+def _stretch(direction: Direction, scale: float) -> Move:
+    unit = Held(direction.unit)
+
+    def stretched(h: Tensor) -> Tensor:
+        along = unit.like(h)
+        return h + scale * (h @ along)[..., None] * along
+
+    return stretched
 
 
 def _at_length_of(before: Tensor, changed: Tensor) -> Tensor:
@@ -185,9 +255,10 @@ def _at_length_of(before: Tensor, changed: Tensor) -> Tensor:
 
 
 def _check_width(activation: Tensor, width: int, site: Site) -> None:
-    if activation.flatten(2).shape[-1] != width:
+    found = math.prod(activation.shape[2:])
+    if found != width:
         raise EditError(
             f"The direction comes from {site} and has width {width}, but the activation edited has "
-            f"width {activation.flatten(2).shape[-1]}; edit a stream of the same width "
+            f"width {found}; edit a stream of the same width "
             f"({listed(s for s in STREAMS if s not in ('z', 'mlp_post'))} share the model's width)."
         )

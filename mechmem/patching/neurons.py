@@ -20,6 +20,7 @@ from mechmem.patching.base import (
     NOWHERE,
     Change,
     Edit,
+    Held,
     check_number,
     placed,
     region,
@@ -34,6 +35,7 @@ __all__ = [
     "count_neurons",
     "neuron_columns",
     "neuron_masks",
+    "neuron_shifts",
 ]
 
 Neurons = NeuronSet | Mapping[tuple[str, int], Sequence[int]]
@@ -67,6 +69,26 @@ def neuron_masks(neurons: Neurons, model: Model) -> dict[Site, Tensor]:
     return masks
 
 
+def neuron_shifts(scores: NeuronScores, site: Site, units: str) -> Tensor:
+    """``[position, d]``: what one unit of ``alpha`` adds to each neuron, toward the first class.
+
+    Raises:
+        EditError: For unknown units.
+    """
+    if units not in ("difference", "sd"):
+        raise EditError(f"units must be 'difference' or 'sd', got {units!r}.")
+    difference = scores.mean_difference[site]
+    return difference if units == "difference" else difference.sign() * scores.std[site]
+
+
+def capped(shift: Tensor, states: Tensor, cap: float) -> Tensor:
+    """The shift, no longer than ``cap`` times the length of each state."""
+    wide = torch.promote_types(states.dtype, torch.float32)
+    limit = cap * torch.linalg.vector_norm(states.to(wide), dim=-1, keepdim=True)
+    length = torch.linalg.vector_norm(shift.to(wide), dim=-1, keepdim=True)
+    return shift * (limit / length.clamp_min(torch.finfo(wide).tiny)).clamp_max(1).to(shift)
+
+
 @dataclass(frozen=True)
 class ShiftNeurons(Edit):
     """``h[i] += alpha * shift_i`` on the chosen neurons (P1's inference-time intervention).
@@ -84,6 +106,12 @@ class ShiftNeurons(Edit):
         at: Sites to edit, default all that were scored.
         positions: Default ``"each_step"`` for one position, the scored positions for a window.
         by, scope: Ranking, see `NeuronScores.top`.
+        among: Sites whose neurons compete for the top, default those of ``at``. With ``"scored"``
+            every scored site competes and only what was chosen at ``at`` is edited (P1's code).
+        units: ``"difference"``: ``alpha`` times the mean difference (P1). ``"sd"``: ``alpha`` pooled
+            standard deviations of the neuron, in the direction of its mean difference.
+        cap: Longest shift of a token's activation at a site, as a share of the activation's own
+            length there; a longer one is shortened, its direction kept. Default none (P1).
         shifts: Replaces the mean difference (used by controls); ``[position, d]`` per site.
     """
 
@@ -95,6 +123,9 @@ class ShiftNeurons(Edit):
     positions: PositionSpec | None = None
     by: str = "correlation"
     scope: str = "global"
+    among: SiteSpec | None = None
+    units: str = "difference"
+    cap: float | None = None
     shifts: dict[Site, Tensor] | None = field(default=None, repr=False)
     force: bool = False
 
@@ -111,7 +142,15 @@ class ShiftNeurons(Edit):
                 f"No neuron scores at {', '.join(missing)}; scored were "
                 f"{listed(map(str, self.scores.sites))}. Cache those sites first."
             )
-        return self.scores.top(self.top, by=self.by, scope=self.scope, sites=sites)
+        if self.among is None:
+            rank = sites
+        else:
+            rank = self.scores.sites if self.among == "scored" else model.sites(self.among)
+        chosen = self.scores.top(self.top, by=self.by, scope=self.scope, sites=rank)
+        if sites is None:
+            return chosen
+        index = {site: rows for site, rows in chosen.index.items() if site in sites}
+        return NeuronSet(self.scores, index)
 
     def shift(self, model: Model) -> dict[Site, Tensor]:
         """``[position, d]`` added at every site that has a chosen neuron, ``alpha`` included."""
@@ -121,10 +160,15 @@ class ShiftNeurons(Edit):
         else:
             neurons = self.neurons(model)
             values = {
-                site: self.scores.mean_difference[site] * neurons.mask(site)
+                site: neuron_shifts(self.scores, site, self.units) * neurons.mask(site)
                 for site in neurons.index
                 if len(neurons.index[site])
             }
+            if not values:
+                raise EditError(
+                    f"None of the top {self.top} neurons lies at {named(self.at or ())}; choose "
+                    "more, or rank the edited sites alone (among=None)."
+                )
         sign = signed(self.toward, self.scores.first, self.scores.second)
         strength = sign * check_number(self.alpha, "alpha")
         return {site: value * strength for site, value in values.items()}
@@ -132,17 +176,19 @@ class ShiftNeurons(Edit):
     def changes(self, model: Model) -> dict[Site, Change]:
         shift = self.shift(model)
         where, window = self._region()
-        nothing = self.alpha == 0
+        nothing, cap = self.alpha == 0, self._cap()
 
         def adder(value: Tensor) -> Change:
+            held = Held(value[None])
+
             def add(activation: Tensor, feed: Feed) -> Tensor | None:
                 return placed(
                     activation,
                     feed,
                     where,
                     window,
-                    lambda h, v: h if nothing else h + v,
-                    value[None],
+                    lambda h, v: h if nothing else h + (v if cap is None else capped(v, h, cap)),
+                    held.like(activation),
                 )
 
             return add
@@ -166,7 +212,26 @@ class ShiftNeurons(Edit):
             "toward": self.toward,
             "at": "all scored" if self.at is None else named(self.at),
             "positions": str(self._region()[0]),
+            **{
+                name: value if isinstance(value, (str, float)) else named(value)
+                for name, value, usual in (
+                    ("among", self.among, None),
+                    ("units", self.units, "difference"),
+                    ("cap", self.cap, None),
+                )
+                if value != usual and value is not None
+            },
         }
+
+    def _cap(self) -> float | None:
+        if self.cap is None:
+            return None
+        if check_number(self.cap, "cap") <= 0:
+            raise EditError(
+                f"cap is a share of the activation's length above 0, got {self.cap!r}; leave it "
+                "out for no cap."
+            )
+        return float(self.cap)
 
     def toward_class(self, name: str) -> ShiftNeurons:
         """The same edit in the direction of a class."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mechmem.errors import EditError
@@ -13,7 +12,7 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, Watcher, tokens_of
+from mechmem.patching.base import Change, Edit, Watcher, kept_to, tokens_of
 
 __all__ = ["SkipLayers"]
 
@@ -82,7 +81,4 @@ class _Skip:
     def __call__(self, activation: Tensor, feed: Feed) -> Tensor | None:
         entered, self.watches.value = self.watches.value, None
         assert entered is not None
-        mask = feed.mask(self.where).to(activation.device)
-        if not mask.any():
-            return None
-        return torch.where(mask[..., None], entered.to(activation), activation)
+        return kept_to(feed, self.where, activation, lambda h: entered.to(h))

@@ -95,6 +95,7 @@ class Feed:
         index: ``[row, token]`` position of every token in its own text, -1 on padding.
         lengths: ``[row]`` prompt length; larger positions are generated.
         rows: Index of every row in the list that was planned.
+        decodes: Whether every token of the pass is a generated one.
     """
 
     def __init__(
@@ -103,10 +104,13 @@ class Feed:
         index: Int[Tensor, "row token"],
         lengths: Int[Tensor, " row"],
         rows: tuple[int, ...],
+        decodes: bool = False,
     ) -> None:
         self.prompts, self.index, self.lengths, self.rows = prompts, index, lengths, rows
+        self.decodes = decodes
         self._masks: dict[Positions, Tensor] = {}
         self._columns: dict[Positions, Tensor] = {}
+        self._covers: dict[Positions, bool | None] = {}
 
     def step(self, generated: int, live: Tensor) -> Feed:
         """The feed of one cached step.
@@ -116,13 +120,32 @@ class Feed:
             live: ``[row]`` False for rows that are done and only fed along.
         """
         index = torch.where(live, self.lengths + generated, -1)[:, None]
-        return Feed(self.prompts, index, self.lengths, self.rows)
+        return Feed(self.prompts, index, self.lengths, self.rows, decodes=True)
+
+    def only(self, keep: Sequence[int]) -> Feed:
+        """The feed of some of the rows."""
+        at = torch.tensor(list(keep), dtype=torch.long, device=self.index.device)
+        return Feed(
+            tuple(self.prompts[row] for row in keep),
+            self.index[at],
+            self.lengths[at],
+            tuple(self.rows[row] for row in keep),
+            self.decodes,
+        )
+
+    def covers(self, positions: Positions) -> bool | None:
+        """Whether the positions are every token of this pass, padding included (True), none of them
+        (False), or some (None)."""
+        if positions not in self._covers:
+            mask = self.mask(positions)
+            self._covers[positions] = True if bool(mask.all()) else None if mask.any() else False
+        return self._covers[positions]
 
     def mask(self, positions: Positions) -> Tensor:
         """``[row, token]`` True where the positions are meant."""
         if positions not in self._masks:
             meant = torch.zeros_like(self.index, dtype=torch.bool)
-            if positions.touches_prompt:
+            if positions.touches_prompt and not self.decodes:
                 for column in self.columns(positions).unbind(1):
                     here = column >= 0
                     meant[here.nonzero()[:, 0], column[here]] = True
@@ -134,6 +157,9 @@ class Feed:
     def columns(self, positions: Positions) -> Tensor:
         """``[row, position]`` tensor column of every prompt position meant, -1 where this pass does
         not see it (or the row has fewer positions than others)."""
+        if positions not in self._columns and self.decodes:
+            none = torch.full((len(self.prompts), 1), -1, device=self.index.device)
+            self._columns[positions] = none
         if positions not in self._columns:
             wanted = [[at for _, at in positions.columns(prompt)] for prompt in self.prompts]
             width = max((len(row) for row in wanted), default=0)

@@ -7,7 +7,7 @@ model's own modules were handed, so that a hook point that is wired wrongly cann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,17 +33,17 @@ def wired(
     interventions: Sequence[Intervention] = (),
     readers: Sequence[Reader] = (),
     stop_early: bool = False,
-) -> Iterator[None]:
-    """Attach interventions and readers for one forward pass, at sites that have been proved.
+) -> Iterator[Callable[[Feed], None]]:
+    """Attach interventions and readers for forward passes, at sites that have been proved.
 
-    Args: as for `mechmem.models.engine.wiring.connected`.
+    Args and Yields: as for `mechmem.models.engine.wiring.connected`.
 
     Raises:
         SiteError: For a site that cannot be read or edited truthfully on this model.
     """
     vouch(backend, [edit.site for edit in interventions] + [reader.site for reader in readers])
-    with connected(backend, feed, interventions, readers, stop_early):
-        yield
+    with connected(backend, feed, interventions, readers, stop_early) as follow:
+        yield follow
 
 
 def vouch(backend: Backend, sites: Sequence[Site]) -> None:

@@ -71,16 +71,19 @@ def connected(
     interventions: Sequence[Intervention] = (),
     readers: Sequence[Reader] = (),
     stop_early: bool = False,
-) -> Iterator[None]:
-    """Attach interventions and readers for one forward pass, whatever the sites may be worth; see
+) -> Iterator[Callable[[Feed], None]]:
+    """Attach interventions and readers for forward passes, whatever the sites may be worth; see
     `mechmem.models.engine.truth.wired`.
 
     Args:
         backend: The model.
-        feed: What the pass will see.
+        feed: What the first pass will see.
         interventions: Applied in depth order, and at one site in the order given.
         readers: See the activation after the interventions at their site.
         stop_early: Leave the pass by `StopForward` after the deepest reader and intervention.
+
+    Yields:
+        To be told what a later pass will see, before it runs.
 
     Raises:
         SiteError: When the model has no such hook point.
@@ -97,11 +100,16 @@ def connected(
         for name, program in programs.items():
             for function in program.functions():
                 stack.enter_context(attached(points[name], *function))
-        yield
+
+        def follow(later: Feed) -> None:
+            for program in programs.values():
+                program.feed, program.came, program.left = later, None, None
+
+        yield follow
 
 
 class _Program:
-    """What happens at one hook point during one pass."""
+    """What happens at one hook point during a pass."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -109,6 +117,7 @@ class _Program:
         self.stop = False
         self.first = False  # before the user's hooks
         self.carry: tuple[_Program, _Program] | None = None  # programs of resid_mid and mlp_out
+        self.remembers = False  # what came and left is needed further on
         self.came: Tensor | None = None
         self.left: Tensor | None = None
 
@@ -127,7 +136,8 @@ class _Program:
                 value = value if changed is None else changed
             if reader is not None:
                 reader.read(value, self.feed)
-        self.came, self.left = tensor, value
+        if self.remembers:
+            self.came, self.left = tensor, value
         if self.stop:
             raise StopForward
         return None if value is tensor else value
@@ -160,7 +170,10 @@ def _programs(
         stream, layer = intervention.site
         at(stream, layer).steps.append((intervention, None))
         if _misses_stream(backend, intervention.site):
-            at("resid_post", layer).carry = (at(stream, layer), at("mlp_out", layer))
+            carried = at(stream, layer), at("mlp_out", layer)
+            at("resid_post", layer).carry = carried
+            for program in carried:
+                program.remembers = True
     for reader in readers:
         at(*reader.site).steps.append((None, reader))
     for name, program in programs.items():
