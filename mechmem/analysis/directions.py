@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class Direction:
         return self.vector / self.norm
 
     @property
+    def has_means(self) -> bool:
+        """Whether the class means along it are known; those of an imported direction are not."""
+        return not (isnan(self.toward_mean) or isnan(self.away_mean))
+
+    @property
     def threshold(self) -> float:
         """Projection that divides the classes: `boundary`, or the midpoint of the class means."""
         middle = (self.toward_mean + self.away_mean) / 2
@@ -138,7 +144,10 @@ class Directions:
             "toward": first.toward,
             "away": first.away,
             "method": first.method,
-            "means": {d.site.key: [d.toward_mean, d.away_mean] for d in self},
+            "means": {
+                d.site.key: [d.toward_mean, d.away_mean] if d.has_means else [None, None]
+                for d in self
+            },
             "boundary": {d.site.key: d.boundary for d in self},
             "settings": {d.site.key: dict(d.settings) for d in self},
         }
@@ -154,6 +163,10 @@ class Directions:
         tensors, about = load_artifact(path, "directions")
         provenance = Provenance.from_dict(about["provenance"])
         keys = [key for key in tensors if "/" not in key]
+        means = {
+            key: [float("nan") if value is None else value for value in pair]
+            for key, pair in about["means"].items()
+        }
         sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
         return cls(
             {
@@ -162,8 +175,7 @@ class Directions:
                     site,
                     about["toward"],
                     about["away"],
-                    about["means"][site.key][0],
-                    about["means"][site.key][1],
+                    *means[site.key],
                     provenance,
                     about["method"],
                     about.get("boundary", {}).get(site.key),

@@ -159,8 +159,8 @@ def _added(edit: Edit, model: Model) -> dict[Site, Tensor]:
     if isinstance(edit, AddDirection):
         if edit.preserve_norm:
             raise EditError("preserve_norm=True adds no fixed vector; export without it.")
-        sign = signed(edit.toward, edit.direction.toward, edit.direction.away)
-        return dict.fromkeys(edit._sites(model), edit.direction.vector * (sign * edit.alpha))
+        sign = signed(edit.toward, edit.first.toward, edit.first.away)
+        return {site: edit.of(site).vector * (sign * edit.alpha) for site in edit.sites(model)}
     return {site: value[0] for site, value in edit.shift(model).items()}
 
 
