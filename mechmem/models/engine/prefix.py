@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -21,7 +22,7 @@ from mechmem.models.engine.wiring import Intervention
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
-__all__ = ["Root", "continues_truly", "limits", "lone_prompts", "run_root"]
+__all__ = ["Root", "continues_truly", "has_hooks", "limits", "lone_prompts", "run_root"]
 
 
 class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
@@ -51,18 +52,23 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
             value_states = torch.cat([self.values, value_states], dim=-2)
         if self.grows:
             self.keys, self.values = key_states, value_states
-        keys, values = (self._spread(part) for part in self.front)
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        return self._after(self.front[0], key_states), self._after(self.front[1], value_states)
+
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of every row's beginning and of what has followed it."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self._after(self.front[0], self.keys), self._after(self.front[1], self.values)
 
     def get_seq_length(self) -> int:
         """Tokens known so far, padding included."""
         own = 0 if self.keys is None else int(self.keys.shape[-2])
         return int(self.front[0].shape[-2]) + own
 
-    def _spread(self, part: Tensor) -> Tensor:
-        if part.shape[0] == 1:
-            return part.expand(len(self.root_of), -1, -1, -1)
-        return part.index_select(0, self.root_of)
+    def _after(self, front: Tensor, own: Tensor) -> Tensor:
+        if front.shape[0] == 1:
+            return torch.cat([front.expand(len(self.root_of), -1, -1, -1), own], dim=-2)
+        return torch.cat([front.index_select(0, self.root_of), own], dim=-2)
 
 
 @dataclass
@@ -70,11 +76,11 @@ class Root:
     """A batch of beginnings that have been run.
 
     Attributes:
-        batch: Their tokens.
+        seen: ``[beginning, token]`` 1 on real tokens.
         layers: Keys and values of every layer that ran.
     """
 
-    batch: Batch
+    seen: Int[Tensor, "beginning token"]
     layers: list[tuple[Tensor, Tensor]]
 
     def cache(self, root_of: Sequence[int], grows: bool) -> Any:
@@ -87,7 +93,7 @@ class Root:
     def mask(self, root_of: Sequence[int], rest: Tensor) -> Tensor:
         """The attention mask of the rows: their beginning's, then their own."""
         rows = torch.tensor(list(root_of), device=rest.device)
-        return torch.cat([self.batch.mask[rows], rest], dim=1)
+        return torch.cat([self.seen[rows], rest], dim=1)
 
 
 def run_root(batch: Batch, run: Callable[[Any], object]) -> Root:
@@ -98,7 +104,7 @@ def run_root(batch: Batch, run: Callable[[Any], object]) -> Root:
     """
     cache: Any = DynamicCache()
     run(cache)
-    return Root(batch, [(layer.keys, layer.values) for layer in cache.layers])
+    return Root(batch.mask, [(layer.keys, layer.values) for layer in cache.layers])
 
 
 def lone_prompts(
@@ -115,6 +121,7 @@ def limits(
     prompts: Sequence[TokenizedPrompt],
     interventions: Sequence[Intervention],
     extra: int = 0,
+    least: int = 2,
 ) -> list[int] | None:
     """How many tokens at the start of every prompt may be run elsewhere; ``None`` for none at all.
 
@@ -125,11 +132,12 @@ def limits(
     Args:
         prompts: With the spans that edits ask for.
         extra: Tokens that every row will grow by.
+        least: Fewest prompts for which anything is shared.
     """
-    if len(prompts) < 2 or backend.kind != "TransformerBridge":
+    if len(prompts) < least or backend.kind != "TransformerBridge":
         return None
     longest = max(len(prompt.ids) for prompt in prompts) + extra
-    if not _sees_everything(backend.model, 2 * longest) or _has_hooks(backend.model):
+    if not _sees_everything(backend.model, 2 * longest) or has_hooks(backend.model):
         return None
     touched = [getattr(item, "where", None) for item in interventions]
     if not all(isinstance(where, Positions) for where in touched):
@@ -149,7 +157,7 @@ def _first(where: Positions, prompt: TokenizedPrompt) -> int:
     return min((index for _, index in columns), default=len(prompt.ids))
 
 
-def _has_hooks(model: Any) -> bool:
+def has_hooks(model: Any) -> bool:
     """Whether somebody other than the libraries themselves has hooked the model."""
     return any(
         not is_internal(hook)

@@ -1,0 +1,278 @@
+"""A grid of edits on the same prompts: what cells have in common is computed once.
+
+Three things are shared, wherever that cannot change a number: the blocks below the first edited
+site, whose output is stored; the tokens before the first edited one, whose keys and values are
+stored; and the forward passes themselves, in which cells stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, rows_that_fit
+from mechmem.models.engine.cells import Cell, Tiled, choir
+from mechmem.models.engine.memory import retried
+from mechmem.models.engine.passes import Passes, plan_passes, running
+from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.prefix import continues_truly, has_hooks, limits
+from mechmem.models.engine.resuming import resumed, resumes_truly, start_of
+from mechmem.models.engine.run import last_logits
+from mechmem.models.engine.stored import Base, make_base
+from mechmem.models.engine.truth import vouch, wired
+from mechmem.models.tokens import TokenizedPrompt
+
+__all__ = ["Grid", "Taker"]
+
+Taker = Callable[[int, Sequence[int], Tensor], None]
+"""Called with a cell, the prompts by their place, and their logits ``[prompt, vocab]``."""
+
+MOST_KEPT = 1 << 30
+"""Bytes of stored states and keys that are kept from one call to the next."""
+WORTH = 0.8
+"""Share of the tokens that edits must leave alone at the most, or all tokens run."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a cell runs.
+
+    Attributes:
+        start: First block that runs.
+        whole: Whether all tokens run; otherwise those from the first edited one on.
+        where: What its edits touch, joined; equal ones have equal limits.
+        alone: Whether it runs by itself, as if there were no grid.
+    """
+
+    start: int
+    whole: bool
+    where: Positions | None = None
+    alone: bool = False
+
+    @property
+    def key(self) -> tuple[bool, bool, int, str]:
+        """Cells with the same one run side by side."""
+        return self.alone, self.whole, self.start, "" if self.whole else str(self.where)
+
+
+class Grid:
+    """Last-token logits of many edits on the same prompts.
+
+    Args:
+        backend: The model.
+        prompts: What every cell is asked.
+        cells: The interventions of every cell; an empty one is the unedited model.
+        reuse: Leave out to run every cell by itself.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        prompts: Sequence[TokenizedPrompt],
+        cells: Sequence[Cell],
+        *,
+        pad_id: int = 0,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        reuse: bool = True,
+    ) -> None:
+        self.backend, self.prompts, self.cells = backend, list(prompts), list(cells)
+        self.pad_id, self.token_budget = pad_id, token_budget
+        for cell in self.cells:
+            vouch(backend, [item.site for item in cell])
+        # Hooks of somebody else may do anything, to any row.
+        self._reuses = reuse and not has_hooks(backend.model)
+        self._limits: dict[Positions, list[int] | None] = {}
+        self._kept: dict[bool, list[tuple[Work, Base]]] = {}
+        self.ways = [self._way(cell) for cell in self.cells]
+
+    def order(self) -> list[int]:
+        """All cells, those that share most next to each other."""
+        return sorted(range(len(self.cells)), key=lambda cell: (self.ways[cell].key, cell))
+
+    def run(self, take: Taker, which: Sequence[int] | None = None) -> None:
+        """Run some of the cells.
+
+        Args:
+            take: Called for every cell and batch, in any order.
+            which: Default all.
+        """
+        chosen = list(range(len(self.cells)) if which is None else which)
+        for cell in [cell for cell in chosen if self.ways[cell].alone]:
+            logits = last_logits(
+                self.backend, self.prompts, interventions=self.cells[cell], pad_id=self.pad_id,
+                token_budget=self.token_budget,
+            )  # fmt: skip
+            take(cell, range(len(self.prompts)), logits)
+        for whole in (True, False):
+            mine = [c for c in chosen if not self.ways[c].alone and self.ways[c].whole == whole]
+            for work, base in self._bases(whole) if mine else ():
+                for chunk, logits in retried(self._chunks(mine, work, base), self._logits):
+                    for cell, values in zip(chunk.cells, logits, strict=True):
+                        take(cell, [work.rows[row] for row in chunk.at], values)
+                    del logits
+
+    def _way(self, cell: Cell) -> _Way:
+        where = _joined(cell)
+        if not self._reuses or (cell and where == Positions(())):
+            # An edit by nothing equals the unedited model to the bit, so it runs as that does.
+            return _Way(0, True, alone=True)
+        layers = int(self.backend.model.cfg.n_layers)
+        start = min((start_of(item.site) for item in cell), default=layers)
+        if not self._resumes:
+            start = 0
+        if where is None:
+            return _Way(start, True)
+        if where not in self._limits:
+            self._limits[where] = self._worth_it(cell)
+        return _Way(start, self._limits[where] is None, where)
+
+    def _worth_it(self, cell: Cell) -> list[int] | None:
+        """How many tokens of every prompt come before the edited ones, where that saves work."""
+        found = limits(self.backend, self.prompts, cell, least=1)
+        total = sum(len(prompt.ids) for prompt in self.prompts)
+        if found is None or not continues_truly(self.backend):
+            return None
+        return [max(0, n) for n in found] if total - sum(found) <= WORTH * total else None
+
+    @cached_property
+    def _resumes(self) -> bool:
+        return resumes_truly(self.backend)
+
+    def _plan(self, whole: bool) -> Plan:
+        cells = [
+            cell
+            for cell, way in zip(self.cells, self.ways, strict=True)
+            if way.whole == whole and not way.alone
+        ]
+        touching = [item for cell in cells for item in cell]
+        return plan_passes(
+            self.backend, self.prompts, self.token_budget, interventions=touching, share=not whole
+        )
+
+    def _bases(self, whole: bool) -> Iterator[tuple[Work, Base]]:
+        """What all cells of one kind build on, batch by batch; kept as far as memory allows."""
+        if whole in self._kept:
+            yield from self._kept[whole]
+            return
+        mine = [way for way in self.ways if way.whole == whole and not way.alone]
+        starts = sorted({way.start for way in mine} - {0})
+        passes = Passes(self.backend, self.prompts, self.pad_id, grows=not whole)
+
+        def run(work: Work) -> Base:
+            return make_base(self.backend, passes.ready(work), starts, keys=not whole)
+
+        kept: list[tuple[Work, Base]] = []
+        size = 0
+        for work, base in retried(self._plan(whole).works, run):
+            size += base.bytes
+            if size <= MOST_KEPT:
+                kept.append((work, base))
+            yield work, base
+        if size <= MOST_KEPT:
+            self._kept[whole] = kept
+
+    def _chunks(self, cells: Sequence[int], work: Work, base: Base) -> Iterator[_Chunk]:
+        """Cells that run side by side on one batch."""
+        groups: dict[Any, list[int]] = {}
+        for cell in cells:
+            groups.setdefault(self.ways[cell].key, []).append(cell)
+        for members in groups.values():
+            way = self.ways[members[0]]
+            skip = [0] * len(work.rows)
+            if not way.whole and way.where is not None:
+                found = self._limits[way.where]
+                assert found is not None
+                skip = [found[row] for row in work.rows]
+            width = max(
+                len(self.prompts[row].ids) - cut for row, cut in zip(work.rows, skip, strict=True)
+            )
+            keys = base.width if way.whole else base.width + width
+            size = max(1, rows_that_fit(self.token_budget, width, keys) // len(work.rows))
+            for first in range(0, len(members), size):
+                yield _Chunk(
+                    tuple(members[first : first + size]), tuple(range(len(work.rows))), way.start,
+                    tuple(skip), work, base, width, way.whole,
+                )  # fmt: skip
+
+    def _logits(self, chunk: _Chunk) -> Float[Tensor, "cell row vocab"]:
+        base, count = chunk.base, len(chunk.cells)
+        rows = [chunk.work.rows[row] for row in chunk.at]
+        skip = [chunk.skip[row] for row in chunk.at]
+        device = model_device(self.backend.model)
+        batch = Batch.collate(self.prompts, rows, self.pad_id, device, skip=skip)
+        width = batch.ids.shape[1]
+        mask, cache = batch.mask, None
+        if not chunk.whole:
+            root = base.root(chunk.at, skip)
+            mask = root.mask(range(len(rows)), batch.mask)
+            cache = root.cache(list(range(len(rows))) * count, False)
+        residual = None
+        if chunk.start:
+            residual = base.residual(chunk.start, chunk.at, width).repeat(count, 1, 1)
+        feed = Tiled(batch, count)
+        edits = choir([self.cells[cell] for cell in chunk.cells], feed.split)
+        with (
+            running(self.backend),
+            resumed(self.backend, chunk.start, residual),
+            wired(self.backend, feed, edits),
+        ):
+            logits, _ = self.backend.forward(
+                batch.ids.repeat(count, 1), mask.repeat(count, 1), cache=cache, last_only=True
+            )
+        return logits[:, -1].detach().reshape(count, len(rows), -1)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One forward pass: cells, and the rows of a batch by their place in it."""
+
+    cells: tuple[int, ...]
+    at: tuple[int, ...]
+    start: int
+    skip: tuple[int, ...]
+    work: Work
+    base: Base
+    width: int
+    whole: bool
+
+    @property
+    def rows(self) -> range:
+        """As many as the pass has."""
+        return range(len(self.cells) * len(self.at))
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest row that are not computed."""
+        return max(self.skip, default=0)
+
+    @property
+    def fed(self) -> int:
+        """Tokens that the pass computes."""
+        return len(self.rows) * self.width
+
+    def halves(self) -> list[_Chunk]:
+        """Half of the cells each; of one cell, half of the rows each; else nothing."""
+        if len(self.cells) > 1:
+            middle = len(self.cells) // 2
+            return [
+                replace(self, cells=part) for part in (self.cells[:middle], self.cells[middle:])
+            ]
+        if len(self.at) > 1:
+            middle = len(self.at) // 2
+            return [replace(self, at=part) for part in (self.at[:middle], self.at[middle:])]
+        return []
+
+
+def _joined(cell: Cell) -> Positions | None:
+    """All tokens that a cell touches; ``None`` when that is not known."""
+    found = [getattr(item, "where", None) for item in cell]
+    if not all(isinstance(where, Positions) for where in found):
+        return None
+    return Positions(tuple(dict.fromkeys(part for where in found for part in where.parts)))
