@@ -19,8 +19,9 @@ _HOME = {
     "tasks": "Chat Prompt PromptSet Task available_tasks get_task register_task",
     "models": "Model Site check_model lab_models load_model",
     "caching": (
-        "ActivationStore Activations Bootstrap Histograms Moments cache_activations cache_moments "
-        "extract_activations extract_moments merge_moments plan_extraction"
+        "ActivationStore Activations Bootstrap Histograms Moments cache_activations "
+        "cache_moments extract_activations extract_moments hidden_states merge_moments "
+        "plan_extraction"
     ),
     "analysis": (
         "CosineProfile Direction DirectionCosines Directions LayerDistribution LearningCurve "
@@ -31,13 +32,13 @@ _HOME = {
         "score_correlation separation split_halves state_map"
     ),
     "patching": (
-        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport "
-        "OnlyWhere PatchActivations PatchedModel PatchingResult ProjectOut ScaleProjection "
-        "SetProjection ShiftNeurons SkipLayers activation_patching attribution_patching "
-        "export_vectors patched"
+        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport Erase "
+        "OnlyWhere P1Preset PatchActivations PatchedModel PatchingResult ProjectOut "
+        "ScaleProjection SetProjection ShiftNeurons SkipLayers activation_patching "
+        "attribution_patching export_vectors p1_preset patched"
     ),
     "evaluation": "Observations Rates controls evaluate observe",
-    "experiments": "Study run_study sweep train_lab_model",
+    "experiments": "Study Training TrainingSettings run_study sweep train train_lab_model",
 }
 _WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
 _ROOMS = (

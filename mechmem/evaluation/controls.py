@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.neurons import NeuronSet
 from mechmem.errors import EditError
 from mechmem.models.hooked import Model
@@ -22,7 +23,14 @@ from mechmem.models.sites import Site
 from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
 from mechmem.patching.base import Edit, site_width
 from mechmem.patching.conditional import OnlyWhere
-from mechmem.patching.directions import AddDirection, ProjectOut, ScaleProjection, SetProjection
+from mechmem.patching.directions import (
+    AddDirection,
+    DirectionEdit,
+    ProjectOut,
+    ScaleProjection,
+    SetProjection,
+)
+from mechmem.patching.erasing import Erase
 from mechmem.patching.interchange import PatchActivations
 from mechmem.patching.neurons import ClampNeurons, ShiftNeurons
 from mechmem.patching.skipping import SkipLayers
@@ -77,17 +85,19 @@ def _(edit: ShiftNeurons, model: Model, *, seed: int = 0) -> dict[str, Edit]:
 @controls.register(ProjectOut)
 @controls.register(ScaleProjection)
 @controls.register(SetProjection)
-def _(
-    edit: AddDirection | ProjectOut | ScaleProjection | SetProjection,
-    model: Model,
-    *,
-    seed: int = 0,
-) -> dict[str, Edit]:
-    direction = edit.direction
-    rng = keyed_rng(seed, "control", "random direction", direction.site.key)
-    vector = _gaussian(direction.vector, rng)
-    placebo: Edit = replace(edit, direction=replace(direction, vector=vector, method="random"))
-    out = {"random direction": placebo}
+@controls.register(Erase)
+def _(edit: DirectionEdit, model: Model, *, seed: int = 0) -> dict[str, Edit]:
+    def randomized(direction: Direction) -> Direction:
+        rng = keyed_rng(seed, "control", "random direction", direction.site.key)
+        # An eraser still reads what it read, and takes as much away along the random direction.
+        return replace(direction, vector=_gaussian(direction.vector, rng), method="random")
+
+    several = edit.direction
+    if isinstance(several, Direction):
+        drawn: Direction | Directions = randomized(several)
+    else:
+        drawn = Directions({site: randomized(one) for site, one in several.by_site.items()})
+    out: dict[str, Edit] = {"random direction": replace(edit, direction=drawn)}
     if isinstance(edit, AddDirection):
         out["alpha 0"] = replace(edit, alpha=0.0)
     return out

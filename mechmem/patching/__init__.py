@@ -5,11 +5,13 @@ from mechmem.patching.apply import PatchedModel, patched
 from mechmem.patching.base import Edit
 from mechmem.patching.conditional import OnlyWhere
 from mechmem.patching.directions import AddDirection, ProjectOut, ScaleProjection, SetProjection
+from mechmem.patching.erasing import Erase
 from mechmem.patching.exporting import export_vectors
 from mechmem.patching.interchange import PatchActivations
 from mechmem.patching.neurons import ClampNeurons, ShiftNeurons
 from mechmem.patching.patch_pairs import activation_patching, attribution_patching
 from mechmem.patching.patching_result import PatchingResult
+from mechmem.patching.presets import P1Preset, p1_preset
 from mechmem.patching.report import EditReport
 from mechmem.patching.skipping import SkipLayers
 
@@ -21,7 +23,9 @@ __all__ = [
     "ClampNeurons",
     "Edit",
     "EditReport",
+    "Erase",
     "OnlyWhere",
+    "P1Preset",
     "PatchActivations",
     "PatchedModel",
     "PatchingResult",
@@ -33,5 +37,6 @@ __all__ = [
     "activation_patching",
     "attribution_patching",
     "export_vectors",
+    "p1_preset",
     "patched",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
-from mechmem.patching.base import Change, Edit, check_number, over_features, signed
+from mechmem.patching.base import Change, Edit, Watcher, check_number, over_features, signed
 
 __all__ = ["OnlyWhere"]
 
@@ -24,14 +25,18 @@ __all__ = ["OnlyWhere"]
 class OnlyWhere(Edit):
     """The edit, only at tokens whose activation lies on one class's side of a direction.
 
-    The gate reads the activation that the edit would change, before it changes it. How many tokens
-    it kept from being moved is counted as ``closed`` in the report.
+    At a site with a gate of its own, the gate reads the activation that the edit would change,
+    before it changes it. At other sites it needs a single gate, at a site that the network computes
+    earlier: what that gate said of a token holds for the token at every later site of the pass. How
+    many tokens it kept from being moved is counted as ``closed`` in the report.
 
     Attributes:
         edit: What to do where the gate is open.
-        gate: A direction at the edit's site; `Directions` for an edit at several sites.
+        gate: A direction, for example of a fitted probe
+            (``mm.fit_directions(..., method="logistic")``), or `Directions`, one per site edited.
         when: The class on whose side of the threshold the gate opens.
-        threshold: Projection on the unit direction; default the midpoint of the two class means.
+        threshold: Projection on the unit direction; default where the gate's own classifier
+            changes its mind, and the midpoint of the two class means for a gate without one.
     """
 
     edit: Edit
@@ -68,40 +73,106 @@ class OnlyWhere(Edit):
 
     def changes(self, model: Model) -> dict[Site, Change]:
         changes, gates = self.edit.changes(model), self.gates
-        missing = [str(site) for site in changes if site not in gates]
-        if missing:
+        far = [site for site in changes if site not in gates]
+        self._refuse_unreachable(far)
+        out: dict[Site, Change] = {}
+        reading = _Reading(next(iter(gates.values())), self.where) if far else None
+        for site, change in changes.items():
+            if site in gates:
+                out[site] = _Gated(change, *self._side(gates[site]))
+            elif reading is not None:
+                gated = _GatedFar(change, *self._side(reading.gate), reading)
+                if site == far[0]:
+                    gated.watches = reading
+                out[site] = gated
+        return out
+
+    def _refuse_unreachable(self, far: list[Site]) -> None:
+        gates = list(self.gates)
+        if far and len(gates) > 1:
             raise EditError(
                 f"The gate has directions at {listed(map(str, gates))}, but the edit also acts at "
-                f"{', '.join(missing)}; pass Directions of those sites."
+                f"{', '.join(map(str, far))}; pass Directions of those sites, or a single gate at "
+                "an earlier one."
             )
-        return {site: self._gated(change, gates[site]) for site, change in changes.items()}
+        early = [str(site) for site in far if site.depth < gates[0].depth]
+        if early:
+            raise EditError(
+                f"The gate reads {gates[0]}, but the edit also acts at {', '.join(early)}, which "
+                "the network computes before it; take a gate at an earlier site, or edit later "
+                "ones."
+            )
 
-    def _gated(self, change: Change, gate: Direction) -> Change:
+    def _side(self, gate: Direction) -> tuple[Tensor, float]:
         sign = signed(self.when, gate.toward, gate.away)
-        middle = (gate.toward_mean + gate.away_mean) / 2
-        limit = middle if self.threshold is None else check_number(self.threshold, "threshold")
-        return _Gated(change, gate.unit * sign, limit * sign)
+        if self.threshold is None and isnan(gate.threshold):
+            raise EditError(
+                f"The class means along the gate at {gate.site} are not known, so there is no "
+                "midpoint; it was imported. Say threshold=."
+            )
+        limit = gate.threshold
+        if self.threshold is not None:
+            limit = check_number(self.threshold, "threshold")
+        return gate.unit * sign, limit * sign
 
     def describe(self) -> dict[str, Any]:
         inner = {f"inner_{key}": value for key, value in self.edit.describe().items()}
-        return {"edit": "OnlyWhere", "when": self.when, "threshold": self.threshold, **inner}
+        gates = "+".join(site.key for site in self.gates)
+        own = {"edit": "OnlyWhere", "when": self.when, "gate": gates, "threshold": self.threshold}
+        return {**own, **inner}
 
 
 class _Gated:
-    """A change that is kept where the projection is above the limit."""
+    """A change that is kept where the projection of what it changes is above the limit."""
 
     def __init__(self, change: Change, unit: Tensor, limit: float) -> None:
         self.change, self.unit, self.limit = change, unit, limit
         self.closed = 0
-        self.watches = getattr(change, "watches", None)
+        self.watches: Watcher | None = getattr(change, "watches", None)
 
     def __call__(self, activation: Tensor, feed: Feed) -> Tensor | None:
         changed = self.change(activation, feed)
         if changed is None:
             return None
-        flat = activation.flatten(2)
-        unit = self.unit.to(flat.device, torch.promote_types(flat.dtype, torch.float32))
-        opened = flat.to(unit.dtype) @ unit > self.limit
+        opened = self.opened(self.read(activation))
         meant = (changed != activation).flatten(2).any(dim=-1)
         self.closed += int((meant & ~opened).sum())
         return torch.where(over_features(opened, activation), changed, activation)
+
+    def read(self, activation: Tensor) -> Tensor:
+        """What the gate reads."""
+        return activation
+
+    def opened(self, read: Tensor) -> Tensor:
+        """Which tokens ``[row, token]`` are on the gate's side."""
+        flat = read.flatten(2)
+        unit = self.unit.to(flat.device, torch.promote_types(flat.dtype, torch.float32))
+        return flat.to(unit.dtype) @ unit > self.limit
+
+
+class _GatedFar(_Gated):
+    """The same, by what the gate read at an earlier site of the pass."""
+
+    def __init__(self, change: Change, unit: Tensor, limit: float, reading: _Reading) -> None:
+        super().__init__(change, unit, limit)
+        if self.watches is not None:
+            raise EditError(
+                f"A skipped layer needs a gate at its own site; this one is at {reading.site}. "
+                "Pass a direction of the layer's end."
+            )
+        self.reading = reading
+
+    def read(self, activation: Tensor) -> Tensor:
+        assert self.reading.value is not None
+        return self.reading.value.to(activation.device)
+
+
+class _Reading(Watcher):
+    """Remembers the gate's site in this pass, all edits there included."""
+
+    def __init__(self, gate: Direction, where: Positions | None) -> None:
+        self.gate, self.site, self.where = gate, gate.site, where
+        self.value: Tensor | None = None
+
+    def apply(self, activation: Tensor, feed: Feed) -> None:
+        self.value = activation

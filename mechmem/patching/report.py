@@ -37,6 +37,13 @@ class Fired:
     length: float
     relative: float
 
+    @property
+    def closed_share(self) -> float:
+        """Of the tokens that a conditional edit was asked to move, the share it left alone; 0 when
+        there was none."""
+        asked = self.tokens + self.closed
+        return self.closed / asked if asked else 0.0
+
 
 @dataclass(frozen=True)
 class EditReport:
@@ -55,7 +62,7 @@ class EditReport:
         lines = [
             f"{item.edit} at {item.site}: {item.tokens} tokens moved in {item.applied} of "
             f"{item.passes} passes, by {item.distance:.3g} ({item.relative:.1%} of their length)"
-            + (f", gate closed at {item.closed}" if item.closed else "")
+            + (f", gate closed at {item.closed} ({item.closed_share:.1%})" if item.closed else "")
             for item in self.fired
         ]
         return "EditReport(\n  " + "\n  ".join(lines) + "\n)"

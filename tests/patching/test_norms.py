@@ -142,7 +142,7 @@ def test_a_gate_needs_a_direction_at_every_site_of_its_edit():
     bench = helpers.bench()
     r = direction(bench)
     edit = mm.OnlyWhere(mm.AddDirection(r, at="resid_post"), r, when="memorized")
-    words = r"also acts at resid_post\[0\], resid_post\[2\]"
+    words = r"reads resid_post\[1\].*also acts at resid_post\[0\], which.*before"
     with pytest.raises(EditError, match=words), mm.patched(bench.model, edit):
         pass
     acts = mm.cache_activations(bench.model, helpers.contrast_set(6), sites="resid_post")
