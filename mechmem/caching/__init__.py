@@ -3,6 +3,7 @@
 from mechmem.caching.activations import Activations
 from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.extract import cache_activations, cache_moments
+from mechmem.caching.hidden_states import hidden_states
 from mechmem.caching.histograms import Histograms
 from mechmem.caching.jobs import extract_activations, extract_moments, merge_moments
 from mechmem.caching.moments import Moments
@@ -23,6 +24,7 @@ __all__ = [
     "cache_moments",
     "extract_activations",
     "extract_moments",
+    "hidden_states",
     "merge_moments",
     "plan_extraction",
 ]

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
 
-__all__ = ["DEPTH", "STREAMS", "Site", "SiteSpec", "named", "parse_sites"]
+__all__ = ["DEPTH", "NORMED", "STREAMS", "Site", "SiteSpec", "named", "parse_sites"]
 
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 """Every stream, in the order in which a sequential block computes them."""
 
-DEPTH = {stream: index for index, stream in enumerate(STREAMS)}
+NORMED = "ln_final"
+"""The residual stream after the final norm, what the unembedding reads: no place of a block, so it
+can be neither asked for by name nor edited; `mechmem.hidden_states` makes it."""
+
+DEPTH = {stream: index for index, stream in enumerate((*STREAMS, NORMED))}
 
 
 class Site(NamedTuple):
@@ -80,6 +84,11 @@ def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
             raise SiteError(
                 f"{item!r} is no site; write a stream name for every layer or ('resid_post', 3). "
                 f"Streams: {listed(STREAMS)}."
+            )
+        if stream == NORMED:
+            raise SiteError(
+                f"{NORMED!r} is no place of a block: mm.hidden_states(model, prompts) reads it, "
+                "and an edit acts before the norm, for example at ('resid_post', -1)."
             )
         if stream not in DEPTH:
             raise SiteError(

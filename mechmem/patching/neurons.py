@@ -15,7 +15,7 @@ from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.hooked import Model
-from mechmem.models.sites import Site, SiteSpec, named
+from mechmem.models.sites import NORMED, Site, SiteSpec, named
 from mechmem.patching.base import (
     NOWHERE,
     Change,
@@ -49,7 +49,8 @@ def neuron_masks(neurons: Neurons, model: Model) -> dict[Site, Tensor]:
         EditError: For a coordinate that the site does not have, or when none is chosen.
     """
     if isinstance(neurons, NeuronSet):
-        masks = {site: neurons.mask(site) for site, index in neurons.index.items() if len(index)}
+        index = _editable(neurons).index
+        masks = {site: neurons.mask(site) for site, chosen in index.items() if len(chosen)}
     else:
         masks = {}
         for key, chosen in neurons.items():
@@ -86,7 +87,17 @@ def capped(shift: Tensor, states: Tensor, cap: float) -> Tensor:
     wide = torch.promote_types(states.dtype, torch.float32)
     limit = cap * torch.linalg.vector_norm(states.to(wide), dim=-1, keepdim=True)
     length = torch.linalg.vector_norm(shift.to(wide), dim=-1, keepdim=True)
-    return shift * (limit / length.clamp_min(torch.finfo(wide).tiny)).clamp_max(1).to(shift)
+    factor: Tensor = (limit / length.clamp_min(torch.finfo(wide).tiny)).clamp_max(1)
+    return shift * factor.to(shift)
+
+
+def _editable(neurons: NeuronSet) -> NeuronSet:
+    if any(len(rows) and site.stream == NORMED for site, rows in neurons.index.items()):
+        raise EditError(
+            f"Some chosen neurons lie at {NORMED!r}, after the final norm, where nothing can be "
+            "edited; say at= which sites to edit, and among='scored' to rank them beside it."
+        )
+    return neurons
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class ShiftNeurons(Edit):
         by, scope: Ranking, see `NeuronScores.top`.
         among: Sites whose neurons compete for the top, default those of ``at``. With ``"scored"``
             every scored site competes and only what was chosen at ``at`` is edited (P1's code).
-        units: ``"difference"``: ``alpha`` times the mean difference (P1). ``"sd"``: ``alpha`` pooled
+        units: ``"difference"``: ``alpha`` mean differences (P1). ``"sd"``: ``alpha`` pooled
             standard deviations of the neuron, in the direction of its mean difference.
         cap: Longest shift of a token's activation at a site, as a share of the activation's own
             length there; a longer one is shortened, its direction kept. Default none (P1).
@@ -148,7 +159,7 @@ class ShiftNeurons(Edit):
             rank = self.scores.sites if self.among == "scored" else model.sites(self.among)
         chosen = self.scores.top(self.top, by=self.by, scope=self.scope, sites=rank)
         if sites is None:
-            return chosen
+            return _editable(chosen)
         index = {site: rows for site, rows in chosen.index.items() if site in sites}
         return NeuronSet(self.scores, index)
 
