@@ -16,7 +16,7 @@ from mechmem.experiments.html_parts import say
 from mechmem.experiments.sections import header, sections
 from mechmem.experiments.wording import StudyLike
 
-__all__ = ["render"]
+__all__ = ["assemble", "render"]
 
 
 def render(
@@ -32,11 +32,23 @@ def render(
         tables, figures: By name, from `mechmem.experiments.report`.
         manifest: JSON-ready; shown at the end.
     """
+    title = f"{study.model.name}, {study.task}: remembering or computing?"
+    return assemble(title, header(study), sections(study, tables, figures, manifest), figures)
+
+
+def assemble(title: str, head: str, body: str, figures: Mapping[str, go.Figure]) -> str:
+    """A page from its parts.
+
+    Args:
+        title: Plain text.
+        head, body: HTML; everything from outside must be escaped in it.
+        figures: Drawn where the body has their places.
+    """
     parts = {
-        "title": say(f"{study.model.name}, {study.task}: remembering or computing?"),
+        "title": say(title),
         "css": _file("page.css"),
-        "header": header(study),
-        "body": sections(study, tables, figures, manifest),
+        "header": head,
+        "body": body,
         "figures": _figures(figures),
         "plotly": get_plotlyjs(),
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,16 @@ from mechmem.experiments.summary import summary_table
 from mechmem.experiments.wording import PAPER, StudyLike, sentence, verdict
 from mechmem.patching.neurons import ShiftNeurons
 
-__all__ = ["figures", "sentence", "summary_table", "tables", "verdict", "write"]
+__all__ = [
+    "figures",
+    "sentence",
+    "summary_table",
+    "tables",
+    "verdict",
+    "write",
+    "write_manifest",
+    "write_whole",
+]
 
 
 def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
@@ -104,12 +114,26 @@ def write(study: StudyLike, folder: str | Path) -> Path:
     Raises:
         ArtifactError: When the folder cannot be written; what was there stays as it was.
     """
+    return write_whole(lambda draft: _write_parts(study, draft), folder)
+
+
+def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
+    """Let ``parts`` write a report into a folder of its own, then move it in place, whole or not.
+
+    Files of an earlier report, named in its ``manifest.json``, are replaced; others stay.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ArtifactError: When the folder cannot be written; what was there stays as it was.
+    """
     target = Path(folder)
     existed = target.exists()
     draft = target / f".partial-{os.getpid()}"
     try:
         draft.mkdir(parents=True)
-        _write_parts(study, draft)
+        parts(draft)
         _move_in(draft, target)
     except OSError as error:
         raise ArtifactError(
@@ -137,6 +161,11 @@ def _write_parts(study: StudyLike, draft: Path) -> None:
         part.behaving.to_jsonl(artifacts / f"prompts_{name}.jsonl")
     manifest = {**study.manifest(), "verdict": verdict(study), "answer": sentence(study)}
     write_text(draft / "report.html", render(study, found, figures(study, found=found), manifest))
+    write_manifest(manifest, draft)
+
+
+def write_manifest(manifest: dict[str, Any], draft: Path) -> None:
+    """Write ``manifest.json`` with the names of all files of the report."""
     files = sorted(str(path.relative_to(draft).as_posix()) for path in _files(draft))
     manifest["files"] = [*files, "manifest.json"]
     text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
