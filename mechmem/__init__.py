@@ -37,8 +37,16 @@ _HOME = {
         "ScaleProjection SetProjection ShiftNeurons SkipLayers activation_patching "
         "attribution_patching export_vectors p1_preset patched"
     ),
-    "evaluation": "Observations Rates controls evaluate observe",
-    "experiments": "Study Training TrainingSettings run_study sweep train train_lab_model",
+    "evaluation": (
+        "Determinism EditTransfer EffectByModel GradedAnswers Interaction MarginResponse "
+        "ModelComparison NearTies Observations ProbeTransfer Prompting Rates SideEffects "
+        "compare_models controls determinism edit_transfer effect_by_model evaluate "
+        "graded_answers interaction margin_response near_ties observe probe_transfer prompting "
+        "side_effects split_shift"
+    ),
+    "experiments": (
+        "Study Training TrainingSettings from_hub push_to_hub run_study sweep train train_lab_model"
+    ),
 }
 _WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
 _ROOMS = (

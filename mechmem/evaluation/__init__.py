@@ -2,6 +2,49 @@
 
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
+from mechmem.evaluation.determinism import Determinism, determinism
+from mechmem.evaluation.graded import GradedAnswers, graded_answers
+from mechmem.evaluation.interaction import Interaction, interaction, split_shift
+from mechmem.evaluation.margin_response import MarginResponse, margin_response
+from mechmem.evaluation.models_compared import (
+    EffectByModel,
+    ModelComparison,
+    compare_models,
+    effect_by_model,
+)
+from mechmem.evaluation.near_ties import NearTies, near_ties
+from mechmem.evaluation.prompting import Prompting, prompting
 from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.side_effects import SideEffects, side_effects
+from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transfer, probe_transfer
 
-__all__ = ["Observations", "Rates", "controls", "evaluate", "observe"]
+__all__ = [
+    "Determinism",
+    "EditTransfer",
+    "EffectByModel",
+    "GradedAnswers",
+    "Interaction",
+    "MarginResponse",
+    "ModelComparison",
+    "NearTies",
+    "Observations",
+    "ProbeTransfer",
+    "Prompting",
+    "Rates",
+    "SideEffects",
+    "compare_models",
+    "controls",
+    "determinism",
+    "edit_transfer",
+    "effect_by_model",
+    "evaluate",
+    "graded_answers",
+    "interaction",
+    "margin_response",
+    "near_ties",
+    "observe",
+    "probe_transfer",
+    "prompting",
+    "side_effects",
+    "split_shift",
+]

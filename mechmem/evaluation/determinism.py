@@ -1,0 +1,87 @@
+"""`determinism`: does the same prompt twice give the same answer?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.rows import numbers
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.hooked import Model
+from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.seeding import keyed_rng
+from mechmem.tasks.base import Task
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Determinism", "determinism"]
+
+
+@dataclass(frozen=True)
+class Determinism:
+    """Runs of the same prompts, against the first.
+
+    Attributes:
+        same: Share of the prompts with the same completion, by run.
+        logits: Largest difference of a logit after the prompt, and the largest logit there is.
+    """
+
+    same: dict[str, Estimate]
+    logits: dict[str, tuple[float, float]]
+
+    def table(self) -> pd.DataFrame:
+        """One row per run."""
+        return pd.DataFrame(
+            [
+                {
+                    "run": name,
+                    **numbers(share, "same", counted=True),
+                    "logit_gap": self.logits[name][0],
+                    "largest_logit": self.logits[name][1],
+                }
+                for name, share in self.same.items()
+            ]
+        )
+
+
+def determinism(
+    model: Model, prompts: PromptsLike, *, task: Task | None = None, seed: int = 0
+) -> Determinism:
+    """Greedy answers run again: unchanged, in another order, and one prompt at a time.
+
+    Greedy decoding draws no random number, but sums in another order round otherwise: a batch of
+    another shape may turn an exact tie. What is repeated here is one machine and one library
+    version.
+
+    Args:
+        model: The model, or a view inside `patched`.
+        prompts: What to ask.
+        task: Reads the completions.
+        seed: Keys the other order.
+    """
+    asked = as_prompts(prompts).require("repeat")
+    order = keyed_rng(seed, "determinism").permutation(len(asked))
+    mixed = PromptSet(asked[int(k)] for k in order)
+    longest = max(len(item.ids) for item in model.tokenize(asked))
+    first = observe(model, asked, task=task, margins=False)
+    plain = model.logits(asked).double().numpy()
+    same, gaps = {}, {}
+    for name, items, budget in (
+        ("again", asked, DEFAULT_TOKEN_BUDGET),
+        ("another order", mixed, DEFAULT_TOKEN_BUDGET),
+        ("one at a time", asked, longest),
+    ):
+        seen = observe(model, items, task=task, margins=False, token_budget=budget)
+        wrote = dict(zip(items.ids, seen.completions, strict=True))
+        hit = [
+            float(wrote[k] == text) for k, text in zip(asked.ids, first.completions, strict=True)
+        ]
+        same[name] = group_mean(hit, asked.groups, seed=seed)
+        again = model.logits(items, token_budget=budget).double().numpy()
+        at = {k: row for row, k in enumerate(items.ids)}
+        again = again[[at[k] for k in asked.ids]]
+        gaps[name] = (float(np.abs(again - plain).max()), float(np.abs(plain).max()))
+    return Determinism(same, gaps)

@@ -1,0 +1,177 @@
+"""`graded_answers`: how much of each answer a completion holds, beside the three classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.errors import PromptError, listed
+from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.rows import NOT_MEASURED, numbers
+from mechmem.seeding import keyed_rng
+from mechmem.tasks.base import BEHAVIORS
+
+__all__ = ["GradedAnswers", "graded_answers", "similarity"]
+
+
+@dataclass(frozen=True)
+class GradedAnswers:
+    """Graded readings of what a model wrote.
+
+    Attributes:
+        observed: What the readings are of.
+        similarity: ``similarity[behavior]``: 1 when the completion holds that answer letter by
+            letter, 0 when it has nothing of it (see `similarity`).
+        words: ``words[behavior]``: share of the answer's words that come, in their order.
+        chance: Similarity to the answer of another instance that has another one.
+        preference: ``1 / (1 + exp(-margin))``: how the model's probability for the two answers is
+            divided, 1 for all on the memorized one. It grades what was not written; NaN without a
+            margin.
+        seed: Keys the other instances and the resampling.
+    """
+
+    observed: Observations
+    similarity: dict[str, np.ndarray]
+    words: dict[str, np.ndarray]
+    chance: dict[str, np.ndarray]
+    preference: Float[np.ndarray, " example"]
+    seed: int
+
+    def table(self) -> pd.DataFrame:
+        """One row per prompt."""
+        seen = self.observed
+        columns: dict[str, object] = {
+            "id": seen.prompts.ids,
+            "group": seen.prompts.groups,
+            "behavior": seen.outcomes,
+            "completion": seen.completions,
+            "preference": self.preference,
+        }
+        for name in BEHAVIORS:
+            columns |= {
+                f"{name}_similarity": self.similarity[name],
+                f"{name}_words": self.words[name],
+                f"{name}_chance": self.chance[name],
+            }
+        return pd.DataFrame(columns)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per outcome and answer: mean similarity, words, and chance."""
+        rows = []
+        for outcome in self.observed.allowed:
+            at = np.flatnonzero([name == outcome for name in self.observed.outcomes])
+            for name in BEHAVIORS:
+                rows.append(
+                    {
+                        "outcome": outcome,
+                        "answer": name,
+                        **numbers(self._mean(self.similarity[name], at), "similarity"),
+                        **numbers(self._mean(self.words[name], at), "words"),
+                        **numbers(self._mean(self.chance[name], at), "chance"),
+                        "n": len(at),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def partly(self, behavior: str = "memorized") -> Estimate:
+        """Share of the prompts that were not classified as the behavior and are still closer to
+        its answer than 95 % of the completions are to another instance's answer."""
+        level = float(np.quantile(self.chance[behavior], 0.95))
+        rows = [k for k, name in enumerate(self.observed.outcomes) if name != behavior]
+        if not rows:
+            return NOT_MEASURED
+        hit = (self.similarity[behavior][rows] > level).astype(float)
+        return group_mean(hit, [self.observed.prompts[k].group for k in rows], seed=self.seed)
+
+    def _mean(self, values: np.ndarray, rows: np.ndarray) -> Estimate:
+        if rows.size == 0:
+            return NOT_MEASURED
+        groups = [self.observed.prompts[int(k)].group for k in rows]
+        return group_mean(values[rows], groups, seed=self.seed)
+
+
+def graded_answers(seen: Observations, *, seed: int = 0) -> GradedAnswers:
+    """Grade every completion against both answers.
+
+    What it does not prove: that a similar answer was remembered. Short answers are similar by
+    chance (``17`` and ``19`` share half), so read it beside ``chance``.
+
+    Args:
+        seen: Observations of prompts with `memorized` and `generalized`.
+        seed: Keys which other instance's answer serves for chance.
+
+    Raises:
+        PromptError: When a prompt lacks an answer, or all groups have the same one.
+    """
+    prompts = seen.prompts
+    lacking = [p.id for p in prompts if p.memorized is None or p.generalized is None]
+    if lacking:
+        raise PromptError(
+            "A graded score needs `memorized` and `generalized` of every prompt; missing on "
+            f"{listed(lacking, 5)}."
+        )
+    groups = np.array(prompts.groups)
+    rng = keyed_rng(seed, "graded", len(prompts))
+    close, words, chance = {}, {}, {}
+    for name in BEHAVIORS:
+        answers = [str(getattr(prompt, name)) for prompt in prompts]
+        pairs = list(zip(seen.completions, answers, strict=True))
+        close[name] = np.array([similarity(text, answer) for text, answer in pairs])
+        words[name] = np.array([_words_in_order(text, answer) for text, answer in pairs])
+        others = [_another(groups, answers, row, rng) for row in range(len(prompts))]
+        chance[name] = np.array(
+            [similarity(text, other) for text, other in zip(seen.completions, others, strict=True)]
+        )
+    with np.errstate(over="ignore"):
+        preference = 1 / (1 + np.exp(-np.asarray(seen.margins, dtype=float)))
+    return GradedAnswers(seen, close, words, chance, preference, seed)
+
+
+def _another(groups: np.ndarray, answers: list[str], row: int, rng: np.random.Generator) -> str:
+    """Another answer, of another group, at random."""
+    pool = np.flatnonzero((groups != groups[row]) & (np.array(answers) != answers[row]))
+    if pool.size == 0:
+        raise PromptError(
+            f"Chance needs another group with another answer than {answers[row]!r}; there is none."
+        )
+    return answers[int(rng.choice(pool))]
+
+
+def similarity(completion: str, answer: str) -> float:
+    """1 minus the edit distance per letter of the answer to the completion's best beginning.
+
+    Case and runs of white space aside. What follows the answer costs nothing; what precedes it
+    does. Between 0 and 1.
+    """
+    text, wanted = (" ".join(value.split()).casefold() for value in (completion, answer))
+    if not wanted:
+        return 1.0
+    row = np.arange(len(wanted) + 1)
+    best = int(row[-1])
+    # No beginning much longer than the answer can be closer than the empty one.
+    for letter in text[: 2 * len(wanted)]:
+        swapped = row[:-1] + np.array([letter != other for other in wanted])
+        new = np.empty_like(row)
+        new[0] = row[0] + 1
+        for k in range(1, len(row)):
+            new[k] = min(swapped[k - 1], row[k] + 1, new[k - 1] + 1)
+        row = new
+        best = min(best, int(row[-1]))
+    return max(0.0, 1 - best / len(wanted))
+
+
+def _words_in_order(completion: str, answer: str) -> float:
+    """Longest common subsequence of words, per word of the answer."""
+    text, wanted = (value.casefold().split() for value in (completion, answer))
+    if not wanted:
+        return 1.0
+    row = [0] * (len(wanted) + 1)
+    for word in text:
+        before = list(row)
+        for k, other in enumerate(wanted, 1):
+            row[k] = before[k - 1] + 1 if word == other else max(before[k], row[k - 1])
+    return row[-1] / len(wanted)

@@ -1,0 +1,205 @@
+"""Several models on the same items, and the same effect in models of several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.errors import ModelError, PromptError
+from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.rows import hits, numbers, one_control, steered
+from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.patching.base import Edit
+from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["EffectByModel", "ModelComparison", "compare_models", "effect_by_model"]
+
+MIN_FLIPS = 10
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Accuracy of several models on the same items.
+
+    Attributes:
+        accuracy: Share of right answers, by model.
+        surprise: Mean negative log-probability of the right answer, nats.
+        accuracy_change, surprise_change: The same minus the reference, item by item.
+        reference: Name of the reference.
+    """
+
+    accuracy: Mapping[str, Estimate]
+    surprise: Mapping[str, Estimate]
+    accuracy_change: Mapping[str, Estimate]
+    surprise_change: Mapping[str, Estimate]
+    reference: str
+
+    def table(self) -> pd.DataFrame:
+        """One row per model."""
+        return pd.DataFrame(
+            [
+                {
+                    "model": name,
+                    **numbers(value, "accuracy"),
+                    **numbers(self.accuracy_change[name], "accuracy_change"),
+                    **numbers(self.surprise[name], "surprise"),
+                    **numbers(self.surprise_change[name], "surprise_change"),
+                    "n": value.n,
+                    "groups": value.groups,
+                }
+                for name, value in self.accuracy.items()
+            ]
+        )
+
+
+def compare_models(
+    models: Mapping[str, Model],
+    prompts: PromptsLike,
+    *,
+    task: Task | None = None,
+    reference: str | None = None,
+    seed: int = 0,
+) -> ModelComparison:
+    """Right answers of several models to the same questions, paired item by item.
+
+    What does training the memorized part cost? Compare the model with one trained on the same
+    ordinary items alone. The interval is over items: it says nothing about another training.
+
+    Args:
+        models: By name.
+        prompts: With an ``answer`` each, that no model was trained on.
+        task: Gives length and stop strings of an answer.
+        reference: The model that the others are compared with; default the first.
+        seed: Keys the resampling of groups.
+
+    Raises:
+        PromptError: When a prompt lacks its answer.
+        ModelError: For a reference that is not among the models.
+    """
+    if not models:
+        raise ModelError("compare_models needs at least one model.")
+    base = next(iter(models)) if reference is None else reference
+    if base not in models:
+        raise ModelError(f"No model named {base!r}; there are {sorted(models)}.")
+    asked = as_prompts(prompts).require("compare models on")
+    lacking = [prompt.id for prompt in asked if prompt.answer is None]
+    if lacking:
+        raise PromptError(f"Every prompt needs an `answer`; missing on {lacking[:5]}.")
+    reader = PromptAnswers("answer")
+    if task is not None:
+        reader.max_new_tokens, reader.stop = task.max_new_tokens, task.stop
+    wanted = [(task or reader).continuation(prompt, str(prompt.answer)) for prompt in asked]
+    right = {
+        name: hits(observe(model, asked, task=reader, margins=False), "correct")
+        for name, model in models.items()
+    }
+    loss = {name: -model.logprobs(asked, wanted).numpy() for name, model in models.items()}
+
+    def means(values: Mapping[str, np.ndarray], than: np.ndarray | float) -> dict[str, Estimate]:
+        return {
+            name: group_mean(each - than, asked.groups, seed=seed) for name, each in values.items()
+        }
+
+    return ModelComparison(
+        means(right, 0.0),
+        means(loss, 0.0),
+        means(right, right[base]),
+        means(loss, loss[base]),
+        base,
+    )
+
+
+@dataclass(frozen=True)
+class EffectByModel:
+    """The same question put to several models, each with an edit of its own.
+
+    Attributes:
+        info: Facts of every model.
+        parameters: Number of weights.
+        observed: What the unedited model did on the test prompts.
+        rates: ``rates[name][toward]`` under the edit; empty where there were too few flips.
+        controls: The same under the control.
+        flips: Flips that the edit was fitted on.
+    """
+
+    info: Mapping[str, ModelInfo]
+    parameters: Mapping[str, int]
+    observed: Mapping[str, Observations]
+    rates: Mapping[str, Mapping[str, Rates]]
+    controls: Mapping[str, Mapping[str, Rates]]
+    flips: Mapping[str, int]
+
+    def table(self) -> pd.DataFrame:
+        """One row per model and class steered to."""
+        rows = []
+        for name, info in self.info.items():
+            for toward, rates in self.rates[name].items():
+                control = self.controls[name][toward]
+                rows.append(
+                    {
+                        "model": name,
+                        "parameters": self.parameters[name],
+                        "layers": info.n_layers,
+                        "width": info.d_model,
+                        "flips": self.flips[name],
+                        "toward": toward,
+                        "before": Rates(self.observed[name]).share(toward).value,
+                        "share": rates.share(toward).value,
+                        **numbers(rates.change(toward), "change"),
+                        **numbers(control.change(toward), "control"),
+                        **numbers(rates.compared_with(control, toward), "beyond"),
+                        "n": len(rates.after),
+                        "groups": len(set(rates.after.prompts.groups)),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+
+def effect_by_model(
+    models: Mapping[str, tuple[Model, Task]],
+    fit: Callable[[Model, PromptSet], Edit],
+    *,
+    n: int = 600,
+    toward: Sequence[str] = BEHAVIORS,
+    seed: int = 0,
+) -> EffectByModel:
+    """Fit an edit on the flips of every model and measure it on held-out groups.
+
+    Nothing is chosen, so no validation part is needed: ``fit`` is the same recipe for all.
+
+    Args:
+        models: By name, each with its task.
+        fit: From a model and its training flips to an edit with a ``toward``.
+        n: Pairs of prompts per model; 60 % of the groups are for fitting.
+        toward: Classes to steer to.
+        seed: Keys prompts, division, control and resampling.
+    """
+    info, parameters, observed = {}, {}, {}
+    rates: dict[str, dict[str, Rates]] = {}
+    placebo: dict[str, dict[str, Rates]] = {}
+    flips = {}
+    for name, (model, task) in models.items():
+        parts = task.pairs(n, seed).split(train=0.6, test=0.4, seed=seed)
+        turned = observe(model, parts.train, task=task, margins=False).flips()
+        before = observe(model, parts.test, task=task)
+        info[name], observed[name], flips[name] = model.info, before, len(turned) // 2
+        parameters[name] = sum(weight.numel() for weight in model.tl.parameters())
+        rates[name], placebo[name] = {}, {}
+        if len(turned) // 2 < MIN_FLIPS:
+            continue
+        edit = fit(model, turned)
+        for target in toward:
+            aimed = steered(edit, target)
+            _, mixed = one_control(aimed, model, seed)
+            for found, item in ((rates, aimed), (placebo, mixed)):
+                found[name][target] = evaluate(
+                    model, parts.test, task=task, edit=item, before=before, margins=False, seed=seed
+                )
+    return EffectByModel(info, parameters, observed, rates, placebo, flips)

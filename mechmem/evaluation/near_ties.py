@@ -1,0 +1,154 @@
+"""`near_ties`: does the answer only change where the model was undecided before?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.errors import MechmemError, PromptError
+from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.rates import Rates
+from mechmem.evaluation.rows import NOT_MEASURED, need_margins, numbers
+from mechmem.tasks.base import BEHAVIORS
+
+__all__ = ["NearTies", "near_ties"]
+
+
+@dataclass(frozen=True)
+class NearTies:
+    """How often the answer changed, by how decided it was before.
+
+    Attributes:
+        flips: ``flips[name][k]``: share of the prompts of bin ``k`` whose answer turned from the
+            one behavior to the other. A bin that holds no prompt is NaN.
+        edges: Bin ends in nats of |answer margin|, one more than bins.
+        decided: Of the prompts that turned, the share whose |margin| was above ``threshold``; and
+            of all prompts, the share above it.
+        threshold: Nats. 1 nat: one answer is e = 2.7 times as likely as the other.
+    """
+
+    flips: Mapping[str, tuple[Estimate, ...]]
+    edges: tuple[float, ...]
+    decided: Mapping[str, tuple[Estimate, Estimate]]
+    threshold: float
+
+    def table(self) -> pd.DataFrame:
+        """One row per name and bin."""
+        return pd.DataFrame(
+            [
+                {
+                    "name": name,
+                    "margin_from": self.edges[k],
+                    "margin_to": self.edges[k + 1],
+                    **numbers(share, counted=True),
+                }
+                for name, bins in self.flips.items()
+                for k, share in enumerate(bins)
+            ]
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One row per name: how many of its flips were decided before."""
+        return pd.DataFrame(
+            [
+                {
+                    "name": name,
+                    "threshold": self.threshold,
+                    **numbers(flipped, counted=True),
+                    **numbers(everyone, "of_all"),
+                }
+                for name, (flipped, everyone) in self.decided.items()
+            ]
+        )
+
+
+def near_ties(
+    results: Observations | Rates | Mapping[str, Observations | Rates],
+    *,
+    bins: int = 5,
+    threshold: float = 1.0,
+    seed: int = 0,
+) -> NearTies:
+    """Flip rate against the answer margin, for rephrasings and for edits.
+
+    For `Observations` a prompt has turned when its partner (`PromptSet.pairs`) came out the other
+    way; for `Rates` when the edit turned it. The margin is the one before the edit. Give the
+    control's rates under another name: a control that turns only near-ties, and an edit that
+    turns decided answers too, differ in kind.
+
+    Args:
+        results: Observations of pairs, rates of an edit, or several by name.
+        bins: Bins with equally many prompts, made over all results together.
+        threshold: Nats above which an answer counts as decided.
+        seed: Keys the resampling of groups.
+
+    Raises:
+        PromptError: Without margins, without a prompt that shows one of the behaviors, or for
+            rates without a ``before``.
+    """
+    if bins < 1:
+        raise MechmemError(f"bins must be an integer from 1, got {bins}.")
+    named = dict(results) if isinstance(results, Mapping) else {_name(results): results}
+    rows = {name: _turned(result) for name, result in named.items()}
+    sizes = np.concatenate([size for size, _, _ in rows.values()])
+    edges = np.quantile(sizes, np.linspace(0, 1, bins + 1))
+    edges[0] = 0.0
+    flips, decided = {}, {}
+    for name, (size, turned, groups) in rows.items():
+        at = np.clip(np.searchsorted(edges, size, side="right") - 1, 0, bins - 1)
+        shares = []
+        for k in range(bins):
+            here = np.flatnonzero(at == k)
+            shares.append(
+                group_mean(turned[here], [groups[i] for i in here], seed=seed)
+                if here.size
+                else NOT_MEASURED
+            )
+        flips[name] = tuple(shares)
+        above = (size > threshold).astype(float)
+        which = np.flatnonzero(turned)
+        decided[name] = (
+            group_mean(above[which], [groups[i] for i in which], seed=seed)
+            if which.size
+            else NOT_MEASURED,
+            group_mean(above, groups, seed=seed),
+        )
+    return NearTies(flips, tuple(float(edge) for edge in edges), decided, threshold)
+
+
+def _name(result: Observations | Rates) -> str:
+    return "rephrasings" if isinstance(result, Observations) else "edit"
+
+
+def _turned(result: Observations | Rates) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """|margin|, whether the answer turned, and group, of every prompt that shows a behavior."""
+    if isinstance(result, Rates):
+        if result.before is None:
+            raise PromptError(
+                "These rates are of the unedited model, so nothing turned; use "
+                "evaluate(..., edit=...)."
+            )
+        seen, other = result.before, dict(enumerate(result.after.outcomes))
+    else:
+        seen = result
+        at = {name: row for row, name in enumerate(seen.prompts.ids)}
+        other = {}
+        for one, two in seen.prompts.pairs():
+            other[at[one.id]] = seen.outcomes[at[two.id]]
+            other[at[two.id]] = seen.outcomes[at[one.id]]
+    rows = [
+        int(row)
+        for row in need_margins(seen.margins, "A flip rate against the margin")
+        if seen.outcomes[row] in BEHAVIORS and int(row) in other
+    ]
+    if not rows:
+        raise PromptError(
+            "No prompt shows one of the two behaviors and has a partner; give rephrasings the "
+            "same `group`."
+        )
+    turned = np.array([{seen.outcomes[row], other[row]} == set(BEHAVIORS) for row in rows], float)
+    return np.abs(seen.margins[rows]), turned, [seen.prompts[row].group for row in rows]

@@ -1,0 +1,119 @@
+"""Small helpers that the results of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from mechmem.analysis.intervals import Estimate
+from mechmem.caching.provenance import Seen
+from mechmem.errors import EditError, MechmemError, PromptError, listed
+from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.controls import controls
+from mechmem.models.hooked import Model
+from mechmem.patching.base import Edit, as_edits
+from mechmem.tasks.base import BEHAVIORS
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = [
+    "NOT_MEASURED",
+    "can_steer",
+    "hits",
+    "need_margins",
+    "numbers",
+    "one_control",
+    "refuse_seen",
+    "sign_toward",
+    "steered",
+]
+
+NOT_MEASURED = Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+
+
+def numbers(estimate: Estimate, name: str = "value", counted: bool = False) -> dict[str, Any]:
+    """Columns of a table: ``name``, its interval, and how many it was measured on."""
+    stem = "" if name == "value" else f"{name}_"
+    row: dict[str, Any] = {
+        name: estimate.value,
+        f"{stem}low": estimate.low,
+        f"{stem}high": estimate.high,
+    }
+    return {**row, "n": estimate.n, "groups": estimate.groups} if counted else row
+
+
+def hits(seen: Observations, outcome: str) -> np.ndarray:
+    """1 where a prompt came out so."""
+    return np.array([name == outcome for name in seen.outcomes], dtype=float)
+
+
+def sign_toward(toward: str) -> int:
+    """The sign with which the answer margin moves toward a behavior.
+
+    Raises:
+        MechmemError: For something that is no behavior.
+    """
+    if toward not in BEHAVIORS:
+        raise MechmemError(f"toward={toward!r} is no behavior; say one of {listed(BEHAVIORS)}.")
+    return 1 if toward == BEHAVIORS[0] else -1
+
+
+def can_steer(edit: Edit) -> bool:
+    """Whether the edit can be told which class to steer to."""
+    return "toward" in {field.name for field in fields(edit)}  # type: ignore[arg-type]
+
+
+def steered(edit: Edit, toward: str) -> Edit:
+    """The same edit toward a class.
+
+    Raises:
+        EditError: For an edit that has no ``toward``.
+    """
+    if not can_steer(edit):
+        raise EditError(
+            f"{type(edit).__name__} cannot be steered toward a class; use ShiftNeurons, "
+            "AddDirection or SetProjection, or evaluate it on its own: mm.evaluate(..., edit=...)."
+        )
+    changed: Any = edit
+    return replace(changed, toward=toward)  # type: ignore[no-any-return]
+
+
+def one_control(edit: Edit, model: Model, seed: int, name: str | None = None) -> tuple[str, Edit]:
+    """A control of the edit: the named one, else random neurons or a random direction.
+
+    Raises:
+        EditError: For a control that the edit does not have.
+    """
+    made = controls(edit, model, seed=seed)
+    made.pop("alpha 0", None)
+    if name is None:
+        name = next((k for k in ("random neurons", "random direction") if k in made), None)
+        name = name or next(iter(made))
+    if name not in made:
+        raise EditError(f"{type(edit).__name__} has no control {name!r}; there are {listed(made)}.")
+    return name, made[name]
+
+
+def refuse_seen(model: Model, edit: Edit | Sequence[Edit], prompts: PromptSet, what: str) -> None:
+    """Raise when one of the prompts, or a rephrasing, was seen in making an edit."""
+    seen = Seen()
+    for item in as_edits(edit):
+        seen = seen | item.seen
+    seen.refuse(prompts, model.tokenize(prompts), what)
+
+
+def need_margins(margins: np.ndarray, what: str) -> np.ndarray:
+    """Rows with a margin.
+
+    Raises:
+        PromptError: When there is none.
+    """
+    rows = np.flatnonzero(np.isfinite(margins))
+    if rows.size == 0:
+        raise PromptError(
+            f"{what} needs the answer margin: prompts with `memorized` and `generalized`, and "
+            "observe(..., margins=True)."
+        )
+    return rows

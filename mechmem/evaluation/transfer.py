@@ -1,0 +1,266 @@
+"""Do probes and edits fitted on one set of prompts hold on another? Two transfer matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.caching.activations import Activations
+from mechmem.errors import MechmemError, PromptError, SiteError, listed
+from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.rows import numbers, one_control, steered
+from mechmem.models.hooked import Model
+from mechmem.models.sites import Site
+from mechmem.models.tokens import TokenizedPrompt
+from mechmem.patching.base import Edit
+from mechmem.seeding import keyed_order, keyed_rng
+from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["EditTransfer", "ProbeTransfer", "edit_transfer", "probe_transfer"]
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class ProbeTransfer:
+    """Accuracy of a probe fitted on one set (row) and asked about another (column).
+
+    Attributes:
+        accuracy: ``accuracy[fitted][tested]``; on the diagonal, groups that the probe has not
+            seen (cross-validation).
+        shuffled: The same after the classes were exchanged within the groups of the fitted set.
+        site: Where the states were read.
+        classes: The two classes.
+    """
+
+    accuracy: Mapping[str, Mapping[str, Estimate]]
+    shuffled: Mapping[str, Mapping[str, Estimate]]
+    site: Site
+    classes: tuple[str, str]
+
+    def table(self) -> pd.DataFrame:
+        """One row per pair of sets."""
+        return pd.DataFrame(
+            [
+                {
+                    "fitted_on": fitted,
+                    "tested_on": tested,
+                    "stream": self.site.stream,
+                    "layer": self.site.layer,
+                    **numbers(value, "accuracy"),
+                    **numbers(self.shuffled[fitted][tested], "shuffled"),
+                    "n": value.n,
+                    "groups": value.groups,
+                }
+                for fitted, row in self.accuracy.items()
+                for tested, value in row.items()
+            ]
+        )
+
+
+def probe_transfer(
+    sets: Mapping[str, Activations],
+    *,
+    site: tuple[str, int],
+    by: str = "behavior",
+    seed: int = 0,
+) -> ProbeTransfer:
+    """Fit a logistic probe on every set of states and test it on every other.
+
+    The sets are states of **one** model: coordinates of models trained apart are not aligned.
+    A probe that transfers shows that the sets share a difference, not that the model uses it.
+
+    Args:
+        sets: States by name, such as two tasks, two kinds of instances, or two halves.
+        site: Where to read; all positions together.
+        by: ``"behavior"`` or ``"label"``.
+        seed: Keys folds, shuffles and resampling.
+
+    Raises:
+        LeakageError: When two sets share a group or a prompt.
+        PromptError: Unless every set shows the same two classes, in at least five groups.
+        MechmemError: For sets of different models or shapes.
+    """
+    here = Site(*site)
+    if len({acts.provenance.model.fingerprint for acts in sets.values()}) != 1:
+        raise MechmemError(
+            "Probes transfer between sets of states of one model; these are of "
+            f"{listed(sorted({acts.provenance.model.name for acts in sets.values()}))}. "
+            "Coordinates of models trained apart are not aligned."
+        )
+    data = {name: _rows(acts, here, by) for name, acts in sets.items()}
+    shapes = {name: features.shape[1] for name, (features, _, _) in data.items()}
+    kinds = {tuple(sorted(set(labels.tolist()))) for _, labels, _ in data.values()}
+    if len(set(shapes.values())) != 1:
+        raise SiteError(f"The sets have different numbers of neurons at {here}: {shapes}.")
+    if len(kinds) != 1 or len(classes := next(iter(kinds))) != 2:
+        raise PromptError(
+            f"Every set must show the same two classes; they show {listed(sorted(kinds))}."
+        )
+    for name, acts in sets.items():
+        if len(set(acts.prompts.groups)) < FOLDS:
+            raise PromptError(f"Set {name!r} has fewer than {FOLDS} groups; observe more.")
+        for other, theirs in sets.items():
+            if name != other:
+                tokens = zip(theirs.prompts.ids, theirs.token_ids, strict=True)
+                acts.provenance.seen.refuse(
+                    theirs.prompts,
+                    [TokenizedPrompt(k, ids, {}) for k, ids in tokens],
+                    f"test a probe of {name!r}",
+                )
+    found: dict[str, dict[str, dict[str, Estimate]]] = {"usual": {}, "shuffled": {}}
+    for name, (features, labels, groups) in data.items():
+        mixed = _exchanged(labels, groups, seed, name)
+        for kind, target in (("usual", labels), ("shuffled", mixed)):
+            row = {}
+            for other, (states, truth, members) in data.items():
+                if other == name:
+                    right = _held_out(features, target, labels, groups, seed)
+                else:
+                    right = (_probe().fit(features, target).predict(states) == truth).astype(float)
+                row[other] = group_mean(right, members.tolist(), seed=seed)
+            found[kind][name] = row
+    return ProbeTransfer(found["usual"], found["shuffled"], here, (classes[0], classes[1]))
+
+
+def _rows(acts: Activations, site: Site, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    names = acts.classes(by)
+    rows = [k for k, name in enumerate(names) if name is not None]
+    groups = np.array([acts.prompts[k].group for k in rows])
+    features = acts[site][rows].flatten(1).double().numpy()
+    return features, np.array([names[k] for k in rows]), groups
+
+
+def _probe() -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+
+
+def _held_out(
+    features: np.ndarray, target: np.ndarray, truth: np.ndarray, groups: np.ndarray, seed: int
+) -> np.ndarray:
+    order = keyed_order(groups.tolist(), seed, "transfer-folds")
+    right = np.zeros(len(target))
+    for fold in range(FOLDS):
+        test = np.isin(groups, order[fold::FOLDS])
+        fitted = _probe().fit(features[~test], target[~test])
+        right[test] = fitted.predict(features[test]) == truth[test]
+    return right
+
+
+def _exchanged(labels: np.ndarray, groups: np.ndarray, seed: int, name: str) -> np.ndarray:
+    out, rng = labels.copy(), keyed_rng(seed, "transfer-shuffle", name)
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        out[rows] = rng.permutation(labels[rows])
+    if (out == labels).all():  # no group shows both classes
+        out = rng.permutation(labels)
+    return out
+
+
+@dataclass(frozen=True)
+class EditTransfer:
+    """An edit fitted on one set (row) at work on another (column).
+
+    Attributes:
+        rates: ``rates[fitted][tested][toward]``.
+        controls: The same for the control of each edit.
+        control: Name of the control.
+    """
+
+    rates: Mapping[str, Mapping[str, Mapping[str, Rates]]]
+    controls: Mapping[str, Mapping[str, Mapping[str, Rates]]]
+    control: str
+
+    def change(self, fitted: str, tested: str, toward: str) -> Estimate:
+        """Change of the share that came out as the class steered to."""
+        return self.rates[fitted][tested][toward].change(toward)
+
+    def beyond(self, fitted: str, tested: str, toward: str) -> Estimate:
+        """The same minus the control's change, paired prompt by prompt."""
+        control = self.controls[fitted][tested][toward]
+        return self.rates[fitted][tested][toward].compared_with(control, toward)
+
+    def table(self) -> pd.DataFrame:
+        """One row per pair of sets and class steered to."""
+        rows = []
+        for fitted, row in self.rates.items():
+            for tested, cells in row.items():
+                for toward, rates in cells.items():
+                    change = self.change(fitted, tested, toward)
+                    rows.append(
+                        {
+                            "fitted_on": fitted,
+                            "tested_on": tested,
+                            "toward": toward,
+                            "share": rates.share(toward).value,
+                            "other": rates.share("other").value
+                            if "other" in rates.after.allowed
+                            else float("nan"),
+                            **numbers(change, "change"),
+                            **numbers(self.beyond(fitted, tested, toward), "beyond"),
+                            "n": change.n,
+                            "groups": change.groups,
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+
+def edit_transfer(
+    model: Model,
+    edits: Mapping[str, Edit],
+    prompts: Mapping[str, PromptSet],
+    *,
+    task: Task | Mapping[str, Task] | None = None,
+    toward: Sequence[str] = BEHAVIORS,
+    control: str | None = None,
+    seed: int = 0,
+) -> EditTransfer:
+    """Apply every edit to every set of prompts, beside a control of the same size.
+
+    Name an edit after the set it was fitted on; the diagonal is then the effect at home, on
+    prompts of that set which fitting has not seen. An edit of another model of the same shape can
+    be tried with ``force=True`` on the edit: nothing aligns the coordinates of models trained
+    apart, so no transfer is to be expected.
+
+    Args:
+        model: The unedited model.
+        edits: By the name of what they were fitted on; with a ``toward``.
+        prompts: Sets to test on, by name.
+        task: Reads the completions; several by the name of the set.
+        toward: Classes to steer to.
+        control: Default random neurons or a random direction of the same length.
+        seed: Keys control and resampling.
+
+    Raises:
+        LeakageError: When an edit has seen a prompt, or a rephrasing of one, of any set.
+    """
+    rates: dict[str, dict[str, dict[str, Rates]]] = {name: {} for name in edits}
+    placebo: dict[str, dict[str, dict[str, Rates]]] = {name: {} for name in edits}
+    used = ""
+    for tested, asked in prompts.items():
+        reader = task.get(tested) if isinstance(task, Mapping) else task
+        before = observe(model, asked, task=reader, margins=False)
+        for fitted, edit in edits.items():
+            cells, others = {}, {}
+            for target in toward:
+                aimed = steered(edit, target)
+                used, mixed = one_control(aimed, model, seed, control)
+                cells[target], others[target] = (
+                    evaluate(
+                        model, asked, task=reader, edit=item, before=before, margins=False,
+                        seed=seed,
+                    )
+                    for item in (aimed, mixed)
+                )  # fmt: skip
+            rates[fitted][tested], placebo[fitted][tested] = cells, others
+    return EditTransfer(rates, placebo, used)
