@@ -3,5 +3,17 @@
 from mechmem.experiments.study import Study, run_study
 from mechmem.experiments.sweep import Sweep, Tested, sweep
 from mechmem.experiments.training import train_lab_model
+from mechmem.experiments.training_run import Training, train
+from mechmem.experiments.training_settings import TrainingSettings
 
-__all__ = ["Study", "Sweep", "Tested", "run_study", "sweep", "train_lab_model"]
+__all__ = [
+    "Study",
+    "Sweep",
+    "Tested",
+    "Training",
+    "TrainingSettings",
+    "run_study",
+    "sweep",
+    "train",
+    "train_lab_model",
+]

@@ -15,12 +15,16 @@ __all__ = ["training_curves"]
 _SHARES = (*COLORS, "clean_accuracy", "flip_rate")
 
 
-def training_curves(table: pd.DataFrame, *, theme: str = "light") -> go.Figure:
+def training_curves(
+    table: pd.DataFrame, *, kept: float | None = None, theme: str = "light"
+) -> go.Figure:
     """Rates (and the loss, if there is one) against the training step.
 
     Args:
         table: A column ``step``, any of the outcomes, ``clean_accuracy`` and ``flip_rate`` as
-            shares, and ``loss``; a share ``x`` may have ``x_low`` and ``x_high``.
+            shares, ``loss`` and ``validation_loss``; a share ``x`` may have ``x_low`` and
+            ``x_high``.
+        kept: The step whose checkpoint was kept, to mark.
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
@@ -77,7 +81,27 @@ def training_curves(table: pd.DataFrame, *, theme: str = "light") -> go.Figure:
             row=sum(panels),
             col=1,
         )
+        if "validation_loss" in frame.columns:
+            fig.add_scatter(
+                name="validation loss",
+                x=steps,
+                y=as_array(frame["validation_loss"]),
+                mode="lines",
+                line={"color": PALETTE[4], "width": 2, "dash": "dot"},
+                hovertemplate="step %{x:,}<br>validation loss %{y:.4g}<extra></extra>",
+                row=sum(panels),
+                col=1,
+            )
         fig.update_yaxes(title="loss", rangemode="tozero", row=sum(panels), col=1)
+    if kept is not None:
+        for row in range(1, sum(panels) + 1):
+            fig.add_vline(
+                x=kept,
+                line={"color": PALETTE[5], "width": 1.5, "dash": "dash"},
+                annotation_text="kept" if row == 1 else None,
+                row=row,
+                col=1,
+            )
     fig.update_xaxes(title="training step", row=sum(panels), col=1)
     about = f"{len(frame):,} measurements over {int(steps.max()):,} steps"
     if "n" in frame.columns:
