@@ -40,6 +40,7 @@ _SCORE = {
 }
 _SEQUENTIAL = {"light": ["#F6F4FA", "#4F2E86"], "dark": ["#20242B", "#BCA3F2"]}
 THEMES = tuple(_INK)
+"""The names of the two themes, `"light"` and `"dark"`."""
 
 
 def color_of(outcome: str, index: int = 0) -> str:

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 BEHAVIORS = ("memorized", "generalized")
+"""What a model can be seen to do; differences are the first minus the second."""
 
 
 class Task(ABC):
