@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,13 +12,14 @@ from jaxtyping import Float
 
 from mechmem.errors import ModelError, PromptError, TaskError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.generation import Completion
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 from mechmem.patching.margins import behavior_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Observations", "observe"]
+__all__ = ["Observations", "as_observed", "check_kinds", "observe"]
 
 
 @dataclass(frozen=True)
@@ -124,38 +125,61 @@ def observe(
     Raises:
         TaskError: Without a task, when prompts lack their answers.
     """
-    _check_kinds(model, task)
+    check_kinds(model, task)
     asked = as_prompts(prompts).require("observe")
     reader = task if task is not None else PromptAnswers.for_prompts(asked)
     done = model.complete(asked, reader.max_new_tokens, stop=reader.stop, token_budget=token_budget)
-    outcomes = tuple(
-        reader.classify(prompt, completion.text)
-        for prompt, completion in zip(asked, done, strict=True)
-    )
-    for prompt, outcome in zip(asked, outcomes, strict=True):
-        if outcome not in reader.outcomes:
-            raise TaskError(
-                f"Task {reader.name!r} classified prompt {prompt.id!r} as {outcome!r}; its "
-                "outcomes "
-                f"are {listed(reader.outcomes)}. Return one of them, or declare it in `outcomes`."
-            )
-    observed = Observations(
+    observed = as_observed(
+        model,
         asked,
-        tuple(completion.text for completion in done),
-        outcomes,
+        model.tokenize(asked),
+        reader,
+        done,
         _margins(model, asked, reader, token_budget) if margins else np.full(len(asked), np.nan),
-        reader.outcomes,
-        reader.name,
-        model.info,
-        tuple(model.tokenize(asked)),
-        tuple(not completion.finished for completion in done),
     )
     if progress is not None:
         progress(len(asked))
     return observed
 
 
-def _check_kinds(model: object, task: object) -> None:
+def as_observed(
+    model: Model,
+    prompts: PromptSet,
+    tokenized: Sequence[TokenizedPrompt],
+    task: Task,
+    done: Sequence[Completion],
+    margins: np.ndarray,
+) -> Observations:
+    """Completions, read by the task.
+
+    Raises:
+        TaskError: When the task gives an outcome that it has not declared.
+    """
+    outcomes = tuple(
+        task.classify(prompt, completion.text)
+        for prompt, completion in zip(prompts, done, strict=True)
+    )
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        if outcome not in task.outcomes:
+            raise TaskError(
+                f"Task {task.name!r} classified prompt {prompt.id!r} as {outcome!r}; its "
+                "outcomes "
+                f"are {listed(task.outcomes)}. Return one of them, or declare it in `outcomes`."
+            )
+    return Observations(
+        prompts,
+        tuple(completion.text for completion in done),
+        outcomes,
+        margins,
+        task.outcomes,
+        task.name,
+        model.info,
+        tuple(tokenized),
+        tuple(not completion.finished for completion in done),
+    )
+
+
+def check_kinds(model: object, task: object) -> None:
     """Names where objects belong are the commonest slip."""
     if not isinstance(model, Model):
         raise ModelError(

@@ -20,7 +20,7 @@ from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Rates", "evaluate"]
+__all__ = ["Rates", "check_before", "evaluate", "refuse_seen"]
 
 
 @dataclass(frozen=True)
@@ -169,27 +169,51 @@ def evaluate(
     if edit is None:
         return Rates(observe(model, asked, task=task, margins=margins), None, seed)
     edits = as_edits(edit)
+    tokenized = model.tokenize(asked)
     if not allow_seen:
-        seen = Seen()
-        for item in edits:
-            seen = seen | item.seen
-        seen.refuse(asked, model.tokenize(asked), "evaluate an edit")
+        refuse_seen(edits, asked, tokenized)
     if before is None:
         before = observe(model, asked, task=task, margins=margins)
-    elif not _same_prompts(before, asked, model.tokenize(asked)):
+    else:
+        check_before(before, model, asked, tokenized)
+    with patched(model, edits) as view:
+        after = observe(view, asked, task=task, margins=margins)
+    return Rates(after, before, seed)
+
+
+def refuse_seen(
+    edits: Sequence[Edit], prompts: PromptSet, tokenized: Sequence[TokenizedPrompt]
+) -> None:
+    """Refuse prompts that the making of an edit has seen, rephrasings included.
+
+    Raises:
+        LeakageError: Naming them.
+    """
+    seen = Seen()
+    for item in edits:
+        seen = seen | item.seen
+    seen.refuse(prompts, tokenized, "evaluate an edit")
+
+
+def check_before(
+    before: Observations, model: Model, prompts: PromptSet, tokenized: Sequence[TokenizedPrompt]
+) -> None:
+    """Refuse observations that are not of this model on these prompts.
+
+    Raises:
+        PromptError: Saying which of the two differs.
+    """
+    if not _same_prompts(before, prompts, tokenized):
         raise PromptError(
             "`before` was observed on other prompts than the ones to evaluate; observe these, or "
             "leave it out."
         )
-    elif before.model.fingerprint != model.info.fingerprint:
+    if before.model.fingerprint != model.info.fingerprint:
         raise PromptError(
             f"`before` was observed on another model, {before.model.name!r} (fingerprint "
             f"{before.model.fingerprint}), than the one to evaluate, {model.name!r} (fingerprint "
             f"{model.info.fingerprint}); observe this one, or leave it out."
         )
-    with patched(model, edits) as view:
-        after = observe(view, asked, task=task, margins=margins)
-    return Rates(after, before, seed)
 
 
 def _same_prompts(

@@ -202,7 +202,7 @@ class Model:
             self.tokens.decode,
             max_new_tokens=max_new_tokens,
             stop=[stop] if isinstance(stop, str) else stop,
-            eos_ids=self._eos_ids,
+            eos_ids=self.eos_ids,
             interventions=self.interventions,
             pad_id=self.tokens.pad_id,
             n_ctx=self.tokens.n_ctx,
@@ -273,7 +273,8 @@ class Model:
         return view
 
     @cached_property
-    def _eos_ids(self) -> tuple[int, ...]:
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion."""
         known: list[int] = []
         source = getattr(self.tl, "original_model", None)
         configured = getattr(getattr(source, "generation_config", None), "eos_token_id", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -18,7 +18,7 @@ from mechmem.models.sites import Site
 from mechmem.patching.base import Change, Edit, Watcher, as_edits
 from mechmem.patching.report import EditReport, Fired
 
-__all__ = ["Firing", "PatchedModel", "patched"]
+__all__ = ["Firing", "PatchedModel", "patched", "patched_each", "refuse_silent"]
 
 _MANY = 1 << 16
 """Tokens whose lengths are kept before they are added up."""
@@ -175,13 +175,35 @@ def patched(model: Model, edit: Edit | Sequence[Edit]) -> Iterator[PatchedModel]
         watchers += [watcher for watcher in found if watcher is not None]
     try:
         yield PatchedModel.view(model).with_interventions([*firings, *watchers])
-        _refuse_silent(firings)
+        refuse_silent(firings)
     finally:
         for firing in firings:
             firing.alive = False
 
 
-def _refuse_silent(firings: Sequence[Firing]) -> None:
+@contextmanager
+def patched_each(
+    model: Model, edits: Sequence[Edit | Sequence[Edit]]
+) -> Iterator[list[PatchedModel]]:
+    """One view of the model per edit, as `patched` makes it; they can be run side by side.
+
+    Args:
+        model: From `load_model`, or the view of an outer `patched`.
+        edits: Each an edit, or a list that composes.
+
+    Raises:
+        EditError: As `patched` does, for any of them.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(patched(model, edit)) for edit in edits]
+
+
+def refuse_silent(firings: Sequence[Firing]) -> None:
+    """Refuse results of edits that never acted.
+
+    Raises:
+        EditError: When the model ran and an edit was never called, or never met its positions.
+    """
     if not any(firing.passes for firing in firings):
         return  # the model was never run in this block
     silent = [firing for firing in firings if firing.applied == 0]

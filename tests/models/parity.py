@@ -296,7 +296,7 @@ def generated(model: mm.Model, ids: list[list[int]], cached: bool) -> list[list[
     texts = [" ".join(str(token - 4) for token in row) for row in ids]
     if cached:
         model = replace(model)
-        model.__dict__["_eos_ids"] = ()
+        model.__dict__["eos_ids"] = ()
         return [list(done.ids) for done in model.complete(texts, STEPS)]
     new: list[list[int]] = [[] for _ in ids]
     for _ in range(STEPS):

@@ -16,7 +16,18 @@ from mechmem.models.engine.wiring import Intervention
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["Cell", "CellPrompt", "Chorus", "Shift", "Split", "Tiled", "by_tag", "choir", "tagged"]
+__all__ = [
+    "Cell",
+    "CellPrompt",
+    "Chorus",
+    "Shift",
+    "Split",
+    "Tiled",
+    "by_tag",
+    "choir",
+    "tagged",
+    "touched",
+]
 
 Cell = Sequence[Intervention]
 """The interventions of one setting of a grid; empty for the unedited model."""
@@ -31,6 +42,17 @@ class CellPrompt(TokenizedPrompt):
     """
 
     cell: int = 0
+
+
+def touched(cell: Cell) -> Positions | None:
+    """All tokens that the interventions may change; ``None`` when that is not known."""
+    parts: dict[str | int, None] = {}
+    for item in cell:
+        where = getattr(item, "where", None)
+        if not isinstance(where, Positions):
+            return None
+        parts |= dict.fromkeys(where.parts)
+    return Positions(tuple(parts))
 
 
 def tagged(prompts: Sequence[TokenizedPrompt], cells: int) -> list[CellPrompt]:
@@ -129,10 +151,7 @@ class Chorus:
     @property
     def where(self) -> Positions | None:
         """The tokens that may come out changed in any cell."""
-        found = [getattr(item, "where", None) for _, item in self.members]
-        if not all(isinstance(where, Positions) for where in found):
-            return None
-        return Positions(tuple(dict.fromkeys(part for where in found for part in where.parts)))
+        return touched([item for _, item in self.members])
 
     def apply(self, activation: Tensor, feed: Feed) -> Tensor | None:
         """The activation with the rows of every cell changed by its own interventions."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, rows_that_fit
-from mechmem.models.engine.cells import Cell, Tiled, choir
+from mechmem.models.engine.cells import Cell, Tiled, choir, touched
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
 from mechmem.models.engine.plan import Plan, Work
@@ -96,6 +96,11 @@ class Grid:
         """All cells, those that share most next to each other."""
         return sorted(range(len(self.cells)), key=lambda cell: (self.ways[cell].key, cell))
 
+    def alone(self, cell: int) -> bool:
+        """Whether a cell runs by itself, as if there were no grid: asked for, because somebody else
+        has hooked the model, or because its edits change nothing, exactly."""
+        return self.ways[cell].alone
+
     def run(self, take: Taker, which: Sequence[int] | None = None) -> None:
         """Run some of the cells.
 
@@ -119,7 +124,7 @@ class Grid:
                     del logits
 
     def _way(self, cell: Cell) -> _Way:
-        where = _joined(cell)
+        where = touched(cell)
         if not self._reuses or (cell and where == Positions(())):
             # An edit by nothing equals the unedited model to the bit, so it runs as that does.
             return _Way(0, True, alone=True)
@@ -268,11 +273,3 @@ class _Chunk:
             middle = len(self.at) // 2
             return [replace(self, at=part) for part in (self.at[:middle], self.at[middle:])]
         return []
-
-
-def _joined(cell: Cell) -> Positions | None:
-    """All tokens that a cell touches; ``None`` when that is not known."""
-    found = [getattr(item, "where", None) for item in cell]
-    if not all(isinstance(where, Positions) for where in found):
-        return None
-    return Positions(tuple(dict.fromkeys(part for where in found for part in where.parts)))

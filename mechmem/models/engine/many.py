@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from mechmem.models.engine.grid import Grid
 from mechmem.models.engine.run import answer_logprobs
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["many_generate", "many_logits", "many_logprobs", "many_next", "one_token"]
+__all__ = ["Next", "many_generate", "many_logits", "many_logprobs", "many_next", "one_token"]
 
 
 def many_logits(
@@ -44,27 +45,50 @@ def many_logits(
     return torch.stack([torch.stack([v for v in row if v is not None]) for row in out])
 
 
+@dataclass(frozen=True)
+class Next:
+    """What one cell says after every prompt.
+
+    Attributes:
+        tokens: The likeliest next token.
+        scores: Logits of the candidates.
+        logits: All logits ``[vocab]``, by prompt, where they were asked for.
+    """
+
+    tokens: Int[Tensor, " example"]
+    scores: Float[Tensor, "example candidate"]
+    logits: dict[int, Tensor]
+
+
 def many_next(
-    grid: Grid, which: Sequence[int], candidates: Int[Tensor, "example candidate"]
-) -> dict[int, tuple[Int[Tensor, " example"], Float[Tensor, "example candidate"]]]:
+    grid: Grid,
+    which: Sequence[int],
+    candidates: Int[Tensor, "example candidate"],
+    watched: Mapping[int, Sequence[int]] | None = None,
+) -> dict[int, Next]:
     """The likeliest next token of every prompt, and the logits of some candidates.
 
     Args:
         grid: Prompts and cells.
         which: The cells to run.
         candidates: Token ids to score, as many for every prompt; there may be none.
+        watched: Prompts whose logits are wanted whole, by cell.
     """
     n, width = candidates.shape
     out = {
-        cell: (torch.zeros(n, dtype=torch.long), torch.zeros(n, width, dtype=torch.float64))
+        cell: Next(torch.zeros(n, dtype=torch.long), torch.zeros(n, width, dtype=torch.float64), {})
         for cell in which
     }
+    wanted = watched or {}
 
     def take(cell: int, rows: Sequence[int], logits: Tensor) -> None:
-        at = list(rows)
-        wanted = candidates[at].to(logits.device)
-        out[cell][0][at] = logits.argmax(-1).cpu()
-        out[cell][1][at] = logits.float().gather(1, wanted).double().cpu()
+        at, mine = list(rows), out[cell]
+        ids = candidates[at].to(logits.device)
+        mine.tokens[at] = logits.argmax(-1).cpu()
+        mine.scores[at] = logits.float().gather(1, ids).double().cpu()
+        places = {row: k for k, row in enumerate(at)}
+        for row in set(wanted.get(cell, ())) & set(places):
+            mine.logits[row] = logits[places[row]].float().cpu()
 
     grid.run(take, which)
     return out

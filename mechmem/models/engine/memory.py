@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -14,6 +14,36 @@ from mechmem.models.engine.plan import Plan, Work
 __all__ = ["batch_bytes", "is_out_of_memory", "peak_bytes", "retried"]
 
 T = TypeVar("T")
+W = TypeVar("W", bound="Divisible")
+
+
+class Divisible(Protocol):
+    """A batch that can be cut: `Work` and the like."""
+
+    @property
+    def rows(self) -> Sized:
+        """One entry per row."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest row that are computed."""
+        ...
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest row that are known already."""
+        ...
+
+    @property
+    def fed(self) -> int:
+        """Tokens that are computed."""
+        ...
+
+    def halves(self: W) -> Sequence[W]:
+        """The same in two parts; nothing when it cannot be cut."""
+        ...
+
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
 
@@ -26,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _SAYINGS)
 
 
-def retried(works: Iterable[Work], run: Callable[[Work], T]) -> Iterator[tuple[Work, T]]:
+def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
     """Run every batch; one that does not fit in memory is halved until it does.
 
     Later batches as large as one that did not fit are halved before they are tried.
@@ -61,7 +91,7 @@ def retried(works: Iterable[Work], run: Callable[[Work], T]) -> Iterator[tuple[W
             waiting += reversed(work.halves())
 
 
-def _attempt(run: Callable[[Work], T], work: Work) -> tuple[list[T], bool]:
+def _attempt(run: Callable[[W], T], work: W) -> tuple[list[T], bool]:
     """The result in a list, or that memory ran out. The error is let go of here: it holds on to
     every tensor of the failed pass."""
     try:
