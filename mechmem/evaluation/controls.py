@@ -6,18 +6,18 @@ sites, positions, number of neurons and length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.neurons import NeuronSet
 from mechmem.errors import EditError
+from mechmem.evaluation.neuron_controls import SHIFT_CONTROLS, gaussian, shift_controls
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
 from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
@@ -41,10 +41,7 @@ __all__ = ["CONTROL_NAMES", "controls"]
 T = TypeVar("T")
 
 CONTROL_NAMES = {
-    "alpha 0": "the edit with strength 0; must equal the unedited model exactly",
-    "permuted": "the same neurons with the shift values exchanged among them",
-    "random neurons": "as many random neurons per site and position, scaled to the same length",
-    "random direction": "a Gaussian direction over all coordinates, scaled to the same length",
+    **SHIFT_CONTROLS,
     "random heads": "as many of the heads that the edit leaves alone, of any layer",
     "random layers": "as many of the layers that the edit leaves alone, of the same stream",
     "unrelated donors": "activations of another group's prompts in the place of the donors'",
@@ -71,14 +68,7 @@ def controls(edit: Edit, model: Model, *, seed: int = 0) -> dict[str, Edit]:
 
 @controls.register
 def _(edit: ShiftNeurons, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    # The shift in scored units and toward the first class, so that alpha and toward still apply.
-    plain = replace(edit, alpha=1.0, toward=edit.scores.first).shift(model)
-    return {
-        "alpha 0": replace(edit, alpha=0.0),
-        "permuted": replace(edit, shifts=_each_row(plain, seed, "permuted", _permuted)),
-        "random neurons": replace(edit, shifts=_each_row(plain, seed, "neurons", _moved)),
-        "random direction": replace(edit, shifts=_each_row(plain, seed, "direction", _gaussian)),
-    }
+    return shift_controls(edit, model, seed)
 
 
 @controls.register(AddDirection)
@@ -90,7 +80,7 @@ def _(edit: DirectionEdit, model: Model, *, seed: int = 0) -> dict[str, Edit]:
     def randomized(direction: Direction) -> Direction:
         rng = keyed_rng(seed, "control", "random direction", direction.site.key)
         # An eraser still reads what it read, and takes as much away along the random direction.
-        return replace(direction, vector=_gaussian(direction.vector, rng), method="random")
+        return replace(direction, vector=gaussian(direction.vector, rng), method="random")
 
     several = edit.direction
     if isinstance(several, Direction):
@@ -197,43 +187,3 @@ def _others(pool: Sequence[T], number: int, seed: int, name: str, what: str) -> 
         )
     chosen = keyed_rng(seed, "control", name).choice(len(pool), number, replace=False)
     return [pool[int(k)] for k in chosen]
-
-
-def _each_row(
-    shift: dict[Site, Tensor],
-    seed: int,
-    name: str,
-    make: Callable[[Tensor, np.random.Generator], Tensor],
-) -> dict[Site, Tensor]:
-    return {
-        site: torch.stack(
-            [
-                make(row, keyed_rng(seed, "control", name, site.key, k))
-                for k, row in enumerate(value)
-            ]
-        )
-        for site, value in shift.items()
-    }
-
-
-def _permuted(row: Tensor, rng: np.random.Generator) -> Tensor:
-    chosen = row.nonzero()[:, 0]
-    out = torch.zeros_like(row)
-    out[chosen] = row[chosen][torch.from_numpy(rng.permutation(len(chosen)))]
-    return out
-
-
-def _moved(row: Tensor, rng: np.random.Generator) -> Tensor:
-    """Random coordinates with random signs and the sizes of the shift: the same length."""
-    values = row[row != 0]
-    out = torch.zeros_like(row)
-    at = torch.from_numpy(rng.choice(len(row), len(values), replace=False))
-    signs = torch.from_numpy(rng.choice([-1.0, 1.0], len(values)))
-    out[at] = values[torch.from_numpy(rng.permutation(len(values)))] * signs
-    return out
-
-
-def _gaussian(row: Tensor, rng: np.random.Generator) -> Tensor:
-    noise = torch.from_numpy(rng.standard_normal(len(row)))
-    scaled: Tensor = noise * (row.norm() / noise.norm())
-    return scaled

@@ -7,6 +7,8 @@ from helpers import bench, contrast_set, ragged
 
 import mechmem as mm
 
+MATCHED = ("permuted", "random neurons", "low-rank neurons", "random direction")
+
 
 @pytest.fixture(scope="module")
 def lab():
@@ -35,9 +37,9 @@ class TestControls:
     def test_of_a_neuron_shift_match_it_per_site_and_position(self, lab, scores) -> None:
         edit = mm.ShiftNeurons(scores, top=30, alpha=2.0, toward="memorized")
         made = mm.controls(edit, lab.model, seed=0)
-        assert set(made) == {"alpha 0", "permuted", "random neurons", "random direction"}
+        assert set(made) == {"alpha 0", "uniform noise", *MATCHED}
         mine = _rows(edit, lab.model)
-        for name in ("permuted", "random neurons", "random direction"):
+        for name in MATCHED:
             other = _rows(made[name], lab.model)
             assert other.keys() == mine.keys()
             for key, row in mine.items():
@@ -53,6 +55,76 @@ class TestControls:
             random = _rows(made["random neurons"], lab.model)[key]
             assert (random != 0).sum() == (row != 0).sum()
             assert torch.allclose(random.abs().sort().values, row.abs().sort().values)
+
+    def test_low_rank_neurons_are_the_lowest_of_their_site_with_their_own_differences(
+        self, lab, scores
+    ) -> None:
+        edit = mm.ShiftNeurons(scores, top=30, alpha=2.0, toward="memorized")
+        chosen, low = (
+            _rows(one, lab.model)
+            for one in (edit, mm.controls(edit, lab.model)["low-rank neurons"])
+        )
+        for (site, k), row in chosen.items():
+            free = [i for i in range(len(row)) if row[i] == 0]
+            ranked = sorted(free, key=lambda i: abs(float(scores.correlation[site][k, i])))
+            want = set(ranked[: int((row != 0).sum())])
+            other = low[site, k]
+            assert set(other.nonzero()[:, 0].tolist()) == want
+            own = scores.mean_difference[site][k] * (other != 0)
+            if want:
+                assert torch.allclose(other / other.norm(), own / own.norm())
+
+    def test_uniform_noise_is_the_papers_control(self, lab, scores) -> None:
+        edit = mm.ShiftNeurons(scores, top=30, alpha=2.0, toward="memorized")
+        largest = max(float(value.abs().max()) for value in edit.shift(lab.model).values())
+        many = [
+            torch.cat(
+                [
+                    value.flatten()
+                    for value in mm.controls(edit, lab.model, seed=seed)["uniform noise"]
+                    .shift(lab.model)
+                    .values()
+                ]
+            )
+            for seed in range(40)
+        ]
+        assert {int((values != 0).sum()) for values in many} == {30}
+        drawn = torch.cat([values[values != 0] for values in many]) / largest
+        assert float(drawn.abs().max()) <= 1
+        # Uniform: each tenth of the range holds a tenth of 1,200 draws, give or take 4 sd.
+        counts = torch.histc(drawn, 10, -1, 1)
+        assert ((counts - 120).abs() < 42).all()
+
+    def test_uniform_noise_falls_on_all_that_was_ranked_and_stays_where_the_edit_is(
+        self, lab
+    ) -> None:
+        preset = mm.p1_preset("p1-code")
+        scores = preset.scores(lab.model, contrast_set())
+        made = mm.controls(preset.edit(scores, top=0.5), lab.model)["uniform noise"]
+        assert set(made.shift(lab.model)) == {("resid_post", 0)}
+        counts = [
+            int((mm.controls(preset.edit(scores, top=0.5), lab.model, seed=seed)["uniform noise"]
+                 .shift(lab.model)["resid_post", 0] != 0).sum())
+            for seed in range(20)
+        ]  # fmt: skip
+        assert len(set(counts)) > 1  # 24 of 48, of which about 8 in one of three rows
+        assert 5 < np.mean(counts) < 11
+
+    def test_a_single_neuron_has_no_permutation_and_all_neurons_leave_none_lower(
+        self, lab, scores
+    ) -> None:
+        single = mm.controls(mm.ShiftNeurons(scores, top=1), lab.model)
+        assert set(single) == {"alpha 0", "uniform noise", *MATCHED} - {"permuted"}
+        whole = mm.controls(mm.ShiftNeurons(scores, top=1.0), lab.model)
+        assert set(whole) == {"alpha 0", "uniform noise", *MATCHED} - {"low-rank neurons"}
+
+    def test_two_neurons_are_always_exchanged(self, lab, scores) -> None:
+        edit = mm.ShiftNeurons(scores, top=2, at=("resid_post", 1), scope="global")
+        mine = _rows(edit, lab.model)
+        for seed in range(6):
+            other = _rows(mm.controls(edit, lab.model, seed=seed)["permuted"], lab.model)
+            for key, row in mine.items():
+                assert torch.equal(other[key], row) == (len(row[row != 0].unique()) < 2)
 
     def test_alpha_zero_is_exact(self, lab, scores) -> None:
         prompts = contrast_set(4, seed=6)
@@ -72,7 +144,7 @@ class TestControls:
 
     def test_the_seed_decides_and_the_order_does_not(self, lab, scores) -> None:
         edit = mm.ShiftNeurons(scores, top=30)
-        for name in ("permuted", "random neurons", "random direction"):
+        for name in ("permuted", "random neurons", "random direction", "uniform noise"):
             one, same, other = (
                 _rows(mm.controls(edit, lab.model, seed=seed)[name], lab.model)
                 for seed in (0, 0, 1)
