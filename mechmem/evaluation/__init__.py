@@ -15,7 +15,9 @@ from mechmem.evaluation.models_compared import (
 from mechmem.evaluation.near_ties import NearTies, near_ties
 from mechmem.evaluation.prompting import Prompting, prompting
 from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
+from mechmem.evaluation.steering import SteeringGrid, steering_grid
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transfer, probe_transfer
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "ProbeTransfer",
     "Prompting",
     "Rates",
+    "Selection",
     "SideEffects",
+    "SteeringGrid",
     "compare_models",
     "controls",
     "determinism",
@@ -45,6 +49,8 @@ __all__ = [
     "observe",
     "probe_transfer",
     "prompting",
+    "select_direction",
     "side_effects",
     "split_shift",
+    "steering_grid",
 ]

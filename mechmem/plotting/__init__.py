@@ -1,11 +1,15 @@
 """Floor 6: a result object or its saved table in, a plotly figure out. Nothing is shown."""
 
 from mechmem.plotting.behavior import behavior_mix, margins, mix_table
+from mechmem.plotting.cosines import cosine_profile, direction_cosines, principal_cosines
 from mechmem.plotting.dose import dose_response
 from mechmem.plotting.layers import probe_accuracy, separation_profile
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
 from mechmem.plotting.rates import rates_bars, transitions
 from mechmem.plotting.save import figure_data, save_figure, save_figures
+from mechmem.plotting.scores import score_correlation
+from mechmem.plotting.state_maps import state_map
+from mechmem.plotting.steering import steering_grid
 from mechmem.plotting.style import COLORS, THEMES, house_style
 from mechmem.plotting.sweeps import sweep_cells
 from mechmem.plotting.tokens import token_projection
@@ -15,6 +19,8 @@ __all__ = [
     "COLORS",
     "THEMES",
     "behavior_mix",
+    "cosine_profile",
+    "direction_cosines",
     "distribution_table",
     "dose_response",
     "figure_data",
@@ -23,11 +29,15 @@ __all__ = [
     "margins",
     "mix_table",
     "neuron_map",
+    "principal_cosines",
     "probe_accuracy",
     "rates_bars",
     "save_figure",
     "save_figures",
+    "score_correlation",
     "separation_profile",
+    "state_map",
+    "steering_grid",
     "sweep_cells",
     "token_projection",
     "training_curves",
