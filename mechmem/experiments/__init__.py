@@ -1,5 +1,6 @@
 """Floor 7: the whole question, asked once: sweeps, studies, training and the report."""
 
+from mechmem.experiments.hub import from_hub, push_to_hub
 from mechmem.experiments.study import Study, run_study
 from mechmem.experiments.sweep import Sweep, Tested, sweep
 from mechmem.experiments.training import train_lab_model
@@ -12,6 +13,8 @@ __all__ = [
     "Tested",
     "Training",
     "TrainingSettings",
+    "from_hub",
+    "push_to_hub",
     "run_study",
     "sweep",
     "train",
