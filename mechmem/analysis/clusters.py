@@ -57,7 +57,7 @@ class NeuronClusters:
     @property
     def sizes(self) -> list[int]:
         """Neurons per cluster, largest first."""
-        return np.bincount(self.labels).tolist()
+        return [int(size) for size in np.bincount(self.labels)]
 
     def members(self, cluster: int) -> dict[Site, list[int]]:
         """Coordinates of one cluster by site, positions flattened."""

@@ -79,7 +79,7 @@ def split_shift(
         edit: The whole shift.
         model: The model it acts on.
         parts: Coordinates by site for every part; by default every chosen neuron is one, named
-            ``resid_post.2[17]``.
+            ``resid_post[2][17]``.
 
     Raises:
         EditError: For a part that is empty, or has a coordinate that the edit does not shift.
