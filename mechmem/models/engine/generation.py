@@ -1,14 +1,19 @@
-"""Greedy text after prompts, in batches, with a KV cache."""
+"""Greedy text after prompts, in batches, with a KV cache.
+
+Hooks are attached once per batch. Rows that are done leave it, their keys and values with them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from mechmem.models.engine.backends import Backend
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.caches import keep_rows, make_room
+from mechmem.models.engine.ending import Completion, Ending
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
 from mechmem.models.engine.plan import Work
@@ -20,21 +25,6 @@ from mechmem.models.tokens import TokenizedPrompt
 __all__ = ["Completion", "generate"]
 
 Decode = Callable[[Sequence[int]], str]
-
-
-@dataclass
-class Completion:
-    """What the model wrote after one prompt.
-
-    Attributes:
-        ids: Generated token ids, without the end-of-sequence token.
-        text: The same as text, cut at the stop string.
-        finished: False when the limit of new tokens ended it.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finished: bool = False
 
 
 def generate(
@@ -62,6 +52,7 @@ def generate(
         share: Whether prompts that begin alike run their common beginning once.
     """
     out = [Completion() for _ in prompts]
+    ending = Ending(decode, stop, eos_ids)
     with told(progress, len(prompts), "writing") as tell:
         for room, rows in _by_room(prompts, max_new_tokens, n_ctx):
             chosen = [prompts[row] for row in rows]
@@ -71,7 +62,7 @@ def generate(
             passes = Passes(backend, chosen, pad_id, grows=room > 1)
 
             def run(work: Work, passes: Passes = passes, room: int = room) -> list[Completion]:
-                return _write(backend, passes, work, room, interventions, decode, stop, eos_ids)
+                return _write(backend, passes, work, room, interventions, ending)
 
             for work, done in retried(plan.works, run):
                 for row, completion in zip(work.rows, done, strict=True):
@@ -87,32 +78,53 @@ def _write(
     work: Work,
     room: int,
     interventions: Sequence[Intervention],
-    decode: Decode,
-    stop: Sequence[str],
-    eos_ids: Sequence[int],
+    ending: Ending,
 ) -> list[Completion]:
     """Continue every row of one batch until it ends."""
     ready = passes.ready(work)
-    feed, ids, mask, cache = ready.batch.feed(), ready.batch.ids, ready.mask, ready.cache
-    going = [Completion() for _ in work.rows]
-    live = torch.ones(len(work.rows), dtype=torch.bool, device=ids.device)
-    for step in range(room):
-        seen = feed if step == 0 else feed.step(step - 1, live)
-        with running(backend), wired(backend, seen, interventions):
+    feed, ids, cache = ready.batch.feed(), ready.batch.ids, ready.cache
+    width = ready.mask.shape[1]
+    mask = torch.nn.functional.pad(ready.mask, (0, room - 1))
+    done = [Completion() for _ in work.rows]
+    here = list(done)  # what each row of the batch writes
+    with running(backend), wired(backend, feed, interventions) as follow:
+        for step in range(room):
             logits, cache = backend.forward(
-                ids, mask, cache=cache, use_cache=room > 1, last_only=True
+                ids, mask[:, : width + step], cache=cache, use_cache=room > 1, last_only=True
             )
-        chosen = logits[:, -1].argmax(-1)
-        for k, token in enumerate(chosen.tolist()):
-            if live[k]:
-                _extend(going[k], token, decode, stop, eos_ids)
-                live[k] = not going[k].finished
-        if not live.any():
-            break
-        # A row that is done is fed on under a zero mask, so that its position stands still.
-        ids = chosen[:, None]
-        mask = torch.cat([mask, live[:, None].to(mask)], dim=1)
-    return going
+            ids = logits[:, -1].argmax(-1, keepdim=True)
+            del logits
+            for completion, (token,) in zip(here, ids.tolist(), strict=True):
+                if not completion.finished:
+                    ending.ends(completion, token)
+            going = [row for row, completion in enumerate(here) if not completion.finished]
+            if not going or step == room - 1:
+                break
+            if step == 0:
+                make_room(cache, room - 1)
+            if _worth_leaving(len(here), len(going)) and keep_rows(cache, going):
+                at = torch.tensor(going, device=ids.device)
+                feed, ids, mask = feed.only(going), ids[at], mask[at]
+                here = [here[row] for row in going]
+                going = list(range(len(here)))
+            # A row that is done is fed on under a zero mask, so that its position stands still.
+            live = _marked(going, len(here), ids.device)
+            mask[:, width + step] = live
+            follow(feed.step(step, live))
+    for completion in done:
+        ending.close(completion)
+    return done
+
+
+def _worth_leaving(rows: int, going: int) -> bool:
+    """Whether so many rows are done that copying the others' keys and values is made up for."""
+    return 8 * (rows - going) >= rows
+
+
+def _marked(chosen: Sequence[int], size: int, device: torch.device) -> Tensor:
+    marks = torch.zeros(size, dtype=torch.bool)
+    marks[list(chosen)] = True
+    return marks.to(device)
 
 
 def _by_room(
@@ -128,20 +140,3 @@ def _by_room(
         free = max_new_tokens if n_ctx is None else n_ctx - len(prompt.ids) + 1
         by_room.setdefault(min(max_new_tokens, free), []).append(row)
     return sorted(by_room.items(), reverse=True)
-
-
-def _extend(
-    completion: Completion,
-    token: int,
-    decode: Decode,
-    stop: Sequence[str],
-    eos_ids: Sequence[int],
-) -> None:
-    if token in eos_ids:
-        completion.finished = True
-        return
-    completion.ids.append(token)
-    completion.text = decode(completion.ids)
-    found = [at for at in (completion.text.find(text) for text in stop) if at >= 0]
-    if found:
-        completion.text, completion.finished = completion.text[: min(found)], True

@@ -60,6 +60,12 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
         assert self.values is not None
         return self._after(self.front[0], self.keys), self._after(self.front[1], self.values)
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the rows."""
+        self.root_of = self.root_of[indices]
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[indices], self.values[indices]
+
     def get_seq_length(self) -> int:
         """Tokens known so far, padding included."""
         own = 0 if self.keys is None else int(self.keys.shape[-2])

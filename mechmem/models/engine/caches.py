@@ -1,0 +1,87 @@
+"""Keys and values while text is written: they grow in place, and rows that are done leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+__all__ = ["keep_rows", "make_room"]
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Keys and values with room for what will follow, so that no step copies what is there.
+
+    Args:
+        keys, values: ``[row, head, token, d]`` known so far.
+        room: Tokens that will follow at most.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.length = int(keys.shape[-2])
+        self._whole = tuple(_with_room(part, room) for part in (keys, values))
+        self.keys, self.values = keys, values
+        self._show()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones last."""
+        end = self.length + int(key_states.shape[-2])
+        for part, new in zip(self._whole, (key_states, value_states), strict=True):
+            part[:, :, self.length : end] = new
+        self.length = end
+        self._show()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the rows."""
+        self._whole = tuple(part.index_select(0, indices) for part in self._whole)
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = (part[:, :, : self.length] for part in self._whole)
+
+
+def _with_room(part: Tensor, room: int) -> Tensor:
+    rows, heads, tokens, width = part.shape
+    whole = part.new_empty(rows, heads, tokens + room, width)
+    whole[:, :, :tokens] = part
+    return whole
+
+
+def make_room(cache: Any, room: int) -> None:
+    """Let the layers of a cache grow in place by this many tokens.
+
+    Layers that are anything but plain lists of keys and values are left as they are.
+    """
+    layers = getattr(cache, "layers", None) or []
+    for k, layer in enumerate(layers):
+        if type(layer) is DynamicLayer and layer.is_initialized and layer.keys.dim() == 4:
+            layers[k] = _Roomy(layer.keys, layer.values, room)
+            layer.keys = layer.values = None  # freed now, not after the last layer
+
+
+def keep_rows(cache: Any, rows: Sequence[int]) -> bool:
+    """Keep these rows of a cache only; False, and nothing done, where that is not known to work."""
+    if hasattr(cache, "layers"):
+        known = (DynamicLayer, DynamicSlidingWindowLayer, _Roomy)
+        if not all(type(layer) in known or hasattr(layer, "root_of") for layer in cache.layers):
+            return False
+        for layer in cache.layers:
+            layer.batch_select_indices(torch.tensor(list(rows), device=layer.device))
+        return True
+    if hasattr(cache, "entries") and hasattr(cache, "previous_attention_mask"):
+        for entry in cache.entries:
+            at = torch.tensor(list(rows), device=entry.past_keys.device)
+            entry.past_keys = entry.past_keys.index_select(0, at)
+            entry.past_values = entry.past_values.index_select(0, at)
+        before = cache.previous_attention_mask
+        cache.previous_attention_mask = before[torch.tensor(list(rows), device=before.device)]
+        return True
+    return False
