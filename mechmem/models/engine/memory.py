@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -14,9 +14,9 @@ from mechmem.models.engine.plan import Plan, Work
 __all__ = ["batch_bytes", "is_out_of_memory", "peak_bytes", "retried"]
 
 T = TypeVar("T")
-W = TypeVar("W", bound="Divisible")
 
 
+@runtime_checkable
 class Divisible(Protocol):
     """A batch that can be cut: `Work` and the like."""
 
@@ -40,10 +40,12 @@ class Divisible(Protocol):
         """Tokens that are computed."""
         ...
 
-    def halves(self: W) -> Sequence[W]:
+    def halves(self) -> Sequence[Any]:
         """The same in two parts; nothing when it cannot be cut."""
         ...
 
+
+W = TypeVar("W", bound=Divisible)
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
 
