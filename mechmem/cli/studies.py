@@ -46,17 +46,41 @@ def study(
     pairs: Annotated[
         int | None, typer.Option(help="Pairs of rephrasings that the task makes; default 600.")
     ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="For reasoning: a file with question, answer, and label or score."),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="For reasoning: worked examples to show before every question."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="For reasoning: longest answer to your own questions.")
+    ] = 512,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
+
+    `mechmem study reasoning` asks whether one direction lies between reasoning and memory: on the
+    lab model that ships, or on --model with your own --questions.
 
     Your own prompts need columns text, group (the same for rephrasings of one question),
     memorized and generalized.
 
     Example: mechmem study my_prompts.csv --model ./my-model --out my-report
     """
+    from mechmem.cli.reasoning import REASONING, study_reasoning
     from mechmem.models import lab_models
     from mechmem.tasks import available_tasks, get_task
 
+    if task in REASONING:
+        if pairs is not None:
+            raise typer.BadParameter("this study has no pairs", param_hint="--pairs")
+        study_reasoning(model, questions, examples, max_new_tokens, out, seed)
+        return
+    if questions is not None or examples is not None:
+        raise typer.BadParameter(
+            "only `mechmem study reasoning` reads it", param_hint="--questions"
+        )
     own = Path(task) if Path(task).suffix in (".jsonl", ".csv") else None
     if own is not None and model is None:
         raise typer.BadParameter("your own prompts need --model", param_hint="--model")

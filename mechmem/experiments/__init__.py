@@ -1,6 +1,7 @@
 """Floor 7: the whole question, asked once: sweeps, studies, training and the report."""
 
 from mechmem.experiments.hub import from_hub, push_to_hub
+from mechmem.experiments.reasoning_study import ReasoningStudy, run_reasoning_study
 from mechmem.experiments.study import Study, run_study
 from mechmem.experiments.sweep import Sweep, Tested, sweep
 from mechmem.experiments.training import train_lab_model
@@ -8,6 +9,7 @@ from mechmem.experiments.training_run import Training, train
 from mechmem.experiments.training_settings import TrainingSettings
 
 __all__ = [
+    "ReasoningStudy",
     "Study",
     "Sweep",
     "Tested",
@@ -15,6 +17,7 @@ __all__ = [
     "TrainingSettings",
     "from_hub",
     "push_to_hub",
+    "run_reasoning_study",
     "run_study",
     "sweep",
     "train",

@@ -11,11 +11,13 @@ from mechmem.artifacts import check_writable
 from mechmem.errors import TaskError, listed
 from mechmem.experiments.lab import Progress
 from mechmem.experiments.lab_addition_cued import train_addition_cued
+from mechmem.experiments.lab_reasoning import train_recall_reasoning
 
 __all__ = ["LAB_TASKS", "train_lab_model"]
 
 LAB_TASKS: dict[str, Callable[..., None]] = {
     "addition-cued": train_addition_cued,
+    "recall-reasoning": train_recall_reasoning,
 }
 """A recipe takes the folder, ``seed=``, ``progress=`` and options of its own, all with defaults; it
 writes a Hugging Face folder with ``manifest.json`` (see `lab_addition_cued` for one)."""

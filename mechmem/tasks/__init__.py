@@ -15,6 +15,7 @@ from mechmem.tasks.colors import Colors
 from mechmem.tasks.official import OfficialTask, TrainingText, rejected_pairs
 from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
 from mechmem.tasks.reasoning import Reasoning
+from mechmem.tasks.recall_reasoning import RecallReasoning, RecallWorld
 
 __all__ = [
     "BEHAVIORS",
@@ -29,6 +30,8 @@ __all__ = [
     "PromptAnswers",
     "PromptSet",
     "Reasoning",
+    "RecallReasoning",
+    "RecallWorld",
     "Splits",
     "Task",
     "TrainingText",

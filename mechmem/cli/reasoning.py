@@ -1,0 +1,94 @@
+"""`mechmem study reasoning`: P2 on the lab model, or on any model and labelled questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mechmem.cli.app import progress_bar
+
+if TYPE_CHECKING:
+    from mechmem.experiments.reasoning_study import ReasoningStudy
+
+__all__ = ["REASONING", "study_reasoning"]
+
+LAB_MODEL = "lab/recall-reasoning"
+REASONING = ("reasoning", "recall-reasoning")
+_TINY = 256
+
+
+def study_reasoning(
+    model_name: str | None,
+    questions: Path | None,
+    examples: Path | None,
+    max_new_tokens: int,
+    out: Path,
+    seed: int,
+) -> None:
+    """Load, run, print one table, one sentence and its notes, write the report."""
+    from mechmem.artifacts import check_writable
+
+    if questions is not None and model_name is None:
+        raise typer.BadParameter("your own questions need --model", param_hint="--model")
+    check_writable(out)  # found out before the work
+    with progress_bar("loading") as bar:
+
+        def say(line: str) -> None:
+            bar.set_description_str(line[:60])
+            bar.update(1)
+
+        result = _run(model_name or LAB_MODEL, questions, examples, max_new_tokens, seed, say)
+        say("writing the report")
+        report = result.save(out)
+    _print(result)
+    typer.echo(f"report: {report}", err=True)
+
+
+def _run(
+    model_name: str,
+    questions: Path | None,
+    examples: Path | None,
+    max_new_tokens: int,
+    seed: int,
+    say: Any,
+) -> ReasoningStudy:
+    import torch
+
+    from mechmem.experiments.reasoning_study import run_reasoning_study
+    from mechmem.models import load_model
+    from mechmem.tasks import Reasoning, get_task
+
+    reader = Reasoning(max_new_tokens=max_new_tokens)
+    # Files are cheap to get wrong and models slow to load: files first.
+    asked = None if questions is None else reader.read(questions)
+    worked = None if examples is None else reader.read(examples)
+    model = load_model(model_name)
+    if model.info.d_model <= _TINY:
+        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+    if asked is not None:
+        shots = None if worked is None else len(worked)
+        return run_reasoning_study(
+            model, task=reader, questions=asked, examples=worked, shots=shots, seed=seed,
+            progress=say,
+        )  # fmt: skip
+    if model.card.get("task") != "recall-reasoning":
+        raise typer.BadParameter(
+            f"{model_name} has no questions of its own: give a file with the columns question, "
+            "answer, and label or score",
+            param_hint="--questions",
+        )
+    task = get_task("recall-reasoning", **model.card.get("task_options", {}))
+    return run_reasoning_study(model, task=task, seed=seed, progress=say)
+
+
+def _print(result: ReasoningStudy) -> None:
+    from mechmem.experiments.reasoning_report import summary
+
+    typer.echo(summary(result).to_string(index=False))
+    typer.echo("")
+    typer.echo(fill(result.answer(), 100))
+    for note in result.notes():
+        typer.echo(fill(note, 100, initial_indent="- ", subsequent_indent="  "))

@@ -1,0 +1,183 @@
+"""What can be read off the states: separation on held-out questions beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.geometry import Separation, auroc, separation
+from mechmem.analysis.held_out import group_draws, resampled
+from mechmem.analysis.intervals import Estimate
+from mechmem.caching.activations import Activations
+from mechmem.models.sites import Site
+from mechmem.seeding import keyed_rng
+from mechmem.tasks.labels import LABELS
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Reading", "held_out_reading", "split_half_cosines", "subsets_of"]
+
+SHUFFLES = 20
+FROM_END = 12
+POSITIVE = LABELS[0]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well the direction tells the labels apart on questions it has not seen.
+
+    Attributes:
+        chosen: The site with the highest AUROC on the validation questions.
+        separation: AUROC of the projection by site, with random directions beside it.
+        shuffled: By site, the range (2.5 to 97.5 %) of the AUROC of directions fitted on labels
+            dealt out again among the training groups.
+        input_only: AUROC of a logistic classifier that sees only the tokens: which words occur,
+            and which token stands at which place from the end.
+        parts: The separation at every site of parts of the test questions; see `subsets_of`.
+    """
+
+    chosen: Site
+    separation: Separation
+    shuffled: Mapping[str, tuple[float, float]]
+    input_only: Estimate
+    parts: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """One row per site."""
+        frame = self.separation.table()
+        keys = [f"{row.stream}.{row.layer}" for row in frame.itertuples()]
+        frame["shuffled_low"] = [self.shuffled[key][0] for key in keys]
+        frame["shuffled_high"] = [self.shuffled[key][1] for key in keys]
+        frame["input_only"] = self.input_only.value
+        frame["input_only_low"] = self.input_only.low
+        frame["input_only_high"] = self.input_only.high
+        return frame
+
+
+def held_out_reading(
+    directions: Directions,
+    train: Activations,
+    validation: Activations,
+    test: Activations,
+    parts: Mapping[str, PromptSet],
+    seed: int,
+) -> Reading:
+    """Separation of the labels on ``test`` along directions fitted on ``train``.
+
+    Args:
+        directions: Fitted on ``train``.
+        train, validation, test: States with labels, at one position; no group in two of them.
+        parts: Parts of the test questions to measure by themselves, by name.
+        seed: Keys resampling, random directions and shuffles.
+    """
+    rows = []
+    for name, prompts in parts.items():
+        found = separation(directions, test.select(prompts), by="label", seed=seed).table()
+        found.insert(0, "part", name)
+        rows.append(found)
+    tried = separation(directions, validation, by="label", seed=seed).auroc
+    return Reading(
+        max(tried, key=lambda site: tried[site].value),
+        separation(directions, test, by="label", seed=seed),
+        _shuffled(train, test, seed),
+        _input_only(train, test, seed),
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
+    )
+
+
+def subsets_of(prompts: PromptSet, key: str, smallest: int = 8) -> dict[str, PromptSet]:
+    """Pairs of one memory item kind and one reasoning item kind, by ``meta[key]``.
+
+    Only kinds of one label with ``smallest`` questions or more are paired.
+    """
+    kinds: dict[str, list[str]] = {label: [] for label in LABELS}
+    names = dict.fromkeys(_kind(p.meta.get(key), p.label) for p in prompts if p.meta.get(key))
+    for name in names:
+        members = [p for p in prompts if _kind(p.meta.get(key), p.label) == name]
+        if len(members) >= smallest and members[0].label in kinds:
+            kinds[str(members[0].label)].append(name)
+    return {
+        f"{low} against {high}": prompts.filter(
+            lambda p, low=low, high=high: _kind(p.meta.get(key), p.label) in (low, high)  # type: ignore[misc]
+        )
+        for low in kinds[LABELS[1]]
+        for high in kinds[LABELS[0]]
+    }
+
+
+def _kind(value: object, label: str | None) -> str:
+    return f"{value} ({label})"
+
+
+def _shuffled(train: Activations, test: Activations, seed: int) -> dict[str, tuple[float, float]]:
+    groups = np.array(train.prompts.groups)
+    names, index = np.unique(groups, return_inverse=True)
+    truth = np.array([prompt.label == POSITIVE for prompt in train.prompts])
+    of_group = np.zeros(len(names), dtype=bool)
+    of_group[index] = truth
+    positive = np.array([prompt.label == POSITIVE for prompt in test.prompts])
+    out = {}
+    for site in train.sites:
+        fitted, held = (acts[site].flatten(1).double().numpy() for acts in (train, test))
+        values = []
+        for k in range(SHUFFLES):
+            mixed = keyed_rng(seed, "shuffled labels", k).permutation(of_group)[index]
+            vector = fitted[mixed].mean(0) - fitted[~mixed].mean(0)
+            values.append(auroc(held @ vector, positive))
+        low, high = np.quantile(values, [0.025, 0.975])
+        out[site.key] = (float(low), float(high))
+    return out
+
+
+def _input_only(train: Activations, test: Activations, seed: int) -> Estimate:
+    columns: dict[tuple[int, int], int] = {}
+    for ids in train.token_ids:
+        for key in _features(ids):
+            columns.setdefault(key, len(columns))
+    labels = [
+        np.array([prompt.label == POSITIVE for prompt in acts.prompts]) for acts in (train, test)
+    ]
+    model = LogisticRegression(C=0.3, max_iter=2000)
+    with threadpool_limits(1):
+        model.fit(_matrix(train.token_ids, columns), labels[0])
+        scores = model.decision_function(_matrix(test.token_ids, columns))
+    groups, held = test.prompts.groups, np.asarray(scores)
+    draws = group_draws(groups, seed, "input-only")
+    return resampled(lambda rows: auroc(held[rows], labels[1][rows]), groups, draws)
+
+
+def _features(ids: Sequence[int]) -> set[tuple[int, int]]:
+    """Token anywhere (place 0) and token at a place from the end (1 is the last)."""
+    placed = {(back + 1, token) for back, token in enumerate(reversed(ids[-FROM_END:]))}
+    return placed | {(0, token) for token in ids}
+
+
+def _matrix(rows: Sequence[Sequence[int]], columns: Mapping[tuple[int, int], int]) -> csr_matrix:
+    found = [sorted(columns[key] for key in _features(ids) if key in columns) for ids in rows]
+    index = np.concatenate([np.array(row, dtype=np.int64) for row in found])
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in found])])
+    return csr_matrix((np.ones(len(index)), index, starts), shape=(len(rows), len(columns)))
+
+
+def split_half_cosines(train: Activations, seed: int, draws: int = 20) -> pd.DataFrame:
+    """Cosine of the directions of two random halves of the training groups, by site."""
+    rows = []
+    for k in range(draws):
+        parts = train.prompts.split(train=0.5, validation=0.5, seed=seed * draws + k)
+        one, other = (
+            difference_of_means(train.select(part), toward=POSITIVE, by="label")
+            for part in parts[:2]
+        )
+        for site in train.sites:
+            a, b = one[site], other[site]
+            if a.norm and b.norm:
+                rows.append((site.stream, site.layer, float(a.unit @ b.unit)))
+    frame = pd.DataFrame(rows, columns=["stream", "layer", "cosine"])
+    grouped = frame.groupby(["stream", "layer"], sort=False)["cosine"]
+    return grouped.agg(["mean", "min", "max"]).reset_index()

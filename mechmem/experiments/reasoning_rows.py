@@ -1,0 +1,25 @@
+"""Rows of answers by label, with intervals that respect groups."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.evaluation.behavior import Observations
+
+__all__ = ["correct", "mean_of", "of_label"]
+
+
+def correct(seen: Observations) -> np.ndarray:
+    """1 where the answer was right."""
+    return np.array([outcome == "correct" for outcome in seen.outcomes], dtype=float)
+
+
+def of_label(seen: Observations, label: str) -> np.ndarray:
+    """Rows of the questions with this label."""
+    return np.flatnonzero([prompt.label == label for prompt in seen.prompts])
+
+
+def mean_of(values: np.ndarray, rows: np.ndarray, seen: Observations, seed: int) -> Estimate:
+    """Mean over some rows, with an interval from resampling groups."""
+    return group_mean(values[rows], [seen.prompts[int(k)].group for k in rows], seed=seed)

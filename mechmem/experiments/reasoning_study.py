@@ -1,0 +1,282 @@
+"""`run_reasoning_study`: P2 (arXiv 2503.23084, "LiReF") on one model, from states to edits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.artifacts import versions
+from mechmem.caching.activations import Activations
+from mechmem.caching.extract import cache_activations
+from mechmem.errors import PromptError, TaskError
+from mechmem.experiments.reasoning_edits import ALPHAS, SCALES, Trial, try_edits
+from mechmem.experiments.reasoning_reading import (
+    Reading,
+    held_out_reading,
+    split_half_cosines,
+    subsets_of,
+)
+from mechmem.models.hooked import Model, ModelInfo
+from mechmem.tasks.base import Task
+from mechmem.tasks.labels import LABELS
+from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.reasoning import Reasoning
+from mechmem.tasks.recall_reasoning import RecallReasoning
+from mechmem.tasks.topics import TopicBalance, topic_balance
+
+__all__ = ["ReasoningStudy", "run_reasoning_study"]
+
+QUESTIONS = 1152
+SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
+MOST_LAYERS = 8
+SMALLEST = 4
+
+
+@dataclass(frozen=True)
+class ReasoningStudy:
+    """What was asked, read and done.
+
+    Attributes:
+        model: Facts of the model.
+        card: The manifest of a lab model; empty for others.
+        task: Name of the task.
+        seed: Keys splits, controls and resampling.
+        splits: Labelled questions as ``train``, ``validation``, ``test``, in the form in which
+            states are read. No group is on two sides.
+        states: States of all questions at the last token.
+        directions: Difference of means toward reasoning on the training questions, by site.
+        reading: Separation on the test questions with its baselines.
+        halves: Cosine between directions of two halves of the training groups.
+        topics: How topics and labels go together.
+        trial: Edits on validation and test questions; ``None`` where too few have an answer.
+        unanswered: Why there is no `trial`.
+        seconds: Wall-clock time.
+    """
+
+    model: ModelInfo
+    card: Mapping[str, Any]
+    task: str
+    seed: int
+    splits: Mapping[str, PromptSet]
+    states: Activations
+    directions: Directions
+    reading: Reading
+    halves: pd.DataFrame
+    topics: TopicBalance
+    trial: Trial | None
+    unanswered: str
+    seconds: float
+
+    def answer(self) -> str:
+        """The result in one honest sentence, made from the numbers."""
+        from mechmem.experiments.reasoning_wording import sentence
+
+        return sentence(self)
+
+    def notes(self) -> list[str]:
+        """What has to be said beside it."""
+        from mechmem.experiments.reasoning_wording import notes
+
+        return notes(self)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table by name."""
+        from mechmem.experiments.reasoning_report import tables
+
+        return tables(self)
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure by name, as plotly figures."""
+        from mechmem.experiments.reasoning_report import figures
+
+        return figures(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``report.html``, the tables as CSV, directions and labelled questions.
+
+        Returns:
+            The path of the report.
+
+        Raises:
+            ArtifactError: When the folder cannot be written.
+        """
+        from mechmem.experiments.reasoning_report import write
+
+        return write(self, Path(folder))
+
+    def manifest(self) -> dict[str, Any]:
+        """What is needed to do it again, JSON-ready."""
+        tested = self.trial.tested if self.trial is not None else ()
+        return {
+            "study": "reasoning",
+            "task": self.task,
+            "seed": self.seed,
+            "model": self.model.as_dict(),
+            "card": dict(self.card),
+            "versions": versions(),
+            "splits": {
+                name: {"questions": len(part), "groups": sorted(set(part.groups))}
+                for name, part in self.splits.items()
+            },
+            "chosen": [
+                {"pick": item.pick, **item.setting.edit(item.setting.signs[0]).describe()}
+                for item in tested
+            ],
+        }
+
+
+def run_reasoning_study(
+    model: Model,
+    *,
+    task: Task | None = None,
+    questions: PromptSet | None = None,
+    examples: PromptSet | None = None,
+    shots: int | None = None,
+    n: int = QUESTIONS,
+    alphas: Sequence[float] = ALPHAS,
+    scales: Sequence[float] = SCALES,
+    draws: int = 5,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> ReasoningStudy:
+    """Is there one direction between reasoning and memory in this model, and what does it do?
+
+    Groups are divided first. Directions are fitted on the training questions, edits chosen on the
+    validation questions, and everything that is reported comes from the test questions.
+
+    Args:
+        model: From `load_model`.
+        task: `RecallReasoning` for its lab model; `Reasoning` for question sets, whose data,
+            answer length and reading then hold.
+        questions: Labelled questions from ``get_task("reasoning").read(...)``; default the task's.
+        examples, shots: Worked examples for the evaluation prompts (`Reasoning.evaluation`).
+        n: Questions that `RecallReasoning` makes.
+        alphas, scales: Strengths to try, all with both signs.
+        draws: Norm-matched random directions per edit on the test questions.
+        seed: Keys splits, controls and resampling.
+        progress: Called with a line before every step.
+
+    Raises:
+        PromptError: Without both labels in every part.
+        TaskError: Without questions.
+    """
+    say = progress or (lambda line: None)
+    started = time.monotonic()
+    reader = task if task is not None else Reasoning()
+    labeled, asked = _asked(reader, questions, examples, shots, n, seed)
+    splits = _split(labeled, seed)
+    say("reading states")
+    # The input of block l + 1, where the paper reads, is the output of block l.
+    states = cache_activations(
+        model, labeled, sites=[("resid_pre", 0), "resid_post"], positions="last"
+    )
+    train, validation, test = (states.select(splits[name]) for name in SHARES)
+    say("fitting directions")
+    directions = difference_of_means(train, toward=LABELS[0], by="label")
+    kinds = subsets_of(splits["test"], "item")
+    reading = held_out_reading(directions, train, validation, test, kinds, seed)
+    say("comparing halves")
+    halves = split_half_cosines(train, seed)
+    parts = {
+        name: asked.filter(lambda p, ids=set(splits[name].ids): p.id in ids)  # type: ignore[misc]
+        for name in ("validation", "test")
+    }
+    short = _too_few(parts)
+    trial = None
+    if not short:
+        trial = try_edits(
+            model, _candidates(directions), parts, reader, alphas=alphas, scales=scales,
+            draws=draws, seed=seed, say=say,
+        )  # fmt: skip
+    return ReasoningStudy(
+        model.info,
+        model.card,
+        reader.name,
+        seed,
+        splits,
+        states,
+        directions,
+        reading,
+        halves,
+        topic_balance(labeled),
+        trial,
+        short,
+        time.monotonic() - started,
+    )
+
+
+def _asked(
+    reader: Task,
+    questions: PromptSet | None,
+    examples: PromptSet | None,
+    shots: int | None,
+    n: int,
+    seed: int,
+) -> tuple[PromptSet, PromptSet]:
+    """Labelled questions in the form for states, and those with an answer in the form to answer."""
+    if isinstance(reader, RecallReasoning):
+        found = reader.questions(n, seed) if questions is None else questions
+        return found, found
+    if not isinstance(reader, Reasoning):
+        raise TaskError(
+            f"The study of reasoning and memory needs a task with labelled questions, got "
+            f"{reader.name!r}; use get_task('reasoning', data=...) or get_task('recall-reasoning')."
+        )
+    given = questions if questions is not None else reader.data
+    if given is None:
+        raise TaskError(
+            "There are no questions: pass questions=get_task('reasoning').read('questions.csv')."
+        )
+    labeled = reader.extraction(given.filter(lambda prompt: prompt.label in LABELS))
+    answered = labeled.filter(
+        lambda prompt: prompt.answer is not None and prompt.meta.get("kind") is not None
+    )
+    return labeled, reader.evaluation(answered, examples, shots)
+
+
+def _split(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
+    """By group, each label by itself, so that small sets have both labels in every part."""
+    first: dict[str, str | None] = {}
+    for prompt in labeled:
+        first.setdefault(prompt.group, prompt.label)
+    out: dict[str, set[str]] = {name: set() for name in SHARES}
+    for label in LABELS:
+        mine = labeled.filter(lambda p, label=label: first[p.group] == label)  # type: ignore[misc]
+        groups = len(set(mine.groups))
+        if groups < SMALLEST:
+            raise PromptError(
+                f"The study needs at least {SMALLEST} groups of questions labelled {label!r}, got "
+                f"{groups}; give every question a 'label' ({' or '.join(LABELS)}) or a 'score', "
+                "and more of them."
+            )
+        for name, part in zip(SHARES, mine.split(**SHARES, seed=seed), strict=True):
+            out[name].update(part.ids)
+    return {
+        name: labeled.filter(lambda p, ids=ids: p.id in ids)  # type: ignore[misc]
+        for name, ids in out.items()
+    }
+
+
+def _candidates(directions: Directions) -> Directions:
+    """Those to edit along: not zero, at most `MOST_LAYERS`, spread evenly over the layers."""
+    sites = [direction.site for direction in directions if direction.norm > 0]
+    chosen = np.unique(np.linspace(0, len(sites) - 1, min(MOST_LAYERS, len(sites))).round())
+    return Directions({sites[int(k)]: directions[sites[int(k)]] for k in chosen})
+
+
+def _too_few(parts: Mapping[str, PromptSet]) -> str:
+    for name, part in parts.items():
+        for label in LABELS:
+            if not any(prompt.label == label for prompt in part):
+                return (
+                    f"no {name} question labelled {label} has an answer, so no accuracy could be "
+                    "measured and no edit was tried"
+                )
+    return ""
