@@ -45,7 +45,8 @@ _HOME = {
         "probe_transfer prompting select_direction side_effects split_shift steering_grid"
     ),
     "experiments": (
-        "Study Training TrainingSettings from_hub push_to_hub run_study sweep train train_lab_model"
+        "ReasoningStudy Study Training TrainingSettings from_hub push_to_hub run_reasoning_study "
+        "run_study sweep train train_lab_model"
     ),
 }
 _WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
