@@ -35,7 +35,7 @@ _HOME = {
         "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport Erase "
         "OnlyWhere P1Preset PatchActivations PatchedModel PatchingResult ProjectOut "
         "ScaleProjection SetProjection ShiftNeurons SkipLayers activation_patching "
-        "attribution_patching export_vectors p1_preset patched"
+        "attribution_patching bake export_vectors p1_preset patched"
     ),
     "evaluation": (
         "Determinism EditTransfer EffectByModel GradedAnswers Interaction MarginResponse "

@@ -140,7 +140,9 @@ def steering_grid(
         for alpha in sorted([*(-size for size in sizes), 0.0, *sizes]):
             edited = plain if alpha == 0 else run(make(direction, alpha))
             kinds = {"edit": edited}
-            if draws and alpha != 0:
+            if draws and alpha == 0:  # strength 0 is the unedited model along any direction
+                kinds["random direction"] = plain
+            elif draws:
                 edits = [
                     controls(make(direction, alpha), model, seed=seed + k)["random direction"]
                     for k in range(draws)
@@ -150,7 +152,7 @@ def steering_grid(
                 for name in sorted(set(names.tolist())):
                     mine = names == name
                     cell = _cell(hits[mine], plain[mine], groups[mine].tolist(), seed)
-                    if kind == "edit" and len(kinds) == 2:
+                    if kind == "edit" and len(kinds) == 2 and alpha != 0:
                         difference = (hits - kinds["random direction"])[mine]
                         beyond = group_mean(difference, groups[mine].tolist(), seed=seed)
                         cell |= {"beyond": beyond.value, "beyond_low": beyond.low}

@@ -14,6 +14,7 @@ from mechmem.patching.patching_result import PatchingResult
 from mechmem.patching.presets import P1Preset, p1_preset
 from mechmem.patching.report import EditReport
 from mechmem.patching.skipping import SkipLayers
+from mechmem.patching.weights import bake
 
 __all__ = [
     "AblateHeads",
@@ -36,6 +37,7 @@ __all__ = [
     "SkipLayers",
     "activation_patching",
     "attribution_patching",
+    "bake",
     "export_vectors",
     "p1_preset",
     "patched",

@@ -45,7 +45,7 @@ def state_map(result: StateMap | pd.DataFrame, *, theme: str = "light") -> go.Fi
         for j, label in enumerate(dict.fromkeys(part["class"])):
             _states(fig, part[part["class"] == label], str(name), str(label), k, j)
     _boundary(fig, frame[frame["kind"] == "boundary"])
-    share = _direction(fig, frame)
+    share = _direction(fig, frame, states)
     first = frame.iloc[0]
     fig.update_xaxes(title=f"first axis ({percent(first['explained_x'])} of the variance)")
     fig.update_yaxes(title=f"second axis ({percent(first['explained_y'])})")
@@ -93,15 +93,20 @@ def _boundary(fig: go.Figure, ends: pd.DataFrame) -> None:
     )
 
 
-def _direction(fig: go.Figure, frame: pd.DataFrame) -> float:
-    """The arrow; returns how much of it lies in the plane."""
+def _direction(fig: go.Figure, frame: pd.DataFrame, states: pd.DataFrame) -> float:
+    """The arrow, lengthened where it would be too short to see and saying so; returns how much of
+    the direction lies in the plane."""
     ends = frame[frame["kind"] == "direction"]
     if len(ends) < 2:
         return 0.0
     x, y = as_array(ends["x"]), as_array(ends["y"])
     toward = plain(ends["class"].iloc[0])
+    spread = np.array([np.ptp(as_array(states["x"])), np.ptp(as_array(states["y"]))])
+    shown = np.abs([np.diff(x)[0], np.diff(y)[0]]) / np.where(spread > 0, spread, 1.0)
+    times = int(np.ceil(0.25 / shown.max())) if 0 < shown.max() < 0.25 else 1
+    x, y = (v.mean() + times * (v - v.mean()) for v in (x, y))
     fig.add_scatter(
-        name=f"direction toward {toward}",
+        name=f"direction toward {toward}" + (f", {times} times as long" if times > 1 else ""),
         x=x,
         y=y,
         mode="lines",

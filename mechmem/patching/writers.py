@@ -1,0 +1,160 @@
+"""What writes into the residual stream of a plain transformers model, and a fresh copy of one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechmem.errors import EditError, ModelError
+from mechmem.models.hooked import Model
+from mechmem.models.sites import Site
+
+__all__ = ["Writers", "plain_copy", "writers_of"]
+
+_ATTENTION = (
+    "self_attn.o_proj",
+    "attn.c_proj",
+    "attention.dense",
+    "self_attn.dense",
+    "attn.out_proj",
+    "self_attn.out_proj",
+    "attn.attention.out_proj",
+)
+_MLP = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2")
+_BLOCKS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
+_POSITIONS = ("transformer.wpe", "model.decoder.embed_positions")
+_AFTER = {
+    "attn_out": ("post_attention_layernorm",),
+    "mlp_out": ("post_feedforward_layernorm",),
+}
+_WRAPPER = "._original_component"
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The matrices that write into the stream.
+
+    Attributes:
+        model: The plain model.
+        tables: Embedding matrices ``[token or position, d]``, the tokens' first.
+        embedding_scale: What the model multiplies token embeddings with.
+        linears: Output projection of every branch.
+        after: Branches whose output a norm changes before it is added.
+    """
+
+    model: Any
+    tables: tuple[Tensor, ...]
+    embedding_scale: float
+    linears: dict[Site, Any]
+    after: frozenset[Site]
+
+    def at(self, site: Site) -> Any:
+        """The linear map that writes a branch.
+
+        Raises:
+            EditError: When a norm stands between it and the stream, or it is not known.
+        """
+        if site in self.after:
+            raise EditError(
+                f"In {type(self.model).__name__} a norm follows the projection that writes "
+                f"{site}, so no weights of that projection do what the edit does to the stream; "
+                "use mm.patched(model, edit)."
+            )
+        if site not in self.linears:
+            raise EditError(
+                f"What writes {site} in {type(self.model).__name__} is not known; use "
+                "mm.patched(model, edit)."
+            )
+        return self.linears[site]
+
+    def transposed(self, linear: Any) -> bool:
+        """Whether its weight is ``[in, out]`` (GPT-2's Conv1D) instead of ``[out, in]``."""
+        return not isinstance(linear, nn.Linear)
+
+
+def plain_copy(model: Model, biased: Sequence[Site]) -> Any:
+    """A fresh transformers model with the weights of a loaded one.
+
+    Args:
+        model: Loaded from transformers weights.
+        biased: Sites that will need a bias; configurations that can have one get one, of zeros.
+
+    Tied embeddings are untied.
+
+    Raises:
+        ModelError: When it has no transformers weights, or processed ones.
+    """
+    source = getattr(model.tl, "original_model", None)
+    if source is None or model.info.processing != "raw":
+        raise ModelError(
+            f"{model.name!r} is a {model.info.kind} with {model.info.processing} weights; only raw "
+            "weights loaded from transformers can be baked. Load the model by its name or folder."
+        )
+    config = copy.deepcopy(source.config)
+    config.tie_word_embeddings = False
+    if biased:
+        for name in ("attention_bias", "mlp_bias"):
+            if hasattr(config, name):
+                setattr(config, name, True)
+    parameter = next(source.parameters())
+    with torch.random.fork_rng(devices=[]):
+        new = type(source)(config)
+    new = new.to(device=parameter.device, dtype=parameter.dtype).eval()
+    weights = {name.replace(_WRAPPER, ""): value for name, value in source.state_dict().items()}
+    state = {}
+    for name, fresh in new.state_dict().items():
+        known = weights.get(name)
+        if known is None and name.endswith("lm_head.weight"):
+            known = next((v for k, v in weights.items() if k.endswith("embed_tokens.weight")), None)
+        if known is None and name.endswith(".bias"):
+            known = torch.zeros_like(fresh)
+        if known is None or known.shape != fresh.shape:
+            raise ModelError(
+                f"The weight {name!r} of {type(source).__name__} was not found in the loaded "
+                "model, so it cannot be copied; use mm.patched(model, edit)."
+            )
+        state[name] = known.detach().clone()
+    new.load_state_dict(state)
+    if getattr(source, "generation_config", None) is not None:
+        new.generation_config = copy.deepcopy(source.generation_config)
+    return new
+
+
+def writers_of(new: Any, model: Model) -> Writers:
+    """Find the writers of a plain model.
+
+    Raises:
+        EditError: When its blocks are not where those of known architectures are.
+    """
+    modules = dict(new.named_modules())
+    home = next((name for name in _BLOCKS if name in modules), None)
+    if home is None:
+        raise EditError(
+            f"The blocks of {type(new).__name__} are not where mechmem looks for them; use "
+            "mm.patched(model, edit)."
+        )
+    linears: dict[Site, Any] = {}
+    after: set[Site] = set()
+    for layer in range(model.n_layers):
+        for stream, names in (("attn_out", _ATTENTION), ("mlp_out", _MLP)):
+            site = Site(stream, layer)
+            found = [modules.get(f"{home}.{layer}.{name}") for name in names]
+            linear = next((one for one in found if one is not None), None)
+            if linear is not None:
+                linears[site] = linear
+            if f"{home}.{layer}.post_feedforward_layernorm" in modules and any(
+                f"{home}.{layer}.{name}" in modules for name in _AFTER[stream]
+            ):
+                after.add(site)
+    tables = [new.get_input_embeddings().weight]
+    tables += [modules[name].weight for name in _POSITIONS if name in modules]
+    scale = getattr(new.get_input_embeddings(), "embed_scale", None)
+    scale = 1.0 if scale is None else float(scale)
+    if "Gemma" in type(new).__name__ and scale == 1.0:
+        scale = float(model.info.d_model) ** 0.5
+    return Writers(new, tuple(tables), scale, linears, frozenset(after))
