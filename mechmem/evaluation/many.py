@@ -126,9 +126,11 @@ class Bench:
 
         Args:
             which: By their place in `views`.
-            watched: Prompts whose logits are to be kept, by view; see `logits`.
+            watched: Prompts whose logits are to be kept, by view, in ``logits``. What was written
+                lies in ``texts``.
         """
         self.logits: dict[int, dict[int, Tensor]] = {}
+        self.texts: dict[int, list[Completion]] = {}
         out = {cell: self._by_itself(cell) for cell in which if self.grid.alone(cell)}
         rest = [cell for cell in which if cell not in out]
         done = self._written(rest) if self.writes else {}
@@ -138,9 +140,14 @@ class Bench:
         margins = self._margins(rest, heard)
         for cell in rest:
             self.logits[cell] = heard[cell].logits if cell in heard else {}
-            texts = done[cell] if self.writes else self._read(heard[cell].tokens)
+            self.texts[cell] = done[cell] if self.writes else self._read(heard[cell].tokens)
             out[cell] = as_observed(
-                self.views[cell], self.prompts, self.tokenized, self.reader, texts, margins[cell]
+                self.views[cell],
+                self.prompts,
+                self.tokenized,
+                self.reader,
+                self.texts[cell],
+                margins[cell],
             )
         return out
 

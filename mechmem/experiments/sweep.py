@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.provenance import Seen
-from mechmem.errors import EditError
-from mechmem.evaluation.behavior import Observations, observe
+from mechmem.errors import EditError, listed
+from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import controls
-from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.rates import Rates
+from mechmem.experiments.cell_store import Done
+from mechmem.experiments.cells import CellRun, Setting
+from mechmem.experiments.sweep_result import Cell, Sweep, Tested
 from mechmem.models.hooked import Model
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS, Task
@@ -32,133 +34,6 @@ def two_way_gain(rates: Mapping[str, Rates]) -> float:
     return min(result.change(toward).value for toward, result in rates.items())
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One edit of the grid on the validation prompts."""
-
-    family: str
-    edit: Edit
-    rates: Mapping[str, Rates]
-    score: float
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A winner on the test prompts, beside its controls.
-
-    Attributes:
-        family: The family it won.
-        edit: The winner.
-        rates: Per class steered to.
-        controls: Per class steered to and control name, one `Rates` per draw.
-    """
-
-    family: str
-    edit: Edit
-    rates: Mapping[str, Rates]
-    controls: Mapping[str, Mapping[str, Sequence[Rates]]]
-
-    def control_share(self, toward: str, name: str, outcome: str) -> Estimate:
-        """Share under a control, averaged over its draws."""
-        return self._averaged(self.controls[toward][name], outcome, None)
-
-    def beyond(self, toward: str, name: str, outcome: str | None = None) -> Estimate:
-        """Share under the edit minus share under a control (averaged over its draws), paired
-        prompt by prompt; default outcome: the class steered to."""
-        return self._averaged(self.controls[toward][name], outcome or toward, self.rates[toward])
-
-    def beyond_every_control(self, toward: str) -> Estimate:
-        """`beyond` for the control that it beats by least."""
-        return min(
-            (self.beyond(toward, name) for name in self.controls[toward]),
-            key=lambda estimate: estimate.low,
-        )
-
-    def _averaged(self, draws: Sequence[Rates], outcome: str, edited: Rates | None) -> Estimate:
-        values = np.mean([_hits(draw.after, outcome) for draw in draws], axis=0)
-        if edited is not None:
-            values = _hits(edited.after, outcome) - values
-        first = draws[0]
-        return group_mean(values, first.after.prompts.groups, seed=first.seed)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep found.
-
-    Attributes:
-        cells: Every edit on the validation prompts.
-        tested: The winner of every family on the test prompts, best validation score first.
-        before: Observations of the unedited model on the test prompts.
-        seen: Everything that fitting and choosing has seen.
-    """
-
-    cells: Sequence[Cell]
-    tested: Sequence[Tested]
-    before: Observations
-    seen: Seen
-
-    @property
-    def best(self) -> Tested:
-        """The winner over all families, chosen on validation."""
-        return self.tested[0]
-
-    def table(self) -> pd.DataFrame:
-        """Validation: one row per edit and class steered to."""
-        rows = []
-        for cell in self.cells:
-            for toward, rates in cell.rates.items():
-                row = {"family": cell.family, **cell.edit.describe(), "toward": toward}
-                row |= {name: rates.share(name).value for name in rates.after.allowed}
-                rows.append({**row, "score": cell.score})
-        return pd.DataFrame(rows)
-
-    def test_table(self) -> pd.DataFrame:
-        """Test: unedited, every winner and every control, with intervals and paired differences."""
-        rows: list[dict[str, Any]] = []
-        plain = Rates(self.before)
-        rows.append(
-            {"family": "", "setting": "unedited", "toward": "", **_shares(plain.share, plain)}
-        )
-        for tested in self.tested:
-            for toward, rates in tested.rates.items():
-                change = rates.change(toward)
-                rows.append(
-                    {
-                        "family": tested.family,
-                        "setting": "edit",
-                        "toward": toward,
-                        **_shares(rates.share, rates),
-                        "change": change.value,
-                        "change_low": change.low,
-                        "change_high": change.high,
-                    }
-                )
-                for name in tested.controls[toward]:
-                    beyond = tested.beyond(toward, name)
-
-                    def share(
-                        outcome: str,
-                        tested: Tested = tested,
-                        toward: str = toward,
-                        name: str = name,
-                    ) -> Estimate:
-                        return tested.control_share(toward, name, outcome)
-
-                    rows.append(
-                        {
-                            "family": tested.family,
-                            "setting": name,
-                            "toward": toward,
-                            **_shares(share, rates),
-                            "edit_minus_control": beyond.value,
-                            "edit_minus_control_low": beyond.low,
-                            "edit_minus_control_high": beyond.high,
-                        }
-                    )
-        return pd.DataFrame(rows)
-
-
 def sweep(
     model: Model,
     grid: Mapping[str, Sequence[Edit]] | Sequence[Edit],
@@ -168,14 +43,24 @@ def sweep(
     test: PromptSet,
     toward: Sequence[str] = BEHAVIORS,
     objective: Objective = two_way_gain,
+    counts: Mapping[str, str] | None = None,
     draws: int = 3,
     seed: int = 0,
+    folder: str | Path | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+    reuse: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Sweep:
     """Choose on validation, test once.
 
     Every edit is tried toward every class. The winner of each family (by ``objective``, on the
     validation prompts) is then run on the test prompts together with its controls.
+
+    Edits run side by side and share what they have in common: the blocks below an edit, the tokens
+    before it, the forward passes. A sample of them is compared with fresh runs of their own
+    (``checked``); a difference of more than 1e-4 of the logits' spread (more in half precision) is
+    an error.
 
     Args:
         model: The unedited model.
@@ -184,20 +69,32 @@ def sweep(
         validation, test: Prompts that share no group with each other or with what the edits saw.
         toward: Classes to steer to.
         objective: From rates per class to a score; higher is better.
+        counts: Per class steered to, the outcome that counts in tables and in the comparison with
+            controls; default the outcome of the same name, or the task's first one where it has
+            none (``"correct"`` for questions).
         draws: Random draws per control.
         seed: Keys controls and resampling.
+        folder: Where finished edits are stored. The same sweep called again, after a kill or on
+            purpose, takes them from there.
+        rank, world: This process's share; default ``RANK`` and ``WORLD_SIZE`` (torchrun), else
+            everything. A process that is early takes over from the others, so every one of them
+            returns the whole result.
+        reuse: False runs every edit by itself.
         progress: Called with a line for every edit tried.
 
     Raises:
         LeakageError: When test, validation and fitting share a group or a prompt.
-        EditError: For an empty grid or an edit without ``toward``.
+        EditError: For an empty grid, an edit without ``toward``, one that never acted, or an
+            objective that does not fit the task's outcomes.
+        ModelError: When edits do not give the same side by side as alone.
+        ArtifactError: When processes share the work without a folder, or it cannot be used.
     """
     families = dict(grid) if isinstance(grid, Mapping) else {"": list(grid)}
     edits = [edit for members in families.values() for edit in members]
     if not edits:
         raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
     for edit in as_edits(edits):
-        if "toward" not in {field.name for field in fields(edit)}:  # type: ignore[arg-type]
+        if "toward" not in {item.name for item in fields(edit)}:  # type: ignore[arg-type]
             raise EditError(
                 f"{type(edit).__name__} cannot be steered toward a class, so a sweep cannot choose "
                 "it; evaluate it on its own with mm.evaluate(..., edit=...)."
@@ -209,20 +106,25 @@ def sweep(
     seen = seen | Seen.of(validation, model.tokenize(validation))
     seen.refuse(test.require("test on"), model.tokenize(test), "test the chosen edit")
 
+    place = None if folder is None else Path(folder)
+    run = CellRun(model, task, seed, place, rank, world, reuse)
+    run.check()
     start = observe(model, validation, task=task, margins=False)
+    goals = _goals(toward, counts, start.allowed, objective)
+    tried = [
+        (family, edit, Setting(_toward(edit, name), _about("validation", family, edit, name)))
+        for family, members in families.items()
+        for edit in members
+        for name in toward
+    ]
+    done = run.run([item for *_, item in tried], validation, _teller(progress))
+    checked = _differences([item for *_, item in tried], done)
     cells = []
-    for family, edit in ((name, edit) for name, members in families.items() for edit in members):
+    for first in range(0, len(tried), len(toward)):
+        family, edit, _ = tried[first]
         rates = {
-            name: evaluate(
-                model,
-                validation,
-                task=task,
-                edit=_toward(edit, name),
-                before=start,
-                margins=False,
-                seed=seed,
-            )
-            for name in toward
+            name: Rates(item.seen, start, seed)
+            for name, item in zip(toward, done[first : first + len(toward)], strict=True)
         }
         score = objective(rates)
         if not math.isfinite(score):
@@ -231,47 +133,94 @@ def sweep(
                 "finite number."
             )
         cells.append(Cell(family, edit, rates, score))
-        if progress is not None:
-            progress(f"{family}: {edit.describe()}")
     before = observe(model, test, task=task)
     winners = [
         max((cell for cell in cells if cell.family == family), key=lambda cell: cell.score)
         for family in families
     ]
     winners.sort(key=lambda cell: -cell.score)
-    tested = [
-        _tested(model, cell, test, before, task, toward, draws, seed, progress) for cell in winners
-    ]
-    return Sweep(cells, tested, before, seen)
+    plans = [(cell, list(_test_plan(cell, model, toward, draws, seed))) for cell in winners]
+    settings = [setting for _, plan in plans for _, _, setting in plan]
+    done = run.run(settings, test, _teller(progress))
+    checked += _differences(settings, done)
+    results = iter(done)
+    tested = []
+    for cell, plan in plans:
+        found: dict[str, Rates] = {}
+        placebo: dict[str, dict[str, list[Rates]]] = {name: {} for name in toward}
+        for name, kind, _ in plan:
+            rates_of = Rates(next(results).seen, before, seed)
+            if kind:
+                placebo[name].setdefault(kind, []).append(rates_of)
+            else:
+                found[name] = rates_of
+        tested.append(Tested(cell.family, cell.edit, found, placebo, goals))
+    return Sweep(cells, tested, before, seen, pd.DataFrame(checked))
 
 
-def _tested(
-    model: Model,
-    cell: Cell,
-    test: PromptSet,
-    before: Observations,
-    task: Task | None,
+def _goals(
     toward: Sequence[str],
-    draws: int,
-    seed: int,
-    progress: Callable[[str], None] | None,
-) -> Tested:
-    def run(edit: Edit, margins: bool) -> Rates:
-        return evaluate(
-            model, test, task=task, edit=edit, before=before, margins=margins, seed=seed
+    counts: Mapping[str, str] | None,
+    allowed: Sequence[str],
+    objective: Objective,
+) -> dict[str, str]:
+    """Which outcome counts, by class."""
+    if objective is two_way_gain and not set(toward) <= set(allowed):
+        raise EditError(
+            f"The objective two_way_gain looks for outcomes named like the classes "
+            f"{listed(toward)}, but this task has {listed(allowed)}; pass objective=, a function "
+            "from rates per class to a number, for example "
+            f"lambda rates: rates[{toward[0]!r}].change({allowed[0]!r}).value."
         )
+    given = dict(counts or {})
+    wrong = sorted(set(given) - set(toward)) + sorted(set(given.values()) - set(allowed))
+    if wrong:
+        raise EditError(
+            f"counts={given} names {listed(wrong)}; classes are {listed(toward)}, outcomes "
+            f"{listed(allowed)}."
+        )
+    return {name: given.get(name, name if name in allowed else allowed[0]) for name in toward}
 
-    rates, placebo = {}, {}
+
+def _about(
+    part: str, family: str, edit: Edit, toward: str, setting: str = "edit"
+) -> dict[str, Any]:
+    return {
+        "part": part, "family": family, "setting": setting, **edit.describe(), "toward": toward,
+    }  # fmt: skip
+
+
+def _test_plan(
+    cell: Cell, model: Model, toward: Sequence[str], draws: int, seed: int
+) -> Iterator[tuple[str, str, Setting]]:
+    """Class, control (empty for the edit itself) and what to run, for everything tested of one
+    winner."""
     for name in toward:
         edit = _toward(cell.edit, name)
-        rates[name] = run(edit, True)
-        placebo[name] = {
-            kind: [run(control, False) for control in kinds]
-            for kind, kinds in _drawn(edit, model, draws, seed)
-        }
-        if progress is not None:
-            progress(f"test, {cell.family}: toward {name}")
-    return Tested(cell.family, cell.edit, rates, placebo)
+        yield name, "", Setting(edit, _about("test", cell.family, edit, name), margins=True)
+        for kind, kinds in _drawn(edit, model, draws, seed):
+            for control in kinds:
+                yield name, kind, Setting(control, _about("test", cell.family, edit, name, kind))
+
+
+def _differences(settings: Sequence[Setting], done: Sequence[Done]) -> list[dict[str, Any]]:
+    return [
+        {**setting.about, "difference": item.difference}
+        for setting, item in zip(settings, done, strict=True)
+        if item.difference is not None
+    ]
+
+
+def _teller(progress: Callable[[str], None] | None) -> Callable[[Setting], None] | None:
+    if progress is None:
+        return None
+
+    def tell(setting: Setting) -> None:
+        about = setting.about
+        kind = "" if about["setting"] == "edit" else f"{about['setting']}, "
+        progress(f"{about['part']}, {about['family']}: {kind}{setting.edit.describe()}")
+
+    return tell
 
 
 def _drawn(edit: Edit, model: Model, draws: int, seed: int) -> Iterator[tuple[str, list[Edit]]]:
@@ -283,19 +232,3 @@ def _drawn(edit: Edit, model: Model, draws: int, seed: int) -> Iterator[tuple[st
 
 def _toward(edit: Edit, name: str) -> Edit:
     return replace(cast(Any, edit), toward=name)  # type: ignore[no-any-return]
-
-
-def _hits(seen: Observations, outcome: str) -> np.ndarray:
-    return np.array([name == outcome for name in seen.outcomes], dtype=float)
-
-
-def _shares(share: Callable[[str], Estimate], rates: Rates) -> dict[str, float]:
-    row: dict[str, float] = {}
-    for outcome in rates.after.allowed:
-        estimate = share(outcome)
-        row |= {
-            outcome: estimate.value,
-            f"{outcome}_low": estimate.low,
-            f"{outcome}_high": estimate.high,
-        }
-    return {**row, "n": len(rates.after), "groups": len(set(rates.after.prompts.groups))}
