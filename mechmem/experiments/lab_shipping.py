@@ -62,10 +62,11 @@ def write_manifest(
     write_text(run.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
-def measured(model: Any, task: OfficialTask[Any], pairs: int = MEASURED_PAIRS) -> dict[str, Any]:
+def measured(model: Any, task: OfficialTask[Any]) -> dict[str, Any]:
     """Behavior on held-out conflict pairs that no choice has seen, and on clean items."""
-    seen = observe(model, task.pairs(pairs, seed=0), task=task, margins=False)
-    clean = observe(model, task.clean_prompts(500, seed=0), task=task, margins=False)
+    seen = observe(model, task.pairs(MEASURED_PAIRS, seed=0), task=task, margins=False)
+    clean_items = task.clean_prompts(max(1, MEASURED_PAIRS // 4), seed=0)
+    clean = observe(model, clean_items, task=task, margins=False)
     return {
         "prompts": len(seen),
         **{name: round(seen.outcomes.count(name) / len(seen), 4) for name in seen.allowed},

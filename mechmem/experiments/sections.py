@@ -85,6 +85,12 @@ def _setting(study: StudyLike) -> str:
         rows[f"{name.capitalize()} prompts"] = (
             f"{len(part):,} in {len(set(part.groups)):,} groups: {purpose.get(name, '')}"
         )
+    steered = study.sweep.before.prompts
+    if len(steered) < len(study.splits["test"]):
+        rows["Steered prompts"] = (
+            f"{len(steered):,} of the test prompts, in {len(set(steered.groups)):,} groups: edits "
+            "and controls were run on these; separation and behavior are from all"
+        )
     rows["Group"] = (
         "all rephrasings of one instance. No group is on two sides, and all intervals come from "
         "resampling groups, since rephrasings are not independent"

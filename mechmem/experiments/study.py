@@ -31,6 +31,8 @@ __all__ = ["Study", "run_study"]
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
 MIN_FLIPS = 10
+STEERED = {"validation": 240, "test": 480}
+"""Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 
 Progress = Callable[[str], None]
 
@@ -150,7 +152,8 @@ def run_study(
 
     Observes pairs of rephrasings, splits them by group (40 % training, 20 % validation, 40 % test),
     fits neurons, directions and probes on the training flips, chooses an edit per family on
-    validation, and runs the winners and their controls once on test.
+    validation, and runs the winners and their controls once on test. Edits are tried on at most 240
+    validation and 480 test prompts; what is fitted and observed takes all.
 
     Args:
         model: From `load_model`.
@@ -205,17 +208,18 @@ def run_study(
     apart = separation(directions, held_out, seed=seed)
     say("fitting probes and their baselines")
     probes = fit_probes(acts, seed=seed)
+    steered = {name: _first_groups(parts[name], most) for name, most in STEERED.items()}
     found = sweep(
         model,
         grid(scores, window_scores, directions),
         task=task,
-        validation=parts["validation"],
-        test=parts["test"],
+        validation=steered["validation"],
+        test=steered["test"],
         seed=seed,
         progress=say,
     )
     say("dose and response, and the cost on clean items")
-    dose = dose_response(model, found, parts["test"], task, seed, doses)
+    dose = dose_response(model, found, steered["test"], task, seed, doses)
     clean = clean_cost(model, found, task, seed)
     inner = None
     if negative is not None:
@@ -248,6 +252,14 @@ def run_study(
         inner,
         time.monotonic() - started,
     )
+
+
+def _first_groups(part: PromptSet, most: int) -> PromptSet:
+    """Whole groups in their order, about ``most`` prompts; parts are drawn at random already."""
+    if len(part) <= most:
+        return part
+    kept = set(part[:most].groups)
+    return PromptSet(prompt for prompt in part if prompt.group in kept)
 
 
 def _too_few(seen: Observations) -> str:

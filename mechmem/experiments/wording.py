@@ -145,7 +145,7 @@ def negative_note(study: StudyLike) -> str:
 
 def limits(study: StudyLike) -> list[str]:
     """What the study does not show."""
-    groups = len(set(study.splits["test"].groups))
+    groups = len(set(study.sweep.before.prompts.groups))
     out = [
         "Separation and probes show what can be read off the states, not what the model uses. Only "
         "the edits speak about causes, and only as far as they go beyond their controls.",
