@@ -92,6 +92,8 @@ class P1Preset:
         if self.edited == 1:
             return ShiftNeurons(scores, top=top, alpha=alpha, toward=toward, by=self.by,
                                 positions=self.positions)  # fmt: skip
+        if isinstance(top, float) and 0 < top <= 1:
+            top = max(1, int(top * scores.total))  # rounded down, as the code does
         return ShiftNeurons(
             scores, top=top, alpha=alpha, toward=toward, by=self.by, positions=self.positions,
             at=[Site("resid_post", layer) for layer in range(self.edited_blocks(last + 1))],
