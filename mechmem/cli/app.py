@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Seed", "app", "progress_bar"]
+from mechmem.cli.config import Command, configured
+
+__all__ = ["Seed", "app", "command", "progress_bar"]
 
 app = typer.Typer(
     name="mechmem",
@@ -17,7 +19,34 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Is this language model remembering or thinking, where does it decide, can we turn it?",
+    epilog=(
+        "Results go to stdout, everything else to stderr. Exit status: 0 done; 1 an error, in one "
+        "line (with --debug, its traceback); 2 a wrong option or configuration; 3 a site was "
+        "refused (check); 130 stopped; 141 nobody read on."
+    ),
 )
+
+
+def command(name: str | None = None) -> Callable[[Command], Command]:
+    """Put a function on the list of commands; it also reads ``--config``."""
+    return lambda function: app.command(name)(configured(function))
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"mechmem {sys.modules['mechmem'].__version__}")
+        raise typer.Exit
+    return bool(asked)
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and stop.")
+    ] = False,
+) -> None:
+    pass
+
 
 Seed = Annotated[int, typer.Option(help="Keys splits, controls and resampling.")]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any
 
 import typer
 
@@ -11,21 +13,46 @@ from mechmem.errors import MechmemError
 
 __all__ = ["main"]
 
+ERROR, USAGE, STOPPED, PIPE = 1, 2, 130, 141
+
 
 def main() -> None:
-    """Entry point: an error is one line on stderr and exit status 1, a traceback with --debug."""
+    """Run a command. An error is one line on stderr, with a traceback after ``--debug``."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(args=arguments, standalone_mode=True)
+        status: Any = app(args=arguments, prog_name="mechmem", standalone_mode=False)
+        sys.stdout.flush()
     except MechmemError as error:
         if debug:
             raise
-        typer.echo(f"mechmem: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        typer.echo(f"mechmem: {_one_line(error)}", err=True)
+        status = ERROR
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("mechmem: stopped", err=True)
-        sys.exit(130)
+        status = STOPPED
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
+        # Python flushes stdout once more at the end, which must find somebody who listens.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = PIPE
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):
+            raise
+        status = _usage(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage(error: Any) -> int:
+    """What typer says to a wrong option, in one line; its help where nothing was asked for."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message())
+        return USAGE
+    where = context.command_path if context is not None else "mechmem"
+    text = _one_line(error.format_message()).rstrip(".")
+    typer.echo(f"{where}: {text}. See `{where} --help`.", err=True)
+    return USAGE
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

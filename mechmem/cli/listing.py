@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import app, progress_bar
+from mechmem.cli.app import command, progress_bar
+from mechmem.cli.output import Format, Output, print_result
 
 __all__ = ["check", "tasks"]
 
 
-@app.command()
+@command()
 def check(
     model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
-    output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    output: Output = Format.table,
 ) -> None:
     """Prove by numbers that every site of a model can be read and edited truthfully.
 
@@ -24,27 +26,37 @@ def check(
     """
     from mechmem.models import check_model, load_model
 
-    if output not in ("table", "csv", "json"):
-        raise typer.BadParameter("choose table, csv or json", param_hint="--format")
     with progress_bar("checking every site"):
         report = check_model(load_model(model))
     table = report.table()
-    if output == "csv":
-        typer.echo(table.to_csv(index=False), nl=False)
-    elif output == "json":
-        typer.echo(table.to_json(orient="records", indent=1))
-    else:
-        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.1e}"))
+    print_result(table, output, float_format="{:.1e}")
     if report.refused:
         typer.echo(f"refused: {', '.join(map(str, report.refused))}", err=True)
         raise typer.Exit(3)
 
 
-@app.command()
-def tasks() -> None:
-    """List the tasks and the lab models that ship."""
+@command()
+def tasks(output: Output = Format.table) -> None:
+    """List the tasks and the lab models that ship.
+
+    Example: mechmem tasks --format json
+    """
+    import pandas as pd
+
     from mechmem.models import lab_models
     from mechmem.tasks import available_tasks
 
-    typer.echo("tasks:      " + ", ".join(available_tasks()))
-    typer.echo("lab models: " + ", ".join(lab_models()))
+    models = lab_models()
+    rows = [
+        {"task": name, "lab models": " ".join(model for model in models if _is_of(model, name))}
+        for name in available_tasks()
+    ]
+    print_result(pd.DataFrame(rows), output)
+
+
+def _is_of(model: str, task: str) -> bool:
+    """Whether a lab model was trained on a task, by its manifest."""
+    from mechmem.models.loading import LAB_FOLDER
+
+    card = LAB_FOLDER / model.removeprefix("lab/") / "manifest.json"
+    return bool(json.loads(card.read_text(encoding="utf-8")).get("task") == task)

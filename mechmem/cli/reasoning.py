@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mechmem.cli.app import progress_bar
+from mechmem.cli.config import save_config
+from mechmem.cli.output import Format, print_result
 
 if TYPE_CHECKING:
     from mechmem.experiments.reasoning_study import ReasoningStudy
@@ -27,9 +28,11 @@ def study_reasoning(
     max_new_tokens: int,
     out: Path,
     seed: int,
+    output: Format,
 ) -> None:
     """Load, run, print one table, one sentence and its notes, write the report."""
     from mechmem.artifacts import check_writable
+    from mechmem.experiments.reasoning_summary import summary
 
     if questions is not None and model_name is None:
         raise typer.BadParameter("your own questions need --model", param_hint="--model")
@@ -43,7 +46,8 @@ def study_reasoning(
         result = _run(model_name or LAB_MODEL, questions, examples, max_new_tokens, seed, say)
         say("writing the report")
         report = result.save(out)
-    _print(result)
+    save_config(out)
+    print_result(summary(result), output, said=result.answer(), notes=result.notes())
     typer.echo(f"report: {report}", err=True)
 
 
@@ -82,13 +86,3 @@ def _run(
         )
     task = get_task("recall-reasoning", **model.card.get("task_options", {}))
     return run_reasoning_study(model, task=task, seed=seed, progress=say)
-
-
-def _print(result: ReasoningStudy) -> None:
-    from mechmem.experiments.reasoning_report import summary
-
-    typer.echo(summary(result).to_string(index=False))
-    typer.echo("")
-    typer.echo(fill(result.answer(), 100))
-    for note in result.notes():
-        typer.echo(fill(note, 100, initial_indent="- ", subsequent_indent="  "))

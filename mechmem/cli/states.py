@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import Seed, app, progress_bar
+from mechmem.cli.app import Seed, command, progress_bar
+from mechmem.cli.config import save_config
 
 __all__ = ["extract", "merge"]
 
 
-@app.command()
+@command()
 def extract(
     model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
     prompts: Annotated[Path, typer.Argument(help="A .jsonl or .csv file of prompts.")],
@@ -48,16 +49,18 @@ def extract(
         store = extract_activations(
             loaded, asked, out, sites=wanted, positions=positions, progress=True
         )
+        save_config(out)
         typer.echo(store)
     else:
         found = extract_moments(
             loaded, asked, out, by=by, sites=wanted, positions=positions, bootstrap=bootstrap,
             seed=seed, progress=True,
         )  # fmt: skip
+        save_config(out)
         typer.echo(f"{out}: {found.counts if found else 'other ranks are still at work'}")
 
 
-@app.command()
+@command()
 def merge(
     folder: Annotated[Path, typer.Argument(help="What `mechmem extract --by` wrote to.")],
     out: Annotated[Path, typer.Option(help="File to write, without a suffix.")],
@@ -70,4 +73,6 @@ def merge(
 
     moments = merge_moments(folder)
     typer.echo(json.dumps(moments.counts))
-    typer.echo(f"wrote {moments.save(out)}", err=True)
+    written = moments.save(out)
+    save_config(out)
+    typer.echo(f"wrote {written}", err=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mechmem.cli.app import Seed, app, progress_bar
+from mechmem.cli.app import Seed, command, progress_bar
+from mechmem.cli.config import save_config
+from mechmem.cli.output import Format, Output, print_result
 
 if TYPE_CHECKING:
     from mechmem.experiments.study import Study
@@ -20,19 +21,20 @@ _TINY = 256
 PAIRS = 600
 
 
-@app.command()
+@command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-demo"),
     seed: Seed = 0,
+    output: Output = Format.table,
 ) -> None:
     """Run the whole study on the shipped lab model and write a report.
 
     Example: mechmem demo
     """
-    _study(DEMO_MODEL, None, None, out, seed, PAIRS)
+    _study(DEMO_MODEL, None, None, out, seed, PAIRS, output)
 
 
-@app.command()
+@command()
 def study(
     task: Annotated[
         str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
@@ -44,7 +46,10 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
     seed: Seed = 0,
     pairs: Annotated[
-        int | None, typer.Option(help="Pairs of rephrasings that the task makes; default 600.")
+        int | None,
+        typer.Option(
+            help="Pairs that the task makes; default: the lab model's own number, or 600."
+        ),
     ] = None,
     questions: Annotated[
         Path | None,
@@ -57,6 +62,7 @@ def study(
     max_new_tokens: Annotated[
         int, typer.Option(help="For reasoning: longest answer to your own questions.")
     ] = 512,
+    output: Output = Format.table,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
 
@@ -75,7 +81,7 @@ def study(
     if task in REASONING:
         if pairs is not None:
             raise typer.BadParameter("this study has no pairs", param_hint="--pairs")
-        study_reasoning(model, questions, examples, max_new_tokens, out, seed)
+        study_reasoning(model, questions, examples, max_new_tokens, out, seed, output)
         return
     if questions is not None or examples is not None:
         raise typer.BadParameter(
@@ -92,14 +98,21 @@ def study(
         raise typer.BadParameter(
             f"no lab model ships for {task!r}; say which model to ask", param_hint="--model"
         )
-    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs or PAIRS)
+    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs or PAIRS, output)
 
 
 def _study(
-    model_name: str, task_name: str | None, own: Path | None, out: Path, seed: int, pairs: int
+    model_name: str,
+    task_name: str | None,
+    own: Path | None,
+    out: Path,
+    seed: int,
+    pairs: int,
+    output: Format,
 ) -> None:
     """Load, run, print one table, one sentence and its notes, write the report."""
     from mechmem.artifacts import check_writable
+    from mechmem.experiments.summary import summary_table
 
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
@@ -111,12 +124,18 @@ def _study(
         result = _run(model_name, task_name, own, seed, pairs, say)
         say("writing the report")
         report = result.save(out)
-    _print_result(result)
+    save_config(out)
+    print_result(summary_table(result), output, said=result.answer(), notes=result.notes())
     typer.echo(f"report: {report}", err=True)
 
 
 def _run(
-    model_name: str, task_name: str | None, own: Path | None, seed: int, pairs: int, say: Any
+    model_name: str,
+    task_name: str | None,
+    own: Path | None,
+    seed: int,
+    pairs: int | None,
+    say: Any,
 ) -> Study:
     import torch
 
@@ -141,14 +160,5 @@ def _run(
     if "negative_control" in model.card:
         control = load_model(model.card["negative_control"])
         negative = (control, get_task(name, **control.card["task_options"]))
-    return run_study(model, task=task, n=pairs, seed=seed, negative=negative, progress=say)
-
-
-def _print_result(result: Study) -> None:
-    from mechmem.experiments.report import summary_table
-
-    typer.echo(summary_table(result).to_string(index=False))
-    typer.echo("")
-    typer.echo(fill(result.answer(), 100))
-    for note in result.notes():
-        typer.echo(fill(note, 100, initial_indent="- ", subsequent_indent="  "))
+    n = pairs or int(model.card.get("study_pairs", PAIRS))
+    return run_study(model, task=task, n=n, seed=seed, negative=negative, progress=say)

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import app, progress_bar
+from mechmem.cli.app import command, progress_bar
+from mechmem.cli.config import save_config
+from mechmem.cli.output import Format, Output, print_result
 
 __all__ = ["train"]
 
 
-@app.command()
+@command()
 def train(
     task: Annotated[str, typer.Argument(help="The lab recipe, for example addition-cued.")],
     out: Annotated[
@@ -24,11 +26,14 @@ def train(
         float | None,
         typer.Option(help="addition-cued: how much the cue decides; 0 is the negative control."),
     ] = None,
+    output: Output = Format.json,
 ) -> None:
     """Train a lab model again from nothing.
 
     Example: mechmem train addition-cued --seed 1
     """
+    import pandas as pd
+
     from mechmem.experiments.training import train_lab_model
 
     folder = out or Path(f"lab-{task}-seed{seed}")
@@ -41,5 +46,11 @@ def train(
         options = {} if strength is None else {"strength": strength}
         train_lab_model(task, folder, seed=seed, progress=step, **options)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    typer.echo(json.dumps(manifest["measured"], indent=1))
+    save_config(folder)
+    measured = manifest["measured"]
+    if output is Format.json:
+        typer.echo(json.dumps(measured, indent=1))
+    else:
+        rows = pd.DataFrame({"measure": list(measured), "value": list(measured.values())})
+        print_result(rows, output)
     typer.echo(f"wrote {folder}", err=True)

@@ -1,0 +1,151 @@
+"""Settings from a file, printing for people and programs, and what the statuses mean."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from mechmem.cli import main
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command in this process: status, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mechmem", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def prompts(tmp_path):
+    file = tmp_path / "p.csv"
+    file.write_text("id,text,label\na,1 + 1 =,x\nb,2 + 2 =,y\nc,3 + 1 =,x\nd,1 + 4 =,y\n")
+    return file
+
+
+def test_a_file_gives_settings_and_what_is_typed_wins(run, tmp_path):
+    file = tmp_path / "tasks.yaml"
+    file.write_text("format: csv\n")
+    status, out, _ = run("tasks", "--config", file)
+    assert status == 0
+    assert out.startswith("task,lab models\n")
+    status, out, _ = run("tasks", "--config", file, "--format", "json")
+    assert status == 0
+    assert {"task": "colors", "lab models": ""} in json.loads(out)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "toml"])
+def test_the_settings_that_counted_lie_beside_the_result_and_do_it_again(run, tmp_path, suffix):
+    settings = {
+        "model": "lab/addition-cued",
+        "prompts": str(prompts(tmp_path)),
+        "out": str(tmp_path / "one"),
+        "sites": ["resid_post.1", "mlp_post.0"],
+        "by": "label",
+    }
+    file = tmp_path / f"extract.{suffix}"
+    if suffix == "yaml":
+        file.write_text(yaml.safe_dump(settings))
+    else:
+        file.write_text(
+            "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        )
+    status, out, err = run("extract", "--config", file, "--seed", "3")
+    assert status == 0, err
+    assert "{'x': 2, 'y': 2}" in out
+    saved = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    assert saved == {
+        "command": "extract", **settings, "positions": "last", "bootstrap": 0, "seed": 3,
+        "dry_run": False,
+    }  # fmt: skip
+    again = run("extract", "--config", tmp_path / "one" / "config.yaml", "--out", tmp_path / "two")
+    assert again[0] == 0, again[2]
+    assert (tmp_path / "two" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("formt: csv", "unknown key 'formt'; did you mean format?"),
+        ("colour: red", "unknown key 'colour'; allowed: format"),
+        ("command: study", "is for `mechmem study`, not `mechmem tasks`"),
+        ("- a list", "must hold names and values"),
+        ("a: [", "cannot be read"),
+        ("format: xml", "'xml' is not one of 'table', 'json', 'csv'"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_key(run, tmp_path, text, words):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    status, out, err = run("tasks", "--config", file)
+    assert status == 2
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_no_configuration_is_said_to_be_none(run, tmp_path):
+    (tmp_path / "a.ini").write_text("")
+    (tmp_path / "a.toml").write_text("a = = 1")
+    for name, words in {
+        "a.ini": "must end in",
+        "a.toml": "cannot be read",
+        "no.yaml": "No such",
+    }.items():
+        status, _, err = run("tasks", "--config", tmp_path / name)
+        assert status == 2
+        assert words in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stdy"], "No such command 'stdy'"),
+        (["study"], "Missing argument"),
+        (["tasks", "--formt", "csv"], "No such option"),
+        (["train", "addition-cued", "--seed", "many"], "--seed"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(run, arguments, words):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert "--help" in err
+    assert err.count("\n") == 1
+
+
+def test_the_table_of_a_check_can_be_read_by_programs(run):
+    status, out, err = run("check", "lab/addition-cued", "--format", "json")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert {row["stream"] for row in rows} > {"resid_post", "mlp_post"}
+    status, out, _ = run("check", "lab/addition-cued", "--format", "csv")
+    assert len(pd.read_csv(io.StringIO(out))) == len(rows)
+
+
+def test_the_version_is_the_packages(run):
+    import mechmem
+
+    assert run("--version")[:2] == (0, f"mechmem {mechmem.__version__}\n")
+
+
+def test_a_closed_pipe_ends_it_without_a_word():
+    command = f"{sys.executable} -m mechmem check lab/addition-cued --format csv"
+    reader = f"{sys.executable} -c 'import sys; print(sys.stdin.readline(), end=str())'"
+    shell = f"set -o pipefail; {command} | {reader}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("stream,layer")
+    assert done.returncode in (0, 141)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
