@@ -1,0 +1,103 @@
+"""A switch or a dial, and whether only the undecided answers turn."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechmem.evaluation.margin_response import MarginResponse
+from mechmem.evaluation.near_ties import NearTies
+from mechmem.plotting.data import as_array, as_table, counted, each_row, plain
+from mechmem.plotting.intervals import add_band, add_line, interval_text
+from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
+
+__all__ = ["margin_response", "near_ties"]
+
+
+def margin_response(response: MarginResponse | pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """Change of the answer margin, and share of the label, against the strength.
+
+    The pale region holds the middle 80 % of the prompts; lines through points are intervals.
+
+    Args:
+        response: From `mechmem.margin_response`, or its saved table.
+        theme: ``"light"`` or ``"dark"``.
+    """
+    columns = ["toward", "kind", "alpha", "change", "change_low", "change_high"]
+    columns += ["spread_low", "spread_high", "share", "share_low", "share_high"]
+    frame = as_table(response, columns, "margin_response")
+    towards = list(dict.fromkeys(frame["toward"]))
+    fig = make_subplots(
+        2, len(towards), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.09,
+        horizontal_spacing=0.04, subplot_titles=[f"toward {plain(name)}" for name in towards],
+    )  # fmt: skip
+    fig.update_annotations(font_size=13)
+    for number, toward in enumerate(towards, 1):
+        color = color_of(str(toward))
+        for kind, tone, dash in (("control", GRAY, "dash"), ("edit", color, "solid")):
+            part = frame[(frame["toward"] == toward) & (frame["kind"] == kind)]
+            x = as_array(part["alpha"]).tolist()
+            name = f"toward {toward}" if kind == "edit" else "control"
+            legend = kind == "edit" or number == 1
+            if kind == "edit":
+                add_band(
+                    fig, x=x, low=part["spread_low"], high=part["spread_high"],
+                    name=f"middle 80 % of prompts, {toward}", color=color, legend=False,
+                    cell={"row": 1, "col": number},
+                )  # fmt: skip
+            for row, value, unit in ((1, "change", " nats"), (2, "share", "")):
+                texts = interval_text(part, value, unit) if row == 1 else [
+                    f"{100 * r.share:.1f} % [{100 * r.share_low:.1f}, {100 * r.share_high:.1f}]"
+                    for r in each_row(part)
+                ]  # fmt: skip
+                add_line(
+                    fig, part, x=x, value=value, name=name, color=tone, dash=dash,
+                    ends=(f"{value}_low", f"{value}_high"), legend=legend and row == 1,
+                    hover=[
+                        f"{name}, alpha {alpha:g}<br>{text}<br>{counted(part.iloc[[i]])}"
+                        for i, (alpha, text) in enumerate(zip(x, texts, strict=True))
+                    ],
+                    cell={"row": row, "col": number},
+                )  # fmt: skip
+        fig.update_xaxes(title="alpha", row=2, col=number)
+    fig.update_yaxes(title="margin (nats)", row=1, col=1)
+    fig.update_yaxes(title="share", tickformat=".0%", range=[0, 1.03], row=2, col=1)
+    fig.update_yaxes(tickformat=".0%", range=[0, 1.03], row=2)
+    about = f"{counted(frame)}; lines: 95 % interval; pale: middle 80 % of the prompts"
+    house_style(fig, theme, "A switch or a dial?", about, 560, bottom=40)
+    return fig.update_layout(margin_t=112)
+
+
+def near_ties(ties: NearTies | pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """Share of the answers that turned, against how decided they were.
+
+    Args:
+        ties: From `mechmem.near_ties`, or its saved table.
+        theme: ``"light"`` or ``"dark"``.
+    """
+    columns = ("name", "margin_from", "margin_to", "value", "low", "high")
+    frame = as_table(ties, columns, "near_ties")
+    fig = go.Figure()
+    for k, (name, part) in enumerate(frame.groupby("name", sort=False)):
+        part = part[part["value"].notna()]
+        control = any(word in str(name) for word in ("random", "control", "placebo"))
+        color = next(
+            (COLORS[word] for word in ("memorized", "generalized") if word in str(name)),
+            PALETTE[k % len(PALETTE)],
+        )
+        add_line(
+            fig, part, x=((part["margin_from"] + part["margin_to"]) / 2).tolist(), value="value",
+            name=plain(name), color=GRAY if control else color,
+            dash="dash" if control else "solid",
+            hover=[
+                f"{plain(name)}<br>|margin| {row.margin_from:.2f} to {row.margin_to:.2f} nats<br>"
+                f"turned: {100 * row.value:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]<br>"
+                f"{counted(part.iloc[[i]])}"
+                for i, row in enumerate(each_row(part))
+            ],
+        )  # fmt: skip
+    fig.update_xaxes(title="|answer margin| before (nats; middle of a bin)", rangemode="tozero")
+    fig.update_yaxes(title="share that turned", tickformat=".0%", range=[0, 1.03])
+    about = f"{counted(frame)} per bin; lines: 95 % interval"
+    return house_style(fig, theme, "Do only near-ties turn?", about, 430, bottom=62)
