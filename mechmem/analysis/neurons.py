@@ -16,6 +16,7 @@ from mechmem.analysis.ranking import (
     RANKINGS,
     areas,
     how_many,
+    largest,
     ranking_score,
     ratio,
     welch_p,
@@ -141,16 +142,15 @@ class NeuronScores:
         parts = {site: score[site].flatten() for site in wanted}
         if scope == "site":
             index = {
-                site: values.argsort(descending=True, stable=True)[: how_many(k, len(values))]
-                for site, values in parts.items()
+                site: largest(values, how_many(k, len(values))) for site, values in parts.items()
             }
             return NeuronSet(self, index)
         joined = torch.cat(list(parts.values()))
-        chosen = joined.argsort(descending=True, stable=True)[: how_many(k, len(joined))]
+        chosen = largest(joined, how_many(k, len(joined)))
         index, start = {}, 0
         for site, values in parts.items():
             mine = chosen[(chosen >= start) & (chosen < start + len(values))] - start
-            index[site] = mine.sort().values
+            index[site] = mine
             start += len(values)
         return NeuronSet(self, index)
 

@@ -14,7 +14,16 @@ from mechmem.caching.moments import Moments
 from mechmem.errors import MechmemError
 from mechmem.models.sites import Site
 
-__all__ = ["RANKINGS", "area_under_curve", "areas", "how_many", "ranking_score", "ratio", "welch_p"]
+__all__ = [
+    "RANKINGS",
+    "area_under_curve",
+    "areas",
+    "how_many",
+    "largest",
+    "ranking_score",
+    "ratio",
+    "welch_p",
+]
 
 RANKINGS = ("correlation", "mean_difference", "effect_size", "auc")
 """Words for ``by=`` in `mechmem.NeuronScores.top`; each ranks by its absolute value, ``auc`` by its
@@ -95,6 +104,15 @@ def ratio(top: Tensor, bottom: Tensor) -> Tensor:
     it varies with the class alone."""
     at_zero = torch.where(top == 0, top, top.sign() * torch.inf)
     return torch.where(bottom > 0, top / bottom.clamp_min(1e-300), at_zero)
+
+
+def largest(values: Tensor, k: int) -> Tensor:
+    """Indices of the k largest, in order of place; of equal values the first are taken."""
+    edge = values.kthvalue(len(values) - k + 1).values
+    taken = values > edge
+    ties = (values == edge).nonzero()[: k - int(taken.sum()), 0]
+    taken[ties] = True
+    return taken.nonzero()[:, 0]
 
 
 def how_many(k: Any, total: int) -> int:
