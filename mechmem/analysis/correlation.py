@@ -82,7 +82,7 @@ class ScoreCorrelation:
 def score_correlation(
     directions: Directions,
     acts: Activations,
-    scores: Sequence[float] | Mapping[str, float] | str,
+    scores: Sequence[float] | np.ndarray | Mapping[str, float] | str,
     *,
     by: str = "label",
     name: str | None = None,
