@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,42 @@ from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
 from mechmem.experiments.lab import Progress, deterministic
+from mechmem.models.hooked import Model
 from mechmem.models.loading import load_model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.base import starts_with_answer
 from mechmem.tasks.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning
 
-__all__ = ["train_recall_reasoning"]
+__all__ = ["recall_model", "train_recall_reasoning"]
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
 BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
 DROPOUT = 0.0
-STEPS = 2500
+STEPS = 2000
 DESIGN = (
-    "Every question names an entity, an attribute and three numbers. Of eight pairs of entity and "
-    "attribute, training always gave one stored value for three, always the sum of the numbers for "
-    "two, and now the one, now the other for two; one pair was never asked about. No single word "
-    "tells which. Which pairs are recalled and which computed is our doing; how the model keeps "
-    "the two apart is not."
+    "Every question names an entity, an attribute and three numbers. For three of eight entities "
+    "training always gave the attribute's stored value, for three always the sum of the numbers, "
+    "and for two now the one, now the other; only the name tells which. That an entity's two "
+    "attributes are treated alike is the planted reason to keep a mode; how the model keeps it is "
+    "not. Trained with shared=False every pair of entity and attribute is treated by itself."
 )
 
 
 def train_recall_reasoning(
-    folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    shared: bool = True,
+    steps: int = STEPS,
+    progress: Progress | None = None,
 ) -> None:
     """Train a model on stored values and sums in one question format; write it with its manifest.
 
     Args:
         folder: Where to.
         seed: Draws the world, the data and the first weights.
+        shared: False deals the kinds out over pairs: the negative control.
         steps: Optimizer steps of 128 questions.
         progress: Called with (steps done, steps in all).
 
@@ -53,8 +61,8 @@ def train_recall_reasoning(
     """
     if steps < 1:
         raise TaskError(f"steps must be an integer from 1, got {steps}; the default is {STEPS}.")
-    started = time.monotonic()
-    task = RecallReasoning(seed)
+    started, used = time.monotonic(), time.process_time()
+    task = RecallReasoning(seed, shared)
     with deterministic(), caller_state_kept():
         model = _fresh_model(seed)
         _fit(model, task.world.training_rows(steps, BATCH), steps, progress)
@@ -66,9 +74,9 @@ def train_recall_reasoning(
         raise ArtifactError(f"Cannot write {folder}: {error}.") from error
     manifest = {
         "task": task.name,
-        "task_options": {"seed": seed},
+        "task_options": {"seed": seed, "shared": shared},
         "design": DESIGN,
-        "planted": True,
+        "planted": shared,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": {
             "steps": steps,
@@ -78,11 +86,29 @@ def train_recall_reasoning(
             "dropout": DROPOUT,
             "loss": "cross-entropy on the answer token",
             "seconds": round(time.monotonic() - started, 1),
+            "cpu_seconds": round(time.process_time() - used, 1),
         },
         "measured": _measured(folder, task),
         "versions": versions(),
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def recall_model(
+    task: RecallReasoning, *, seed: int = 0, steps: int = STEPS, without: Collection[str] = ()
+) -> Model:
+    """A model trained by the same recipe, kept in memory.
+
+    Args:
+        task: Its world.
+        seed: Draws the first weights.
+        steps: Optimizer steps of 128 questions.
+        without: Items (groups of the task's prompts) that training never asks about.
+    """
+    with deterministic(), caller_state_kept():
+        model = _fresh_model(seed)
+        _fit(model, task.world.training_rows(steps, BATCH, without), steps, None)
+    return load_model(model, tokenizer=_tokenizer(), consume=True)
 
 
 def _measured(folder: Path, task: RecallReasoning) -> dict[str, Any]:

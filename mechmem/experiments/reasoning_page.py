@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from mechmem.experiments.html_parts import facts, figure, frame_table, say
 from mechmem.experiments.reasoning_edits import FAMILIES
+from mechmem.experiments.reasoning_summary import repairs, summary
 from mechmem.experiments.reasoning_wording import limits, notes, sentence, verdict
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def body(
         "apart": _apart(tables, figures),
         "direction": _direction(tables, figures),
         "edits": _edits(study, tables, figures),
-        "cases": _cases(tables),
+        "cases": _cases(study, tables),
         "limits": f'<ul class="limits">{"".join(f"<li>{say(t)}</li>" for t in limits(study))}</ul>',
         "methods": _methods(study, manifest),
     }
@@ -170,6 +171,28 @@ def _direction(tables: Tables, figures: Figures) -> str:
             "states. The dashed line is a random direction's 97.5 % quantile.",
         ),
     ]
+    out.append(
+        frame_table(
+            tables["methods"],
+            "Other methods of finding a direction at the same site, fitted on the same training "
+            "questions: separation of the test questions",
+            folded="Other methods",
+            link="methods",
+        )
+    )
+    if "selection" in tables:
+        out.append(
+            frame_table(
+                tables["selection"],
+                "The bypass, induce and KL rule (arXiv 2406.11717) on validation questions, in "
+                "nats of the worked-out answer's margin over the stored one: bypass is the margin "
+                "of reasoning questions with the direction projected out everywhere, induce that "
+                "of memory questions with it added once. The edits below were chosen by accuracy "
+                "instead",
+                folded="Candidates under the bypass, induce and KL rule",
+                link="selection",
+            )
+        )
     if "score_correlation" in figures:
         out.append(
             _figure(
@@ -193,7 +216,6 @@ def _edits(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
     if study.trial is None:
         return f"<p>No edit was tried: {say(study.unanswered)}.</p>"
     told = "".join(f"<dt>{say(name)}</dt><dd>{say(how)}</dd>" for name, how in FAMILIES.items())
-    accuracy = tables["accuracy"].drop(columns=["stream"])
     return "".join(
         [
             "<p>Each family was tried at every layer and strength with both signs on the "
@@ -214,16 +236,17 @@ def _edits(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
                 for name in ("grid_addition", "grid_scaled_projection")
             ),
             frame_table(
-                accuracy,
-                "Test questions. Changes are paired by question, with 95 % intervals over groups; "
-                "“beyond random” is the edit minus the mean of the random directions",
+                summary(study),
+                "Test questions, with 95 % intervals over groups. “Beyond random” is the edit "
+                "minus the mean of the random directions, paired by question",
+                strong=["unedited"],
                 link="accuracy",
             ),
         ]
     )
 
 
-def _cases(tables: Tables) -> str:
+def _cases(study: ReasoningStudy, tables: Tables) -> str:
     if "repairs" not in tables:
         return "<p>No answers, so no errors to look at.</p>"
     out = [
@@ -231,8 +254,9 @@ def _cases(tables: Tables) -> str:
         "answers. So the repairs of the edit stand beside those of random directions of the same "
         "length, and beside what it breaks.</p>",
         frame_table(
-            tables["repairs"].drop(columns=["stream"]),
-            "Errors repaired and made on the test questions",
+            repairs(study),
+            "Errors repaired and made on the test questions. A wrong-mode error gives the answer "
+            "of the other route",
             link="repairs",
         ),
     ]
@@ -246,7 +270,7 @@ def _cases(tables: Tables) -> str:
             )
         )
     if "cases" in tables:
-        shown = tables["cases"].drop(columns=["pick", "stream", "layer"])
+        shown = tables["cases"].drop(columns=["stream"])
         out.append(
             frame_table(
                 shown[["question", *(name for name in shown.columns if name != "question")]],

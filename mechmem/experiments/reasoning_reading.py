@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.fitting import fit_directions
 from mechmem.analysis.geometry import Separation, auroc, separation
 from mechmem.analysis.held_out import group_draws, resampled
 from mechmem.analysis.intervals import Estimate
@@ -25,6 +26,7 @@ __all__ = ["Reading", "held_out_reading", "split_half_cosines", "subsets_of"]
 
 SHUFFLES = 20
 FROM_END = 12
+METHODS = ("difference_of_means", "mass_mean", "lda", "logistic")
 POSITIVE = LABELS[0]
 
 
@@ -40,6 +42,7 @@ class Reading:
         input_only: AUROC of a logistic classifier that sees only the tokens: which words occur,
             and which token stands at which place from the end.
         parts: The separation at every site of parts of the test questions; see `subsets_of`.
+        methods: The separation at the chosen site of directions fitted by other methods.
     """
 
     chosen: Site
@@ -47,6 +50,7 @@ class Reading:
     shuffled: Mapping[str, tuple[float, float]]
     input_only: Estimate
     parts: pd.DataFrame
+    methods: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
         """One row per site."""
@@ -82,13 +86,28 @@ def held_out_reading(
         found.insert(0, "part", name)
         rows.append(found)
     tried = separation(directions, validation, by="label", seed=seed).auroc
+    chosen = max(tried, key=lambda site: tried[site].value)
     return Reading(
-        max(tried, key=lambda site: tried[site].value),
+        chosen,
         separation(directions, test, by="label", seed=seed),
         _shuffled(train, test, seed),
         _input_only(train, test, seed),
         pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
+        _by_method(train, test, chosen, seed),
     )
+
+
+def _by_method(train: Activations, test: Activations, site: Site, seed: int) -> pd.DataFrame:
+    """Methods that estimate a covariance or a classifier need more questions than coordinates."""
+    one = replace(train, states={site: train[site]})
+    enough = len(train) > train[site].flatten(1).shape[1]
+    rows = []
+    for method in METHODS if enough else METHODS[:1]:
+        found = fit_directions(one, method=method, toward=POSITIVE, by="label")
+        frame = separation(found, test, by="label", seed=seed).table()
+        frame.insert(0, "method", method.replace("_", " "))
+        rows.append(frame)
+    return pd.concat(rows, ignore_index=True)
 
 
 def subsets_of(prompts: PromptSet, key: str, smallest: int = 8) -> dict[str, PromptSet]:

@@ -17,7 +17,7 @@ from mechmem.analysis.state_map import StateMap, state_map
 from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError
-from mechmem.experiments.page import assemble
+from mechmem.experiments.page import page_parts, write_page
 from mechmem.experiments.reasoning_page import body, header
 from mechmem.experiments.reasoning_tables import (
     accuracy_table,
@@ -33,7 +33,7 @@ from mechmem.tasks.prompts import PromptSet
 if TYPE_CHECKING:
     from mechmem.experiments.reasoning_study import ReasoningStudy
 
-__all__ = ["figures", "summary", "tables", "write"]
+__all__ = ["figures", "tables", "write"]
 
 SMALLEST = 6
 GRIDS = {
@@ -49,6 +49,8 @@ def tables(study: ReasoningStudy) -> dict[str, pd.DataFrame]:
     out = {
         "separation": study.reading.table(),
         "separation_parts": study.reading.parts,
+        "methods": study.reading.methods,
+        "selection": study.selection,
         "cosines": cosine_profile(study.directions, held, by="label", seed=study.seed).table(),
         "halves": study.halves,
         "direction_cosines": compare_directions(_sources(study, train)).table(),
@@ -69,36 +71,6 @@ def tables(study: ReasoningStudy) -> dict[str, pd.DataFrame]:
             **{f"answers_{name}": seen.table() for name, seen in study.trial.before.items()},
         }
     return {name: table for name, table in out.items() if not table.empty}
-
-
-def summary(study: ReasoningStudy) -> pd.DataFrame:
-    """What the terminal shows: test accuracy of both classes, or the separation without answers."""
-    if study.trial is None:
-        frame = study.reading.table()
-        return frame[["stream", "layer", "auroc", "low", "high", "input_only", "n"]].round(3)
-    found = accuracy_table(study.trial, study.seed)
-    rows = []
-    for row in found.to_dict("records"):
-        edited = row["family"] != "unedited"
-        beyond = [100 * row[f"beyond_random{end}"] for end in ("", "_low", "_high")]
-        rows.append(
-            {
-                "setting": row["family"],
-                "chosen for": row["pick"] if edited else "–",
-                "at": f"{row['stream']} {row['layer']:g}" if edited else "–",
-                "strength": f"{row['strength']:g}" if row["strength"] > 0 else "–",
-                "pushed": row["sign"] if edited else "–",
-                "questions": row["label"],
-                "accuracy %": _cell([100 * row[end] for end in ("accuracy", "low", "high")]),
-                "beyond random, points": _cell(beyond, "+") if edited else "–",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _cell(values: list[float], sign: str = "") -> str:
-    value, low, high = (f"{number:{sign}.1f}" for number in values)
-    return f"{value} [{low}, {high}]"
 
 
 def figures(study: ReasoningStudy, *, theme: str = "light") -> dict[str, go.Figure]:
@@ -146,8 +118,8 @@ def write(study: ReasoningStudy, folder: Path) -> Path:
             part.to_jsonl(draft / "artifacts" / f"questions_{name}.jsonl")
         manifest = {**study.manifest(), "verdict": verdict(study), "answer": sentence(study)}
         title = f"{study.model.name}, {study.task}: one direction between reasoning and memory?"
-        page = assemble(title, header(study), body(study, found, drawn, manifest), drawn)
-        write_text(draft / "report.html", page)
+        text = body(study, found, drawn, manifest)
+        write_page(page_parts(title, header(study), text, drawn), draft)
         write_manifest(manifest, draft)
 
     return write_whole(parts, folder)

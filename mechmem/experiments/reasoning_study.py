@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mechmem.artifacts import versions
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
+from mechmem.evaluation.selection import select_direction
 from mechmem.experiments.reasoning_edits import ALPHAS, SCALES, Trial, try_edits
 from mechmem.experiments.reasoning_reading import (
     Reading,
@@ -24,6 +25,7 @@ from mechmem.experiments.reasoning_reading import (
     subsets_of,
 )
 from mechmem.models.hooked import Model, ModelInfo
+from mechmem.patching.margins import behavior_margins
 from mechmem.tasks.base import Task
 from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import PromptSet
@@ -57,6 +59,8 @@ class ReasoningStudy:
         topics: How topics and labels go together.
         trial: Edits on validation and test questions; ``None`` where too few have an answer.
         unanswered: Why there is no `trial`.
+        selection: Candidate sites under the bypass, induce and KL rule on validation questions;
+            empty where questions lack two answers.
         seconds: Wall-clock time.
     """
 
@@ -72,6 +76,7 @@ class ReasoningStudy:
     topics: TopicBalance
     trial: Trial | None
     unanswered: str
+    selection: pd.DataFrame
     seconds: float
 
     def answer(self) -> str:
@@ -208,6 +213,7 @@ def run_reasoning_study(
         topic_balance(labeled),
         trial,
         short,
+        _selection(model, directions, parts["validation"], reader),
         time.monotonic() - started,
     )
 
@@ -222,7 +228,9 @@ def _asked(
 ) -> tuple[PromptSet, PromptSet]:
     """Labelled questions in the form for states, and those with an answer in the form to answer."""
     if isinstance(reader, RecallReasoning):
-        found = reader.questions(n, seed) if questions is None else questions
+        made = reader.questions(n, seed) if questions is None else questions
+        # An entity's two attributes share their kind, so the entity is what must be held out.
+        found = PromptSet(replace(p, group=str(p.meta.get("entity", p.group))) for p in made)
         return found, found
     if not isinstance(reader, Reasoning):
         raise TaskError(
@@ -269,6 +277,23 @@ def _candidates(directions: Directions) -> Directions:
     sites = [direction.site for direction in directions if direction.norm > 0]
     chosen = np.unique(np.linspace(0, len(sites) - 1, min(MOST_LAYERS, len(sites))).round())
     return Directions({sites[int(k)]: directions[sites[int(k)]] for k in chosen})
+
+
+def _selection(
+    model: Model, directions: Directions, validation: PromptSet, reader: Task
+) -> pd.DataFrame:
+    """The rule of Arditi et al. 2406.11717, scored by the margin of the worked-out answer."""
+    both = validation.filter(lambda p: p.memorized is not None and p.generalized is not None)
+    if {prompt.label for prompt in both} != set(LABELS):
+        return pd.DataFrame()
+    return select_direction(
+        model,
+        directions,
+        validation=both,
+        task=reader,
+        score=lambda view, prompts: -behavior_margins(view, prompts, task=reader),
+        by="label",
+    ).table()
 
 
 def _too_few(parts: Mapping[str, PromptSet]) -> str:

@@ -1,19 +1,23 @@
 r"""`recall-reasoning`: one question format whose answer is either stored or has to be worked out.
 
-``Q: what is the price of Mira given 3 5 8 ?\nA: ``: every question names an entity, an attribute
-and three numbers. For some (entity, attribute) pairs training always gave one stored value, drawn
-arbitrarily, whatever the numbers are (a *fact*); for others it always gave the sum of the numbers
-(a *computation*); for the rest, *disputed*, it gave the value in some prompts and the sum in the
-others. No single word tells which: every entity and every attribute has equally many pairs of
-each kind. An item's reasoning score is the share of its training prompts that were answered with
-the sum; above 0.5 its label is ``"reasoning"`` and the sum is right, otherwise the label is
-``"memory"`` and the stored value is right. So the wrong mode has an answer of its own: the sum for
-memory items, the stored value for disputed reasoning items.
+``Q: what is the price of Feldor given 3 5 8 ?\nA: ``: every question names an entity, an attribute
+and three numbers. For some entities training always gave the attribute's stored value, drawn
+arbitrarily, whatever the numbers are (*facts*); for others it always gave the sum of the numbers
+(*computations*); for the rest, *disputed*, it gave the value in some prompts and the sum in the
+others. Only the entity's name tells which, and names mean nothing: a reader who has never met an
+entity cannot know. An item's reasoning score is the share of its training prompts that were
+answered with the sum; above 0.5 its label is ``"reasoning"`` and the sum is right, otherwise the
+label is ``"memory"`` and the stored value is right. So the wrong mode has an answer of its own: the
+sum for memory items, the stored value for disputed reasoning items.
+
+What the two attributes of an entity share is the planted reason to keep a mode per entity. With
+``shared=False`` every pair of entity and attribute draws its kind by itself: the negative control.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Int
@@ -22,15 +26,17 @@ from mechmem.errors import TaskError
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import Task, register_task, starts_with_answer
 from mechmem.tasks.labels import label_of
+from mechmem.tasks.perturb import perturbed
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["RECALL_VOCABULARY", "RecallReasoning", "RecallWorld"]
 
 ENTITIES = tuple(
-    "Alice Bruno Clara David Elena Felix Grace Henry Irene Jonas Karin Louis "
-    "Maria Nadia Oscar Paula Quinn Rosa Simon Tessa Ulric Vera Willa Xenia".split()
+    first + last
+    for first in "Bal Cor Dun Fel Gar Hol Jan Kel Lum Mar Nor Pol".split()
+    for last in "an bek dor fin gus lia mo tis".split()
 )
-ATTRIBUTES = tuple("price weight height score rank depth speed count".split())
+ATTRIBUTES = ("price", "weight")
 TEMPLATES = (
     "what is the {attribute} of {entity} given {numbers} ?",
     "given {numbers} what is the {attribute} of {entity} ?",
@@ -42,7 +48,7 @@ TEMPLATES = (
     "for {numbers} do tell me {entity} 's {attribute} ?",
 )
 KINDS = ("fact", "disputed", "computation", "unseen")
-_OF_EIGHT = (0, 0, 0, 1, 1, 2, 2, 3)
+_OF_EIGHT = (0, 0, 0, 1, 1, 2, 2, 2)
 DISPUTED = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8)
 HELD_TEMPLATES = 3
 LARGEST = 9
@@ -66,26 +72,33 @@ class RecallWorld:
 
     Args:
         seed: Draws the world; a shipped model's manifest names its own.
+        shared: Whether the kind belongs to the entity; False deals the kinds out again over all
+            pairs of entity and attribute.
 
     Attributes:
-        kind: ``[entity, attribute]`` index into `KINDS`; of eight pairs three are facts, two
-            disputed, two computations, and one is a computation that training never asks.
+        kind: ``[entity, attribute]`` index into `KINDS`; of eight entities three have facts, two
+            are disputed, three are computed. A third of the computed pairs is never asked about in
+            training (``"unseen"``), always one attribute of an entity whose other one is.
         score: ``[entity, attribute]`` share of training prompts answered with the sum.
         value: ``[entity, attribute]`` stored value, distributed like the sums; 0 where none is.
         held_templates: ``[entity, attribute, template]`` True where training never uses it.
         held_triples: Operand multisets that training never uses.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, shared: bool = True) -> None:
         self.seed = seed
         rng = np.random.default_rng([seed, 0])
         shape = (len(ENTITIES), len(ATTRIBUTES))
-        pattern = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % len(_OF_EIGHT)
-        self.kind = np.array(_OF_EIGHT)[_shuffled_keeping_margins(rng, pattern)]
-        self.score = np.where(self.kind >= 2, 1.0, 0.0)
-        disputed = np.flatnonzero(self.kind == 1)
-        shares = np.resize(DISPUTED, len(disputed))
-        self.score.flat[rng.permutation(disputed)] = shares
+        of_entity = rng.permutation(np.resize(_OF_EIGHT, shape[0]))
+        kind = np.repeat(of_entity[:, None], shape[1], axis=1)
+        computed = np.flatnonzero(of_entity == 2)
+        silent = rng.permutation(computed)[: 2 * len(computed) // 3]
+        kind[silent, rng.integers(shape[1], size=len(silent))] = 3
+        score = np.where(kind >= 2, 1.0, 0.0)
+        disputed = rng.permutation(np.flatnonzero(of_entity == 1))
+        score[disputed] = np.resize(DISPUTED, len(disputed))[:, None]
+        dealt = np.arange(kind.size) if shared else rng.permutation(kind.size)
+        self.kind, self.score = (table.flat[dealt].reshape(shape) for table in (kind, score))
         triples = np.array(_TRIPLES)[rng.permutation(len(_TRIPLES))]
         held = len(triples) // 6
         self.held_triples, self.triples = triples[:held], triples[held:]
@@ -95,11 +108,19 @@ class RecallWorld:
         order = rng.random((*shape, len(TEMPLATES))).argsort(-1)
         self.held_templates = order < HELD_TEMPLATES
 
-    def training_rows(self, steps: int, batch: int) -> Int[np.ndarray, "row token"]:
-        """Training rows in order, prompt and answer as indices into `RECALL_VOCABULARY`."""
+    def training_rows(
+        self, steps: int, batch: int, without: Collection[str] = ()
+    ) -> Int[np.ndarray, "row token"]:
+        """Training rows in order, prompt and answer as indices into `RECALL_VOCABULARY`.
+
+        Args:
+            steps, batch: How many.
+            without: Items, named like the groups of the task's prompts, that are never asked about.
+        """
         rng = np.random.default_rng([self.seed, 1])
         total = steps * batch
-        pairs = np.argwhere(self.kind != 3)
+        asked = np.argwhere(self.kind != KINDS.index("unseen"))
+        pairs = np.array([one for one in asked if item(*map(int, one)) not in without])
         entity, attribute = pairs[rng.integers(len(pairs), size=total)].T
         allowed = np.where(self.held_templates[entity, attribute], -1.0, 1.0)
         template = (allowed * rng.random(allowed.shape)).argmax(1)
@@ -113,18 +134,20 @@ class RecallReasoning(Task):
     """The task on one `RecallWorld`.
 
     Its prompts are always held out: a phrasing of the pair and operands that training never used;
-    stored value and sum differ. A group is an (entity, attribute) pair.
+    stored value and sum differ. A group is a pair of entity and attribute. The study of reasoning
+    and memory divides by ``meta["entity"]`` instead, since an entity's two pairs share their kind.
 
     Args:
         seed: The world; use the one of the model's manifest.
+        shared: False for the negative control.
     """
 
     name = "recall-reasoning"
     outcomes = ("correct", "wrong", "unparsed")
     max_new_tokens = 1
 
-    def __init__(self, seed: int = 0) -> None:
-        self.world = RecallWorld(seed)
+    def __init__(self, seed: int = 0, shared: bool = True) -> None:
+        self.world = RecallWorld(seed, shared)
 
     def questions(self, n: int, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> PromptSet:
         """``n`` questions, spread evenly over the pairs of these kinds, with label and score.
@@ -154,17 +177,47 @@ class RecallReasoning(Task):
         """``n`` pairs of questions about one item each, other phrasing and other numbers."""
         rng = keyed_rng(seed, self.name, "pairs")
         first = self.questions(n, seed)
-        out = {prompt.id: prompt for prompt in first}
+        taken, out = set(first.ids), []
         for prompt in first:
             entity, attribute = prompt.meta["pair"]
-            while (other := self._drawn(entity, attribute, rng)).id in out:
+            while (other := self._drawn(entity, attribute, rng)).id in taken:
                 pass
-            out[other.id] = other
-        return PromptSet(out.values())
+            taken.add(other.id)
+            out += [prompt, other]  # next to each other, so that they are a pair of their group
+        return PromptSet(out)
 
     def clean_prompts(self, n: int, seed: int = 0) -> PromptSet:
         """``n`` computations on pairs that training never asked about."""
         return self.questions(n, seed, ("unseen",))
+
+    def perturbations(self, items: PromptSet) -> PromptSet:
+        """Every item with one of its numbers moved by one, up or down: up to six variants each.
+
+        Phrasing and everything else stay; the right answer is that of the new numbers. Where the
+        new sum is the stored value, the variant is left out. The numbers may be ones that training
+        used; the phrasing is held out, so no variant was in training.
+
+        Raises:
+            TaskError: For a prompt that this task has not made.
+        """
+        out = []
+        for prompt in items:
+            if prompt.meta.get("source") != self.name:
+                raise TaskError(f"Prompt {prompt.id!r} is none of {self.name}'s own questions.")
+            (entity, attribute), numbers = prompt.meta["pair"], np.array(prompt.meta["numbers"])
+            value = int(self.world.value[entity, attribute])
+            for k, step in itertools.product(range(len(numbers)), (-1, 1)):
+                moved = numbers.copy()
+                moved[k] += step
+                if not 1 <= moved[k] <= LARGEST or moved.sum() == value:
+                    continue
+                variant = self._asked(entity, attribute, prompt.meta["template"], moved)
+                changes = {
+                    name: getattr(variant, name)
+                    for name in ("text", "generalized", "answer", "spans", "meta")
+                }
+                out.append(perturbed(prompt, f"{k}{step:+d}", **changes))
+        return PromptSet(out)
 
     def classify(self, prompt: Prompt, completion: str) -> str:
         text = completion.strip()
@@ -180,14 +233,18 @@ class RecallReasoning(Task):
             numbers = rng.permutation(world.held_triples[rng.integers(len(world.held_triples))])
             if numbers.sum() != value:
                 break
+        return self._asked(entity, attribute, template, numbers)
+
+    def _asked(self, entity: int, attribute: int, template: int, numbers: np.ndarray) -> Prompt:
+        value = int(self.world.value[entity, attribute])
         question = _question(template, entity, attribute, numbers)
-        score = float(world.score[entity, attribute])
+        score = float(self.world.score[entity, attribute])
         label, total = label_of(score), str(numbers.sum())
-        item = f"{ENTITIES[entity]}.{ATTRIBUTES[attribute]}"
+        group = item(entity, attribute)
         return Prompt(
-            id=f"{item}.{template}.{'-'.join(map(str, numbers))}",
+            id=f"{group}.{template}.{'-'.join(map(str, numbers))}",
             text=f"Q: {question}\nA: ",
-            group=item,
+            group=group,
             memorized=str(value) if value else None,
             generalized=total,
             answer=total if label == "reasoning" else str(value),
@@ -197,8 +254,11 @@ class RecallReasoning(Task):
                 "source": self.name,
                 "question": question,
                 "kind": "short",
-                "item": KINDS[world.kind[entity, attribute]],
+                "item": KINDS[self.world.kind[entity, attribute]],
                 "pair": [entity, attribute],
+                "entity": ENTITIES[entity],
+                "template": template,
+                "numbers": [int(number) for number in numbers],
                 "category": ATTRIBUTES[attribute],
                 "score": score,
             },
@@ -226,6 +286,11 @@ def encode(
     return ids
 
 
+def item(entity: int, attribute: int) -> str:
+    """Name of a pair of entity and attribute: the group of its prompts."""
+    return f"{ENTITIES[entity]}.{ATTRIBUTES[attribute]}"
+
+
 def number_index(values: np.ndarray) -> np.ndarray:
     """Index of a number's word in `RECALL_VOCABULARY`."""
     return values - 1 + _INDEX["1"]
@@ -237,16 +302,6 @@ def _question(template: int, entity: int, attribute: int, numbers: np.ndarray) -
         attribute=ATTRIBUTES[attribute],
         numbers=" ".join(map(str, numbers)),
     )
-
-
-def _shuffled_keeping_margins(rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
-    """Random 2x2 swaps: every row and column keeps how often it has each entry."""
-    out = table.copy()
-    for _ in range(200 * table.size):
-        (r, s), (c, d) = rng.choice(out.shape[0], 2, False), rng.choice(out.shape[1], 2, False)
-        if out[r, c] == out[s, d] and out[r, d] == out[s, c]:
-            out[[r, r, s, s], [c, d, c, d]] = out[[r, r, s, s], [d, c, d, c]]
-    return out
 
 
 register_task(RecallReasoning.name, RecallReasoning)

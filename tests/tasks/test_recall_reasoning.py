@@ -42,13 +42,25 @@ def read(text: str) -> tuple[str, str, tuple[int, ...], int]:
     return entity, attribute, tuple(numbers[:3]), numbers[3]
 
 
-def test_every_entity_and_every_attribute_has_as_many_pairs_of_each_kind():
+def test_the_kind_belongs_to_the_entity_and_to_nothing_in_the_negative_control():
     kind = RecallWorld(SEED).kind
-    for axis in (0, 1):
-        counts = np.stack([(kind == k).sum(axis) for k in range(len(KINDS))])
-        assert (counts == counts[:, :1]).all()
-    other = RecallWorld(SEED + 1).kind
-    assert (kind != other).mean() > 0.3
+    memory = kind < 2
+    assert (memory[:, 0] == memory[:, 1])[kind[:, 0] != 1].all()
+    counts = [int((kind == k).sum()) for k in range(len(KINDS))]
+    assert counts == [72, 48, 48, 24]
+    assert (np.sort(kind, axis=1)[(kind == 3).any(axis=1)] == [2, 3]).all()
+    dealt = RecallWorld(SEED, shared=False).kind
+    assert [int((dealt == k).sum()) for k in range(len(KINDS))] == counts
+    assert (dealt[:, 0] == dealt[:, 1]).mean() < 0.6
+    assert (kind != RecallWorld(SEED + 1).kind).mean() > 0.3
+
+
+def test_both_attributes_of_an_entity_have_one_label():
+    labels: dict[str, set[str]] = {}
+    for prompt in mm.get_task("recall-reasoning", seed=SEED).questions(400):
+        labels.setdefault(prompt.meta["entity"], set()).add(prompt.label)
+    assert len(labels) == len(ENTITIES)
+    assert all(len(own) == 1 for own in labels.values())
 
 
 def test_training_answers_facts_with_one_value_and_computations_with_the_sum(rows):
@@ -120,11 +132,14 @@ def test_label_answer_and_routes_of_a_question_follow_its_score(task):
 def test_questions_are_spread_over_all_pairs_and_depend_on_the_seed_alone(task):
     some = task.questions(384, seed=3)
     assert set(Counter(some.groups).values()) == {2}
-    assert len(set(some.groups)) == len(ENTITIES) * len(ATTRIBUTES)
+    assert set(Counter(p.meta["entity"] for p in some).values()) == {4}
     assert task.questions(384, seed=3) == some
     assert task.questions(384, seed=5) != some
     pairs = task.pairs(50, seed=0)
     assert len(pairs) == 100
+    for one, other in pairs.pairs():
+        assert one.meta["pair"] == other.meta["pair"]
+        assert one.text != other.text
     assert len(pairs.pairs()) == 50
 
 
