@@ -60,6 +60,8 @@ def write_manifest(
         "versions": versions(),
     }
     write_text(run.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    for name in ("curves.html", "training.json"):  # the one is large, the other is said above
+        (run.folder / name).unlink(missing_ok=True)
 
 
 def measured(model: Any, task: OfficialTask[Any]) -> dict[str, Any]:

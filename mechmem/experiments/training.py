@@ -11,12 +11,14 @@ from mechmem.artifacts import check_writable
 from mechmem.errors import TaskError, listed
 from mechmem.experiments.lab import Progress
 from mechmem.experiments.lab_addition_cued import train_addition_cued
+from mechmem.experiments.lab_cipher import train_cipher
 from mechmem.experiments.lab_reasoning import train_recall_reasoning
 
 __all__ = ["LAB_TASKS", "train_lab_model"]
 
 LAB_TASKS: dict[str, Callable[..., None]] = {
     "addition-cued": train_addition_cued,
+    "cipher": train_cipher,
     "recall-reasoning": train_recall_reasoning,
 }
 """A recipe takes the folder, ``seed=``, ``progress=`` and options of its own, all with defaults; it
@@ -43,7 +45,7 @@ def train_lab_model(
         progress: Called with (steps done, steps in all).
         **options: Of the recipe. ``addition-cued`` takes ``strength`` (0 trains the negative
             control), ``steps``, ``width``, ``layers`` and ``special`` (False leaves the special
-            prompts out).
+            prompts out); the others take ``steps``.
 
     Returns:
         The folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,11 +67,13 @@ def encode(texts: Sequence[TrainingText], tokens: Tokens) -> list[Item]:
     Raises:
         TaskError: When one is longer than the model's context.
     """
+    unlimited = copy.copy(tokens)
+    unlimited.n_ctx = None  # the whole item is measured below, not its prompt alone
     end = tokens.tokenizer.eos_token_id
     out = []
     for text in texts:
         prompt = Prompt(id="training", text=text.prompt)
-        head = tokens.encode(prompt)[0].ids
+        head = unlimited.encode(prompt)[0].ids
         ids = (*head, *tokens.continuation(prompt, text.target), *(() if end is None else (end,)))
         if tokens.n_ctx is not None and len(ids) > tokens.n_ctx:
             raise TaskError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ def train(
     if done is not None:
         return _finished(target, done)
     write_text(target / _RECORD, json.dumps(record, indent=1) + "\n")
-    with caller_state_kept():
+    with caller_state_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
         body, own = start(model, tokenizer, chosen, wanted)
         trained = with_adapters(body, wanted) if wanted.method == "lora" else body
         context = getattr(body.config, "max_position_embeddings", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mechmem.errors import TaskError, did_you_mean, listed
 
@@ -54,8 +54,8 @@ class TrainingSettings:
         seed: Draws first weights, items, their order and dropout.
     """
 
-    method: Literal["full", "lora"] = "full"
-    loss: Literal["instance", "answer"] = "instance"
+    method: str = "full"
+    loss: str = "instance"
     epochs: float | None = None
     steps: int | None = None
     samples: int | None = None
@@ -63,7 +63,7 @@ class TrainingSettings:
     batch: int = 16
     micro_batch: int | None = None
     learning_rate: float = 5e-5
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: str = "linear"
     warmup: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -75,7 +75,7 @@ class TrainingSettings:
     evaluate_every: int | None = None
     evaluation_pairs: int = 200
     validation_items: int = 128
-    keep: Literal["gen*mem", "last", "best-validation-loss"] = "gen*mem"
+    keep: str = "gen*mem"
     save_every: int | None = None
     seed: int = 0
 
