@@ -1,10 +1,15 @@
-"""The report as one HTML page: everything inside it, nothing fetched."""
+"""The report as one HTML page: everything inside it, nothing fetched.
+
+The parts that only this study can say (words, tables, figures) are saved as ``artifacts/page.json``
+beside the page, so that it can be put together again, in the clothes of a later mechmem.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,11 +17,14 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from mechmem import plotting
+from mechmem.artifacts import write_text
 from mechmem.experiments.html_parts import say
 from mechmem.experiments.sections import header, sections
 from mechmem.experiments.wording import StudyLike
 
-__all__ = ["assemble", "render"]
+__all__ = ["PARTS", "assemble", "page_from", "page_parts", "render", "study_parts", "write_page"]
+
+PARTS = "artifacts/page.json"
 
 
 def render(
@@ -32,8 +40,18 @@ def render(
         tables, figures: By name, from `mechmem.experiments.report`.
         manifest: JSON-ready; shown at the end.
     """
+    return page_from(study_parts(study, tables, figures, manifest))
+
+
+def study_parts(
+    study: StudyLike,
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, go.Figure],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `render` puts on the page."""
     title = f"{study.model.name}, {study.task}: remembering or computing?"
-    return assemble(title, header(study), sections(study, tables, figures, manifest), figures)
+    return page_parts(title, header(study), sections(study, tables, figures, manifest), figures)
 
 
 def assemble(title: str, head: str, body: str, figures: Mapping[str, go.Figure]) -> str:
@@ -44,12 +62,35 @@ def assemble(title: str, head: str, body: str, figures: Mapping[str, go.Figure])
         head, body: HTML; everything from outside must be escaped in it.
         figures: Drawn where the body has their places.
     """
+    return page_from(page_parts(title, head, body, figures))
+
+
+def page_parts(
+    title: str, head: str, body: str, figures: Mapping[str, go.Figure]
+) -> dict[str, Any]:
+    """What a page says, JSON-ready, without the clothes: template, styles, plotly.js."""
+    drawn = {}
+    for name, fig in figures.items():
+        spec = json.loads(str(fig.to_json()))
+        spec["layout"].pop("template", None)
+        drawn[name] = {"data": spec["data"], "layout": spec["layout"]}
+    return {"format": 1, "title": title, "head": head, "body": body, "figures": drawn}
+
+
+def write_page(parts: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``report.html`` and the parts that it is made of."""
+    write_text(folder / PARTS, json.dumps(parts, ensure_ascii=True) + "\n")
+    return write_text(folder / "report.html", page_from(parts))
+
+
+def page_from(said: Mapping[str, Any]) -> str:
+    """The page of what `page_parts` gave."""
     parts = {
-        "title": say(title),
+        "title": say(said["title"]),
         "css": _file("page.css"),
-        "header": head,
-        "body": body,
-        "figures": _figures(figures),
+        "header": said["head"],
+        "body": said["body"],
+        "figures": _figures(said["figures"]),
         "plotly": get_plotlyjs(),
     }
     page = _file("page.html")
@@ -61,13 +102,8 @@ def assemble(title: str, head: str, body: str, figures: Mapping[str, go.Figure])
     return "".join(out)
 
 
-def _figures(figures: Mapping[str, go.Figure]) -> str:
+def _figures(drawn: Mapping[str, Any]) -> str:
     """Data and layouts as JSON, templates once; nothing in it can end the script element."""
-    drawn = {}
-    for name, fig in figures.items():
-        spec = json.loads(str(fig.to_json()))
-        spec["layout"].pop("template", None)
-        drawn[name] = {"data": spec["data"], "layout": spec["layout"]}
     templates = {
         theme: plotting.house_style(go.Figure(), theme, "").layout.template.to_plotly_json()
         for theme in plotting.THEMES

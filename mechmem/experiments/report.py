@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from mechmem import plotting
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
-from mechmem.experiments.page import render
+from mechmem.experiments.page import study_parts, write_page
 from mechmem.experiments.summary import summary_table
 from mechmem.experiments.wording import PAPER, StudyLike, sentence, verdict
 from mechmem.patching.neurons import ShiftNeurons
@@ -160,7 +160,7 @@ def _write_parts(study: StudyLike, draft: Path) -> None:
     for name, part in study.observed.items():
         part.behaving.to_jsonl(artifacts / f"prompts_{name}.jsonl")
     manifest = {**study.manifest(), "verdict": verdict(study), "answer": sentence(study)}
-    write_text(draft / "report.html", render(study, found, figures(study, found=found), manifest))
+    write_page(study_parts(study, found, figures(study, found=found), manifest), draft)
     write_manifest(manifest, draft)
 
 
