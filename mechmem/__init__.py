@@ -39,10 +39,11 @@ _HOME = {
     ),
     "evaluation": (
         "Determinism EditTransfer EffectByModel GradedAnswers Interaction MarginResponse "
-        "ModelComparison NearTies Observations ProbeTransfer Prompting Rates Selection "
+        "ModelComparison NearTies Observations ProbeTransfer Prompting Rates Sampling Selection "
         "SideEffects SteeringGrid compare_models controls determinism edit_transfer "
         "effect_by_model evaluate graded_answers interaction margin_response near_ties observe "
-        "probe_transfer prompting select_direction side_effects split_shift steering_grid"
+        "probe_transfer prompting sampling select_direction side_effects split_shift "
+        "steering_grid"
     ),
     "experiments": (
         "ReasoningStudy Study Training TrainingSettings from_hub push_to_hub run_reasoning_study "

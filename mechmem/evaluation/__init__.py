@@ -15,6 +15,7 @@ from mechmem.evaluation.models_compared import (
 from mechmem.evaluation.near_ties import NearTies, near_ties
 from mechmem.evaluation.prompting import Prompting, prompting
 from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.sampling import Sampling, sampling
 from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
 from mechmem.evaluation.steering import SteeringGrid, steering_grid
@@ -33,6 +34,7 @@ __all__ = [
     "ProbeTransfer",
     "Prompting",
     "Rates",
+    "Sampling",
     "Selection",
     "SideEffects",
     "SteeringGrid",
@@ -49,6 +51,7 @@ __all__ = [
     "observe",
     "probe_transfer",
     "prompting",
+    "sampling",
     "select_direction",
     "side_effects",
     "split_shift",

@@ -7,12 +7,13 @@ from mechmem.plotting.cosines import cosine_profile, direction_cosines, principa
 from mechmem.plotting.costs import effect_by_model, model_accuracy, side_effects
 from mechmem.plotting.dose import dose_response
 from mechmem.plotting.layers import probe_accuracy, separation_profile
+from mechmem.plotting.learning_curve import learning_curve
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
 from mechmem.plotting.rates import rates_bars, transitions
 from mechmem.plotting.response import margin_response, near_ties
 from mechmem.plotting.save import figure_data, save_figure, save_figures
 from mechmem.plotting.scores import score_correlation
-from mechmem.plotting.settings import graded_answers, prompting
+from mechmem.plotting.settings import graded_answers, prompting, sampling
 from mechmem.plotting.state_maps import state_map
 from mechmem.plotting.steering import steering_grid
 from mechmem.plotting.style import COLORS, THEMES, house_style
@@ -36,6 +37,7 @@ __all__ = [
     "interaction",
     "layer_distribution",
     "layer_shares",
+    "learning_curve",
     "margin_response",
     "margins",
     "mix_table",
@@ -47,6 +49,7 @@ __all__ = [
     "probe_accuracy",
     "prompting",
     "rates_bars",
+    "sampling",
     "save_figure",
     "save_figures",
     "score_correlation",

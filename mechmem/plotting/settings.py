@@ -7,11 +7,12 @@ import plotly.graph_objects as go
 
 from mechmem.evaluation.graded import GradedAnswers
 from mechmem.evaluation.prompting import Prompting
+from mechmem.evaluation.sampling import Sampling
 from mechmem.plotting.data import as_table, counted, each_row, error_bars, plain
-from mechmem.plotting.intervals import add_bars
-from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
+from mechmem.plotting.intervals import add_bars, add_line
+from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
-__all__ = ["graded_answers", "prompting"]
+__all__ = ["graded_answers", "prompting", "sampling"]
 
 
 def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go.Figure:
@@ -84,3 +85,36 @@ def graded_answers(graded: GradedAnswers | pd.DataFrame, *, theme: str = "light"
     fig.update_layout(barmode="group")
     about = "1: the answer letter by letter; lines: 95 % interval, groups resampled"
     return house_style(fig, theme, "How much of each answer was written", about, 430, bottom=62)
+
+
+def sampling(sampled: Sampling | pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """How much a prompt's draws agree, against the temperature.
+
+    Args:
+        sampled: From `mechmem.sampling`, or its saved table.
+        theme: ``"light"`` or ``"dark"``.
+    """
+    names = {
+        "agreement": "two draws come out alike",
+        "as_greedy": "a draw comes out as greedy does",
+        "both": "prompts that show both behaviors",
+    }
+    columns = ["temperature", "draws", *names]
+    columns += [f"{name}_{end}" for name in names for end in ("low", "high")]
+    frame = as_table(sampled, columns, "sampling").sort_values("temperature")
+    fig = go.Figure()
+    for k, (value, name) in enumerate(names.items()):
+        low, high = f"{value}_low", f"{value}_high"
+        add_line(
+            fig, frame, x=frame["temperature"].tolist(), value=value, name=name,
+            color=PALETTE[k], ends=(low, high),
+            hover=[
+                f"{name}, temperature {row['temperature']:g}<br>{100 * row[value]:.1f} % "
+                f"[{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
+                for _, row in frame.iterrows()
+            ],
+        )  # fmt: skip
+    fig.update_xaxes(title="temperature", rangemode="tozero")
+    fig.update_yaxes(title="share", tickformat=".0%", range=[0, 1.03])
+    about = f"{counted(frame)}, {frame['draws'].iloc[0]} draws each; lines: 95 % interval"
+    return house_style(fig, theme, "The same prompt again, sampled", about, 420, bottom=62)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mechmem.models.engine.backends import Backend
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.caches import keep_rows, make_room
+from mechmem.models.engine.choosing import Choose, likeliest
 from mechmem.models.engine.ending import Completion, Ending
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
@@ -41,8 +42,9 @@ def generate(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     share: bool = True,
     progress: Progress = None,
+    choose: Choose = likeliest,
 ) -> list[Completion]:
-    """Greedy text after every prompt, in the order given, with a KV cache.
+    """Text after every prompt, in the order given, with a KV cache.
 
     Args:
         decode: Ids to text, for the stop strings and the result.
@@ -50,6 +52,8 @@ def generate(
         stop: Strings that end a completion; the text is cut before the first of them.
         eos_ids: Tokens that end a completion.
         share: Whether prompts that begin alike run their common beginning once.
+        choose: Picks the next token; greedy unless told otherwise. It is told the places of the
+            rows in ``prompts``.
     """
     out = [Completion() for _ in prompts]
     ending = Ending(decode, stop, eos_ids)
@@ -61,8 +65,13 @@ def generate(
             )
             passes = Passes(backend, chosen, pad_id, grows=room > 1)
 
+            def picks(
+                logits: Tensor, at: Sequence[int], step: int, rows: list[int] = rows
+            ) -> Tensor:
+                return choose(logits, [rows[row] for row in at], step)
+
             def run(work: Work, passes: Passes = passes, room: int = room) -> list[Completion]:
-                return _write(backend, passes, work, room, interventions, ending)
+                return _write(backend, passes, work, room, interventions, ending, picks)
 
             for work, done in retried(plan.works, run):
                 for row, completion in zip(work.rows, done, strict=True):
@@ -79,6 +88,7 @@ def _write(
     room: int,
     interventions: Sequence[Intervention],
     ending: Ending,
+    choose: Choose,
 ) -> list[Completion]:
     """Continue every row of one batch until it ends."""
     ready = passes.ready(work)
@@ -87,12 +97,13 @@ def _write(
     mask = torch.nn.functional.pad(ready.mask, (0, room - 1))
     done = [Completion() for _ in work.rows]
     here = list(done)  # what each row of the batch writes
+    members = list(work.rows)
     with running(backend), wired(backend, feed, interventions) as follow:
         for step in range(room):
             logits, cache = backend.forward(
                 ids, mask[:, : width + step], cache=cache, use_cache=room > 1, last_only=True
             )
-            ids = logits[:, -1].argmax(-1, keepdim=True)
+            ids = choose(logits[:, -1], members, step)[:, None]
             del logits
             for completion, (token,) in zip(here, ids.tolist(), strict=True):
                 if not completion.finished:
@@ -105,7 +116,7 @@ def _write(
             if _worth_leaving(len(here), len(going)) and keep_rows(cache, going):
                 at = torch.tensor(going, device=ids.device)
                 feed, ids, mask = feed.only(going), ids[at], mask[at]
-                here = [here[row] for row in going]
+                here, members = [here[row] for row in going], [members[row] for row in going]
                 going = list(range(len(here)))
             # A row that is done is fed on under a zero mask, so that its position stands still.
             live = _marked(going, len(here), ids.device)
