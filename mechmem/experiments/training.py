@@ -12,6 +12,7 @@ from mechmem.errors import TaskError, listed
 from mechmem.experiments.lab import Progress
 from mechmem.experiments.lab_addition_cued import train_addition_cued
 from mechmem.experiments.lab_cipher import train_cipher
+from mechmem.experiments.lab_colors import train_colors
 from mechmem.experiments.lab_reasoning import train_recall_reasoning
 
 __all__ = ["LAB_TASKS", "train_lab_model"]
@@ -19,6 +20,7 @@ __all__ = ["LAB_TASKS", "train_lab_model"]
 LAB_TASKS: dict[str, Callable[..., None]] = {
     "addition-cued": train_addition_cued,
     "cipher": train_cipher,
+    "colors": train_colors,
     "recall-reasoning": train_recall_reasoning,
 }
 """A recipe takes the folder, ``seed=``, ``progress=`` and options of its own, all with defaults; it
