@@ -52,7 +52,13 @@ class StateMap:
             extra += [{"kind": "direction", "class": self.toward, "x": x, "y": y} for x, y in ends]
         if self.boundary is not None:
             own = self.points[self.points["set"] == self.points["set"].iloc[0]]
-            extra += [{"kind": "boundary", "x": x, "y": y} for x, y in _across(self.boundary, own)]
+            extra += [
+                {"kind": "boundary", "class": "", "x": x, "y": y}
+                for x, y in _across(self.boundary, own)
+            ]
+        # Words in every row keep ids and groups words when the table is read again.
+        words = [{"set": row["kind"], "id": row["kind"], "group": row["kind"]} for row in extra]
+        extra = [one | row for one, row in zip(words, extra, strict=True)]
         out = pd.concat([rows, pd.DataFrame(extra)], ignore_index=True) if extra else rows
         return out.assign(
             stream=self.site.stream,

@@ -102,23 +102,27 @@ def test_one_seen_item_among_fresh_ones_is_enough() -> None:
         mm.separation(fit(), states(mixed))
 
 
+@cache
+def chosen_on_validation() -> tuple[mm.Direction, mm.Sweep, mm.SteeringGrid]:
+    model = bench().model
+    one = mm.Directions({mm.Site("resid_post", 1): fit()["resid_post", 1]})
+    selected = mm.select_direction(model, one, validation=CHOSEN, induce_minimum=-1e9, kl_limit=1e9)
+    swept = mm.sweep(model, [edit()], validation=CHOSEN, test=FRESH, draws=1)
+    grid = mm.steering_grid(model, one, CHOSEN, alphas=[1.0], by="behavior", draws=0)
+    return selected.direction, swept, grid
+
+
 @pytest.mark.parametrize("chosen", [CHOSEN, renamed(CHOSEN, "y"), rephrased(CHOSEN)])
 def test_what_chose_is_refused_as_what_fitted(chosen) -> None:
     model = bench().model
-    best = mm.select_direction(
-        model, fit(), validation=CHOSEN, induce_minimum=-1e9, kl_limit=1e9
-    ).direction
-    one = mm.Directions({best.site: best})
+    best, swept, grid = chosen_on_validation()
     with pytest.raises(mm.LeakageError):
-        mm.separation(one, states(chosen))
+        mm.separation(mm.Directions({best.site: best}), states(chosen))
     with pytest.raises(mm.LeakageError):
         mm.evaluate(model, chosen, edit=mm.ProjectOut(best))
-    swept = mm.sweep(model, [edit()], validation=CHOSEN, test=FRESH, draws=1)
-    with pytest.raises(mm.LeakageError):
-        swept.seen.refuse(chosen, model.tokenize(chosen), "report")
-    grid = mm.steering_grid(model, fit(), CHOSEN, alphas=[1.0], by="behavior", draws=0)
-    with pytest.raises(mm.LeakageError):
-        grid.seen.refuse(chosen, model.tokenize(chosen), "report")
+    for seen in (swept.seen, grid.seen):
+        with pytest.raises(mm.LeakageError):
+            seen.refuse(chosen, model.tokenize(chosen), "report")
 
 
 def test_a_saved_direction_still_remembers(tmp_path) -> None:
