@@ -42,11 +42,12 @@ _HOME = {
         "ModelComparison NearTies Observations ProbeTransfer Prompting Rates Sampling Selection "
         "SideEffects SteeringGrid compare_models controls determinism edit_transfer "
         "effect_by_model evaluate graded_answers interaction margin_response near_ties observe "
-        "probe_transfer prompting sampling select_direction side_effects split_shift "
+        "perturbational_memorization probe_transfer prompting sampling select_direction side_effects split_shift "
         "steering_grid"
     ),
     "experiments": (
-        "ReasoningStudy Study Training TrainingSettings from_hub push_to_hub run_reasoning_study "
+        "ReasoningStudy Study Training TrainingSettings counterfactual_memorization from_hub "
+        "push_to_hub run_memorization_study run_reasoning_study "
         "run_study sweep train train_lab_model"
     ),
 }

@@ -13,6 +13,7 @@ from mechmem.evaluation.models_compared import (
     effect_by_model,
 )
 from mechmem.evaluation.near_ties import NearTies, near_ties
+from mechmem.evaluation.perturbation import PerturbationalMemorization, perturbational_memorization
 from mechmem.evaluation.prompting import Prompting, prompting
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.evaluation.sampling import Sampling, sampling
@@ -31,6 +32,7 @@ __all__ = [
     "ModelComparison",
     "NearTies",
     "Observations",
+    "PerturbationalMemorization",
     "ProbeTransfer",
     "Prompting",
     "Rates",
@@ -49,6 +51,7 @@ __all__ = [
     "margin_response",
     "near_ties",
     "observe",
+    "perturbational_memorization",
     "probe_transfer",
     "prompting",
     "sampling",

@@ -8,6 +8,7 @@ from mechmem.plotting.costs import effect_by_model, model_accuracy, side_effects
 from mechmem.plotting.dose import dose_response
 from mechmem.plotting.layers import probe_accuracy, separation_profile
 from mechmem.plotting.learning_curve import learning_curve
+from mechmem.plotting.memorization import memorization
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
 from mechmem.plotting.rates import rates_bars, transitions
 from mechmem.plotting.response import margin_response, near_ties
@@ -40,6 +41,7 @@ __all__ = [
     "learning_curve",
     "margin_response",
     "margins",
+    "memorization",
     "mix_table",
     "model_accuracy",
     "near_ties",

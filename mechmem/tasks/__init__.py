@@ -13,14 +13,20 @@ from mechmem.tasks.base import (
 from mechmem.tasks.cipher import Cipher
 from mechmem.tasks.colors import Colors
 from mechmem.tasks.official import OfficialTask, TrainingText, rejected_pairs
+from mechmem.tasks.perturb import (
+    none_of_the_others,
+    other_numbers,
+    perturbed,
+    shuffled_options,
+)
 from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
 from mechmem.tasks.reasoning import Reasoning
 from mechmem.tasks.recall_reasoning import RecallReasoning, RecallWorld
 
 __all__ = [
-    "BEHAVIORS",
     "Addition",
     "AdditionCued",
+    "BEHAVIORS",
     "Chat",
     "Cipher",
     "Colors",
@@ -37,6 +43,10 @@ __all__ = [
     "TrainingText",
     "available_tasks",
     "get_task",
+    "none_of_the_others",
+    "other_numbers",
+    "perturbed",
     "register_task",
     "rejected_pairs",
+    "shuffled_options",
 ]
