@@ -94,10 +94,12 @@ def _read_config(ctx: Any, value: str | None) -> str | None:
 
 def _flag(hint: Any) -> str:
     """How an option is typed where that is not the name of its argument."""
-    said = [
-        name for note in get_args(hint)[1:] for name in getattr(note, "param_decls", None) or ()
-    ]
-    return str(said[0]).removeprefix("--") if said else ""
+    for note in get_args(hint)[1:]:
+        # typer files the first name of an option under `default` until it builds the command.
+        for name in (getattr(note, "default", None), *(getattr(note, "param_decls", None) or ())):
+            if isinstance(name, str) and name.startswith("--"):
+                return name.removeprefix("--")
+    return ""
 
 
 def _parsed(file: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mechmem.cli.app import Seed, command, progress_bar
+from mechmem.cli.asking import Asked, load_asked
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, print_result
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["demo", "study"]
 
 DEMO_MODEL = "lab/addition-cued"
-_TINY = 256
-PAIRS = 600
 
 
 @command()
@@ -31,7 +30,7 @@ def demo(
 
     Example: mechmem demo
     """
-    _study(DEMO_MODEL, None, None, out, seed, PAIRS, output)
+    _study(Asked(DEMO_MODEL, None, None, None), out, seed, output)
 
 
 @command()
@@ -75,8 +74,6 @@ def study(
     Example: mechmem study my_prompts.csv --model ./my-model --out my-report
     """
     from mechmem.cli.reasoning import REASONING, study_reasoning
-    from mechmem.models import lab_models
-    from mechmem.tasks import available_tasks, get_task
 
     if task in REASONING:
         if pairs is not None:
@@ -87,29 +84,10 @@ def study(
         raise typer.BadParameter(
             "only `mechmem study reasoning` reads it", param_hint="--questions"
         )
-    own = Path(task) if Path(task).suffix in (".jsonl", ".csv") else None
-    if own is not None and model is None:
-        raise typer.BadParameter("your own prompts need --model", param_hint="--model")
-    if own is not None and pairs is not None:
-        raise typer.BadParameter("your own prompts are the pairs", param_hint="--pairs")
-    if own is None and task not in available_tasks():
-        get_task(task)  # says which tasks there are
-    if model is None and f"lab/{task}" not in lab_models():
-        raise typer.BadParameter(
-            f"no lab model ships for {task!r}; say which model to ask", param_hint="--model"
-        )
-    _study(model or f"lab/{task}", None if own else task, own, out, seed, pairs or PAIRS, output)
+    _study(load_asked(task, model, pairs), out, seed, output)
 
 
-def _study(
-    model_name: str,
-    task_name: str | None,
-    own: Path | None,
-    out: Path,
-    seed: int,
-    pairs: int,
-    output: Format,
-) -> None:
+def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
     """Load, run, print one table, one sentence and its notes, write the report."""
     from mechmem.artifacts import check_writable
     from mechmem.experiments.summary import summary_table
@@ -121,7 +99,7 @@ def _study(
             bar.set_description_str(line.partition(": {")[0][:60])
             bar.update(1)
 
-        result = _run(model_name, task_name, own, seed, pairs, say)
+        result = _run(asked, seed, say)
         say("writing the report")
         report = result.save(out)
     save_config(out)
@@ -129,36 +107,18 @@ def _study(
     typer.echo(f"report: {report}", err=True)
 
 
-def _run(
-    model_name: str,
-    task_name: str | None,
-    own: Path | None,
-    seed: int,
-    pairs: int | None,
-    say: Any,
-) -> Study:
-    import torch
-
+def _run(asked: Asked, seed: int, say: Any) -> Study:
     from mechmem.experiments.study import run_study
     from mechmem.models import load_model
-    from mechmem.tasks import PromptAnswers, PromptSet, get_task
+    from mechmem.tasks import get_task
 
-    prompts = None  # files are cheap to get wrong and models slow to load: files first
-    if own is not None:
-        prompts = PromptSet.from_csv(own) if own.suffix == ".csv" else PromptSet.from_jsonl(own)
-        PromptAnswers.for_prompts(prompts.require("study"))
-    elif task_name is not None:
-        get_task(task_name)
-    model = load_model(model_name)
-    if model.info.d_model <= _TINY:
-        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
-    if prompts is not None:
-        return run_study(model, prompts=prompts, seed=seed, progress=say)
-    name = task_name or model.card["task"]
-    task = get_task(name, **model.card.get("task_options", {}))
+    model, task = asked.load()
+    if task is None:
+        return run_study(model, prompts=asked.prompts, seed=seed, progress=say)
     negative = None
     if "negative_control" in model.card:
         control = load_model(model.card["negative_control"])
-        negative = (control, get_task(name, **control.card["task_options"]))
-    n = pairs or int(model.card.get("study_pairs", PAIRS))
-    return run_study(model, task=task, n=n, seed=seed, negative=negative, progress=say)
+        negative = (control, get_task(task.name, **control.card["task_options"]))
+    return run_study(
+        model, task=task, n=asked.number(model), seed=seed, negative=negative, progress=say
+    )

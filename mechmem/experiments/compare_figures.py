@@ -11,7 +11,7 @@ from mechmem.plotting.style import PALETTE, color_of, faded, house_style
 
 __all__ = ["effects_figure", "layers_figure", "mix_figure"]
 
-ROW = 30
+ROW = 34
 LINES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
@@ -21,12 +21,15 @@ def effects_figure(effects: pd.DataFrame, theme: str) -> go.Figure | None:
     if effects.empty:
         return None
     fig = go.Figure()
+    studies = list(dict.fromkeys(effects["study"]))
+    many = effects["toward"].nunique()
     for k, (toward, rows) in enumerate(effects.groupby("toward", sort=False)):
         name = plain(toward)
+        apart = 0.5 * ((k + 0.5) / many - 0.5)  # within the row of a study, so that none is covered
         fig.add_trace(
             go.Scatter(
                 x=rows["beyond"],
-                y=[plain(study) for study in rows["study"]],
+                y=[studies.index(study) + apart for study in rows["study"]],
                 error_x=error_bars(rows, "beyond"),
                 mode="markers",
                 name=f"toward {name}" if rows["kind"].iloc[0] == "behavior" else name,
@@ -46,8 +49,13 @@ def effects_figure(effects: pd.DataFrame, theme: str) -> go.Figure | None:
         )
     fig.add_vline(x=0, line={"dash": "dot", "width": 1.5, "color": "#8A8F98"})
     fig.update_xaxes(title_text="edit minus control, share of the answers", tickformat="+.0%")
-    fig.update_yaxes(autorange="reversed")
-    height = 190 + ROW * effects["study"].nunique()
+    fig.update_yaxes(
+        tickvals=list(range(len(studies))),
+        ticktext=[plain(study) for study in studies],
+        range=[len(studies) - 0.5, -0.5],
+        zeroline=False,
+    )
+    height = 190 + ROW * len(studies) * max(many, 2) // 2
     return house_style(
         fig, theme, "How far the edit goes beyond its controls", counted(effects), height, 40
     )
@@ -98,6 +106,7 @@ def layers_figure(table: pd.DataFrame, column: str, theme: str) -> go.Figure | N
             go.Scatter(
                 x=np.concatenate([depth, depth[::-1]]),
                 y=np.concatenate([rows["high"], rows["low"][::-1]]),
+                mode="lines",
                 fill="toself",
                 fillcolor=faded(color, 0.16),
                 line={"width": 0},

@@ -80,7 +80,7 @@ class SavedStudy:
                 f"{did_you_mean(name, self.names)}"
             )
         try:
-            return pd.read_csv(file, float_precision="round_trip")
+            return pd.read_csv(file)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{file} cannot be read: {error}. Save the study again.") from error
 

@@ -1,0 +1,83 @@
+"""Who is asked what: a model with a task, or with prompts from a file. Files before models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from mechmem.models import Model
+    from mechmem.tasks import PromptSet, Task
+
+__all__ = ["PAIRS", "Asked", "load_asked"]
+
+PAIRS = 600
+_TINY = 256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, checked as far as is cheap: files are read, the model is not loaded.
+
+    Attributes:
+        model_name: As `load_model` takes it.
+        task_name: A task, or ``None`` for own prompts and for the task of a lab model's card.
+        prompts: Own prompts, or ``None``.
+        pairs: Pairs asked for, or ``None``.
+    """
+
+    model_name: str
+    task_name: str | None
+    prompts: PromptSet | None
+    pairs: int | None
+
+    def load(self) -> tuple[Model, Task | None]:
+        """The model, and the task unless the prompts bring their own answers."""
+        import torch
+
+        from mechmem.models import load_model
+        from mechmem.tasks import get_task
+
+        model = load_model(self.model_name)
+        if model.info.d_model <= _TINY:
+            torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+        if self.prompts is not None:
+            return model, None
+        name = self.task_name or model.card["task"]
+        return model, get_task(name, **model.card.get("task_options", {}))
+
+    def number(self, model: Model) -> int:
+        """Pairs to make: as asked, the lab model's own number, or `PAIRS`."""
+        return self.pairs or int(model.card.get("study_pairs", PAIRS))
+
+
+def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
+    """Check what was typed.
+
+    Raises:
+        typer.BadParameter: For options that do not fit together.
+        TaskError, PromptError: For an unknown task, or a file that cannot be used.
+    """
+    from mechmem.models import lab_models
+    from mechmem.tasks import PromptAnswers, PromptSet, available_tasks, get_task
+
+    file = Path(task)
+    if file.suffix in (".jsonl", ".csv"):
+        if model is None:
+            raise typer.BadParameter("your own prompts need --model", param_hint="--model")
+        if pairs is not None:
+            raise typer.BadParameter("your own prompts are the pairs", param_hint="--pairs")
+        read = PromptSet.from_csv if file.suffix == ".csv" else PromptSet.from_jsonl
+        prompts = read(file)
+        PromptAnswers.for_prompts(prompts.require("study"))
+        return Asked(model, None, prompts, None)
+    if task not in available_tasks():
+        get_task(task)  # says which tasks there are
+    if model is None and f"lab/{task}" not in lab_models():
+        raise typer.BadParameter(
+            f"no lab model ships for {task!r}; say which model to ask", param_hint="--model"
+        )
+    return Asked(model or f"lab/{task}", task, None, pairs)

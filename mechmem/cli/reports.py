@@ -1,0 +1,53 @@
+"""`mechmem report` and `mechmem compare`: pages from folders of saved studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechmem.cli.app import command
+from mechmem.cli.config import save_config
+from mechmem.cli.output import Format, Output, print_result
+
+__all__ = ["compare", "report"]
+
+
+@command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `mechmem study` wrote to.")],
+    output: Output = Format.table,
+) -> None:
+    """Write report.html of a saved study again; the model is not needed.
+
+    Example: mechmem report mechmem-demo
+    """
+    import pandas as pd
+
+    from mechmem.experiments.saved import load_study, rewrite_report
+
+    study = load_study(folder)
+    page = rewrite_report(folder)
+    table = study.table("summary") if "summary" in study.names else pd.DataFrame()
+    print_result(table, output, said=study.answer())
+    typer.echo(f"report: {page}", err=True)
+
+
+@command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two or more saved studies.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("mechmem-compare.html"),
+    output: Output = Format.table,
+) -> None:
+    """Lay saved studies side by side on one page: models, tasks, seeds.
+
+    Example: mechmem compare study-seed0 study-seed1 --out compare.html
+    """
+    from mechmem.experiments.compare import compare_studies
+
+    found = compare_studies(folders)
+    page = found.save(out)
+    save_config(page)
+    print_result(found.table(), output)
+    typer.echo(f"comparison: {page}", err=True)

@@ -1,0 +1,64 @@
+"""mechmem sweep, report and compare, as typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+from small_study import small_study
+
+from mechmem.cli import main
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mechmem", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def test_report_and_compare_work_on_folders_alone(run, tmp_path):
+    for name in ("a", "b"):
+        small_study().save(tmp_path / name)
+    (tmp_path / "a" / "report.html").unlink()
+    status, out, err = run("report", "a", "--format", "json")
+    assert status == 0, err
+    assert json.loads(out)["answer"] == small_study().answer()
+    assert (tmp_path / "a" / "report.html").is_file()
+    status, out, err = run("compare", "a", "b", "--out", "both.html", "--format", "csv")
+    assert status == 0, err
+    assert out.startswith("study,kind,family,toward,beyond,low,high,n,groups\n")
+    assert (tmp_path / "both.html").is_file()
+    assert "folders:\n- a\n- b\n" in (tmp_path / "both.html.config.yaml").read_text()
+    status, out, err = run("report", "nowhere")
+    assert (status, out) == (1, "")
+    assert err.startswith("mechmem: nowhere holds no study")
+
+
+def test_a_sweep_keeps_its_cells_and_goes_on_there(run, tmp_path):
+    (tmp_path / "grid.yaml").write_text(
+        "task: addition-cued\nout: swept\npairs: 60\nedit: [direction]\nlayer: [1]\n"
+        "alpha: [1.0, 2.0]\ndraws: 1\nformat: json\n"
+    )
+    status, out, err = run("sweep", "--config", "grid.yaml")
+    assert status == 0, err
+    rows = json.loads(out)["table"]
+    assert {row["setting"] for row in rows} == {"unedited", "edit", "random direction", "alpha 0"}
+    tried = pd.read_csv(tmp_path / "swept" / "tables" / "validation.csv")
+    assert sorted(tried["alpha"]) == [1.0, 1.0, 2.0, 2.0]
+    cells = {p: p.stat().st_mtime_ns for p in (tmp_path / "swept" / "cells").rglob("*.json")}
+    assert cells
+    status, again, _ = run("sweep", "--config", "swept/config.yaml", "--format", "table")
+    assert status == 0
+    assert "edit minus control" in again
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "swept" / "cells").rglob("*.json")}
+    assert {path: when for path, when in kept.items() if path in cells} == cells
