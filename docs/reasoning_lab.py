@@ -1,0 +1,214 @@
+"""Writes docs/reasoning-lab.md: trains the lab models of recall and reasoning and studies each.
+
+    python docs/reasoning_lab.py [--work build/reasoning-lab] [--runs "seed 0" "seed 1" ...]
+
+Models that the work folder holds already are not trained again; delete them to start from nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import mechmem as mm
+from mechmem.experiments.reasoning_edits import ORACLE
+from mechmem.experiments.reasoning_tables import accuracy_table, mode_table, repair_table
+from mechmem.tasks.recall_reasoning import KINDS
+
+RUNS = {
+    "seed 0": {"seed": 0},
+    "seed 1": {"seed": 1},
+    "seed 2": {"seed": 2},
+    "control": {"seed": 0, "shared": False},
+}
+OWN = {"reasoning": "toward reasoning", "memory": "toward memory"}
+HEAD = """# One direction between reasoning and memory, on a lab model
+
+`mechmem study reasoning` runs P2 (arXiv 2503.23084) on `lab/recall-reasoning`: 207,000 parameters,
+four layers, trained here. A question is `Q: what is the price of Feldor given 3 5 8 ?` and one
+number answers it. For 36 of 96 entities training always gave the attribute's stored value (a
+fact), for 36 the sum of the three numbers (a computation), for 24 now the one, now the other
+(disputed). An item's score is the share of its training prompts that were answered with the
+sum; above 0.5 it is labelled reasoning and the sum is right. Every question of the study has a phrasing of its item and
+numbers that training never used. Of a third of the computed pairs ("unseen") training never asked
+anything. Directions are fitted on half of the entities, edits chosen on a fifth, and everything
+below was measured on the other entities, whose names the fit has not met.
+
+**What is planted**: that both attributes of an entity are treated alike, which gives the model a
+reason to keep a mode per entity. The control deals the same kinds out over pairs of entity and
+attribute, so that this reason is gone.
+
+**How the recipe was chosen.** Sizes and schedule on training seed 10. In an earlier design (24
+entities, 8 attributes, kinds dealt out over pairs) the model of seed 0 recalled 99 % of its facts
+and computed 93 % of its sums, but kept no shared mode: directions from two halves of its items had
+cosines between -0.24 and 0.23 on average, and adding the direction changed nothing. That is why
+kinds now belong to entities. Then seeds 0, 1 and 2 were trained, once each; `lab/recall-reasoning`
+is seed 0. This page is written by `python docs/reasoning_lab.py`.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/reasoning-lab"))
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
+    given = parser.parse_args()
+    studies = {}
+    for name in given.runs:
+        options, folder = RUNS[name], given.work / name.replace(" ", "-")
+        if not (folder / "model.safetensors").is_file():
+            print(f"training {name}", flush=True)
+            mm.train_lab_model("recall-reasoning", folder, **options)
+        print(f"studying {name}", flush=True)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        task = mm.get_task("recall-reasoning", **options)
+        studies[name] = (manifest, mm.run_reasoning_study(mm.load_model(str(folder)), task=task))
+    page = Path(__file__).parent / "reasoning-lab.md"
+    parts = [HEAD, behavior(studies), reading(studies), edits(studies), modes(studies)]
+    page.write_text("\n".join([*parts, repairs(studies), answers(studies)]), encoding="utf-8")
+    print(f"wrote {page}")
+
+
+def behavior(studies: dict) -> str:
+    rows = [
+        "## What they answer",
+        "",
+        "Correct answers on 4,000 questions; in brackets the share answered with the sum.",
+        "",
+        f"| model | {' | '.join(KINDS)} | training, CPU seconds |",
+        f"|---|{'---|' * len(KINDS)}---|",
+    ]
+    for name, (manifest, _) in studies.items():
+        found = manifest["measured"]
+        cells = [f"{found[kind]['correct']:.1%} ({found[kind]['sum']:.1%})" for kind in KINDS]
+        rows.append(f"| {name} | {' | '.join(cells)} | {manifest['training']['cpu_seconds']:.0f} |")
+    return "\n".join([*rows, ""])
+
+
+def reading(studies: dict) -> str:
+    rows = [
+        "## Are they told apart?",
+        "",
+        "AUROC of the projection on test entities, with 95 % intervals over entities. Beside it "
+        "the range of directions from shuffled labels at the last site, the input tokens alone, "
+        "the highest of four methods at the site chosen on validation, and the mean cosine between "
+        "directions of two halves of the training entities at the last site.",
+        "",
+        "| model | block 0 | 1 | 2 | 3 | shuffled | input tokens | facts against unseen (block 3) "
+        "| best method | halves |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, study) in studies.items():
+        table = study.reading.table()
+        posts = table[table["stream"] == "resid_post"]
+        cells = [interval(row) for row in posts.to_dict("records")]
+        last = posts.iloc[-1]
+        parts = study.reading.parts
+        unseen = parts[
+            (parts["part"] == "fact (memory) against unseen (reasoning)")
+            & (parts["stream"] == "resid_post")
+        ].iloc[-1]
+        best = study.reading.methods.sort_values("auroc").iloc[-1]
+        rows.append(
+            f"| {name} | {' | '.join(cells)} | {last['shuffled_low']:.2f} to "
+            f"{last['shuffled_high']:.2f} | {last['input_only']:.2f} | {interval(unseen)} | "
+            f"{best['method']} {best['auroc']:.2f} | {study.halves['mean'].iloc[-1]:.2f} |"
+        )
+    return "\n".join([*rows, ""])
+
+
+def edits(studies: dict) -> str:
+    rows = [
+        "## What the edits do to accuracy",
+        "",
+        "Two settings per family, chosen on validation, tested once with both signs on both "
+        "classes. Accuracy in percent; *beyond random* is the edit minus the mean of five random "
+        "directions of the same length, paired by question, in points. A sign by label is an "
+        "oracle.",
+        "",
+        "| model | family | chosen for | at | pushed | questions | before | after | "
+        "beyond random |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, study) in studies.items():
+        table = accuracy_table(study.trial, study.seed)
+        plain = table[table["family"] == "unedited"].set_index("label")["accuracy"]
+        for row in table[table["family"] != "unedited"].to_dict("records"):
+            size = f", {row['strength']:g}" if row["strength"] > 0 else ""
+            rows.append(
+                f"| {name} | {row['family']} | {row['pick']} | block {row['layer']:g}{size} | "
+                f"{row['sign']} | {row['label']} | {100 * plain[row['label']]:.1f} | "
+                f"{100 * row['accuracy']:.1f} | {points(row, 'beyond_random')} |"
+            )
+    return "\n".join([*rows, ""])
+
+
+def modes(studies: dict) -> str:
+    rows = [
+        "## Which route the answers take",
+        "",
+        "Questions where both routes have an answer; edits chosen for the oracle. Shares in "
+        "percent, unedited, edited, and under random directions.",
+        "",
+        "| model | family | pushed | questions | answered with | unedited | edited | random | "
+        "beyond random |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, study) in studies.items():
+        table = mode_table(study.trial, study.seed)
+        plain = table[table["family"] == "unedited"].set_index(["label", "mode"])["share"]
+        for row in table[table["pick"] == ORACLE].to_dict("records"):
+            if row["mode"] == "other":
+                continue
+            rows.append(
+                f"| {name} | {row['family']} | {row['sign']} | {row['label']} | {row['mode']} | "
+                f"{100 * plain[row['label'], row['mode']]:.1f} | {100 * row['share']:.1f} | "
+                f"{100 * row['random_share']:.1f} | {points(row, 'beyond_random')} |"
+            )
+    return "\n".join([*rows, ""])
+
+
+def repairs(studies: dict) -> str:
+    rows = [
+        "## Case study: errors of the wrong mode",
+        "",
+        "Every class pushed with its own sign (the oracle). A wrong-mode error gives the answer of "
+        "the other route. In brackets the mean and the most of five random directions.",
+        "",
+        "| model | family | questions | errors | repaired | wrong-mode errors | of them repaired | "
+        "right answers broken |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, study) in studies.items():
+        for row in repair_table(study.trial).to_dict("records"):
+            if row["pick"] == ORACLE and row["sign"] == OWN[row["label"]]:
+                cells = [counted(row, key) for key in ("repaired", "wrong_mode_repaired", "broken")]
+                rows.append(
+                    f"| {name} | {row['family']} | {row['label']} | {row['errors']} | {cells[0]} | "
+                    f"{row['wrong_mode_errors']} | {cells[1]} | {cells[2]} |"
+                )
+    return "\n".join([*rows, ""])
+
+
+def answers(studies: dict) -> str:
+    rows = ["## What each study says", ""]
+    for name, (_, study) in studies.items():
+        rows += [f"**{name}.** {study.answer()}", ""]
+    return "\n".join(rows)
+
+
+def interval(row) -> str:
+    return f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def points(row: dict, name: str) -> str:
+    value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def counted(row: dict, name: str) -> str:
+    return f"{row[name]} ({row[f'{name}_random_mean']:.1f}, {row[f'{name}_random_most']})"
+
+
+if __name__ == "__main__":
+    main()
