@@ -24,9 +24,9 @@ from mechmem.tasks.reasoning import Reasoning
 from mechmem.tasks.recall_reasoning import RecallReasoning, RecallWorld
 
 __all__ = [
+    "BEHAVIORS",
     "Addition",
     "AdditionCued",
-    "BEHAVIORS",
     "Chat",
     "Cipher",
     "Colors",
