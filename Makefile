@@ -16,7 +16,7 @@ HOOKED = tests/models/test_forward.py tests/models/test_prefixes.py tests/models
 CORE = -m "not notebook and not browser and not docs and not tl4"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-fast test-tl3 notebooks render-notebooks clean
+.PHONY: help install demo test check format test-fast test-tl3 bench notebooks render-notebooks clean
 
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-fast  the quick part of the test suite"
 	@echo "make test-tl3   the core suite on TransformerLens 3.9, in $(VENV3)"
 	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
+	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
 	@echo "make format     let ruff mend what it can"
 	@echo "make install    only install into $(VENV)"
 	@echo "make clean      remove the environments and every cache"
@@ -69,6 +70,10 @@ test-fast: $(VENV)/installed
 test-tl3: $(VENV3)/installed
 	$(PY3) -m pytest $(CORE)
 	MECHMEM_TEST_CLASS=HookedTransformer $(PY3) -m pytest $(HOOKED)
+
+# BENCH="extraction generation" runs some; the rivals' environment is made in .bench/.
+bench: $(VENV)/installed
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m benchmarks $(BENCH)
 
 notebooks: $(VENV)/installed
 	$(PY) -m pytest -m notebook

@@ -1,0 +1,1 @@
+"""Ratios to a floor and to rivals, measured in one run: `python -m benchmarks`."""
