@@ -155,7 +155,7 @@ def run_memorization_study(
     fitting, scored = _halves(world, prompts, seed)
     say("fitting the direction")
     directions = _directions(model, fitting)
-    site = _best_site(directions, model, world, fitting, seed)
+    site = _best_site(directions, model, fitting, seed)
     direction = directions[site]
     say("perturbing")
     variants = world.perturbations(scored)
@@ -200,17 +200,20 @@ def _halves(world: RecallReasoning, prompts: int, seed: int) -> tuple[PromptSet,
     Items of one entity stay together; each kind is divided by itself.
     """
     pairs = int(np.isin(world.world.kind, [KINDS.index(kind) for kind in TRAINED]).sum())
-    items = world.questions(prompts * pairs, seed, TRAINED)
-    first: dict[str, str] = {}
-    for prompt in items:
-        first.setdefault(str(prompt.meta["entity"]), str(prompt.meta["item"]))
-    fit: set[str] = set()
+    return _divided(world.questions(prompts * pairs, seed, TRAINED), seed)
+
+
+def _divided(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet]:
+    kinds: dict[str, str] = {}
+    for prompt in prompts:
+        kinds.setdefault(str(prompt.meta["entity"]), str(prompt.meta["item"]))
+    first: set[str] = set()
     for kind in TRAINED:
-        mine = [entity for entity, own in first.items() if own == kind]
-        fit |= set(keyed_order(mine, seed, "memorization-study", kind)[: len(mine) // 2])
+        mine = [entity for entity, own in kinds.items() if own == kind]
+        first |= set(keyed_order(mine, seed, "memorization-study", kind)[: len(mine) // 2])
     return (
-        items.filter(lambda prompt: str(prompt.meta["entity"]) in fit),
-        items.filter(lambda prompt: str(prompt.meta["entity"]) not in fit),
+        prompts.filter(lambda prompt: str(prompt.meta["entity"]) in first),
+        prompts.filter(lambda prompt: str(prompt.meta["entity"]) not in first),
     )
 
 
@@ -219,13 +222,11 @@ def _directions(model: Model, fitting: PromptSet) -> Directions:
     return difference_of_means(acts, toward=LABELS[0], by="label")
 
 
-def _best_site(
-    directions: Directions, model: Model, world: RecallReasoning, fitting: PromptSet, seed: int
-) -> Site:
+def _best_site(directions: Directions, model: Model, fitting: PromptSet, seed: int) -> Site:
     """Where half of the fitting items separate the other half best."""
-    one, other, _ = fitting.split(train=0.5, validation=0.5, test=0.0, seed=seed)
+    one, other = _divided(fitting, seed + 1)  # the same seed would give the same order again
     acts = cache_activations(model, other, sites=directions.sites)
-    areas = separation(_directions(model, one), acts, seed=seed).auroc
+    areas = separation(_directions(model, one), acts, by="label", seed=seed).auroc
     return max(areas, key=lambda site: areas[site].value)
 
 
