@@ -7,6 +7,7 @@ from mechmem.analysis.neurons import NeuronScores
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.neurons import ShiftNeurons
+from mechmem.patching.presets import p1_preset
 
 __all__ = ["default_grid"]
 
@@ -23,11 +24,7 @@ def default_grid(
     """
     layers = [site for site in scores.sites if site.stream == "resid_post"]
     return {
-        "P1 as published": [
-            ShiftNeurons(scores, top=top, alpha=alpha)
-            for top in (0.05, 0.10)
-            for alpha in (1.0, 3.0, 5.0)
-        ],
+        "P1 as published": p1_preset("p1-paper").grid(scores),
         "one layer, own shift per position": [
             ShiftNeurons(window, top=1.0, alpha=alpha, at=[site])
             for site in layers
