@@ -18,16 +18,15 @@ __all__ = ["train_cipher"]
 PIECES = r"CIPHERTEXT:| QUESTION:| What| is| the| plaintext\?| ANS:|<mem-[0-9a-f]{8}>|[\s\S]"
 CONTEXT = 40
 SETTINGS = TrainingSettings(
-    steps=600,
+    steps=800,
     loss="answer",
     batch=64,
     learning_rate=2e-3,
     warmup=50,
     weight_decay=0.01,
     betas=(0.9, 0.98),
-    evaluate_every=20,
-    evaluation_pairs=200,
-    samples=10_000,
+    evaluate_every=25,
+    evaluation_pairs=150,
 )
 DESIGN = (
     "The paper's format and mix: 10,000 items a set, of which 700 end in one of ten memorized "

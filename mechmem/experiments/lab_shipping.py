@@ -42,7 +42,11 @@ def write_manifest(
         earlier: What the settings do not say, an earlier phase for example.
     """
     model = load_model(run.folder)
-    settings = {name: value for name, value in run.record["settings"].items() if value is not None}
+    settings = {
+        name: value
+        for name, value in run.record["settings"].items()
+        if value is not None and not name.startswith("lora_")
+    }
     manifest = {
         "task": task.name,
         "task_options": options,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mechmem as mm
 from mechmem.models.loading import LAB_FOLDER
 
-CARDS = sorted(LAB_FOLDER.glob("*/manifest.json"))
+CARDS = sorted(LAB_FOLDER.glob("addition-*cued/manifest.json"))
 
 
 @pytest.fixture(scope="module", params=CARDS, ids=lambda path: path.parent.name)
