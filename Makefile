@@ -5,6 +5,7 @@
 PYTHON = python3
 VENV = .venv
 VENV3 = .venv-tl3
+VENVP = .venv-peers
 PY = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
 PY3 = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV3)/bin/python
 PIP = -m pip --disable-pip-version-check install --quiet
@@ -16,7 +17,7 @@ HOOKED = tests/models/test_forward.py tests/models/test_prefixes.py tests/models
 CORE = -m "not notebook and not browser and not docs and not tl4"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-fast test-tl3 bench notebooks render-notebooks clean
+.PHONY: help install demo test check format test-fast test-tl3 peers wheel-check bench notebooks render-notebooks clean
 
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
@@ -27,6 +28,8 @@ help:
 	@echo "make test-tl3   the core suite on TransformerLens 3.9, in $(VENV3)"
 	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
 	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
+	@echo "make peers      exported vectors, read by steering-vectors and repeng in $(VENVP)"
+	@echo "make wheel-check  build, install into a fresh environment, run the demo outside"
 	@echo "make format     let ruff mend what it can"
 	@echo "make install    only install into $(VENV)"
 	@echo "make clean      remove the environments and every cache"
@@ -75,6 +78,26 @@ test-tl3: $(VENV3)/installed
 bench: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m benchmarks $(BENCH)
 
+# steering-vectors and repeng need transformers 4, so they live apart.
+$(VENVP)/installed: constraints.txt
+	@test -x $(VENVP)/bin/python || $(PYTHON) -m venv $(VENVP)
+	@grep '^torch==' constraints.txt > $(VENVP)/torch.txt
+	@$(VENVP)/bin/python $(PIP) -c $(VENVP)/torch.txt torch steering-vectors==0.12.2 gguf==0.19.0 scikit-learn
+	@$(VENVP)/bin/python $(PIP) --no-deps repeng==0.4.0
+	@touch $@
+
+peers: $(VENV)/installed $(VENVP)/installed
+	MECHMEM_PEERS="$(CURDIR)/$(VENVP)/bin/python" $(PY) -m pytest -m peers
+
+wheel-check: $(VENV)/installed
+	rm -rf build dist .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python $(PIP) build
+	.venv-wheel/bin/python -m build
+	.venv-wheel/bin/python $(PIP) -c constraints.txt dist/*.whl
+	cd dist && HF_HUB_OFFLINE=1 ../.venv-wheel/bin/mechmem demo --out demo
+	test -s dist/demo/report.html
+
 notebooks: $(VENV)/installed
 	$(PY) -m pytest -m notebook
 
@@ -82,5 +105,5 @@ render-notebooks: $(VENV)/installed
 	$(PY) notebooks/render.py
 
 clean:
-	rm -rf $(VENV) $(VENV3) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV3) $(VENVP) .venv-wheel build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

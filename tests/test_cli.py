@@ -11,6 +11,9 @@ import pytest
 import mechmem as mm
 
 
+COMMANDS = "bake check compare demo export extract merge report study sweep tasks train".split()
+
+
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mechmem.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
@@ -24,7 +27,7 @@ def test_tasks_lists_the_tasks_and_the_lab_models():
 
 
 def test_help_shows_an_example_of_every_command():
-    for command in ("demo", "study", "train", "check", "extract", "merge"):
+    for command in COMMANDS:
         done = run(command, "--help")
         assert done.returncode == 0
         assert f"mechmem {command}" in done.stdout

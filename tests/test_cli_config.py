@@ -149,3 +149,11 @@ def test_a_closed_pipe_ends_it_without_a_word():
     assert done.returncode in (0, 141)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["mechmem", "mechmem.cli"])
+def test_importing_costs_next_to_nothing(name):
+    heavy = "('torch', 'transformers', 'transformer_lens', 'pandas', 'plotly', 'sklearn', 'scipy')"
+    code = f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from helpers import close
 from small_study import small_study
 
+import mechmem as mm
 from mechmem.cli import main
 
 
@@ -62,3 +66,22 @@ def test_a_sweep_keeps_its_cells_and_goes_on_there(run, tmp_path):
     assert "edit minus control" in again
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "swept" / "cells").rglob("*.json")}
     assert {path: when for path, when in kept.items() if path in cells} == cells
+
+
+def test_saved_directions_go_out_and_into_weights(run, tmp_path):
+    r = small_study().directions
+    r.save(tmp_path / "r")
+    status, out, err = run("export", "r", "steer.pt", "--site", "resid_post.1", "--alpha", "2")
+    assert (status, out) == (0, "steer.pt\n"), err
+    held = torch.load(tmp_path / "steer.pt", weights_only=True)["layer_activations"]
+    close(held[1], 2 * np.asarray(r["resid_post", 1]), 1e-6)
+    arguments = ("lab/addition-cued", "r", "--out", "new", "--edit", "project-out")
+    status, out, err = run("bake", *arguments, "--site", "resid_post.1")
+    assert (status, out) == (0, "new\n"), err
+    made, model = mm.load_model(tmp_path / "new"), mm.load_model("lab/addition-cued")
+    text = [small_study().flips[0].text]
+    with mm.patched(model, mm.ProjectOut(r["resid_post", 1], at="everywhere")) as view:
+        close(made.logits(text), view.logits(text), 1e-4)
+    status, _, err = run("export", "r", "steer.gguf", "--site", "resid_post.0")
+    assert status == 1
+    assert "llama.cpp refuses" in err

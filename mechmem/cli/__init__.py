@@ -5,8 +5,18 @@ One file per group of commands; importing it here puts a command on the list, in
 
 from __future__ import annotations
 
-from mechmem.cli import studies, sweeps, states, training, listing, reports  # isort: skip
+from mechmem.cli import studies, sweeps, states, training, listing, exchange, reports  # isort: skip
 from mechmem.cli.app import app
 from mechmem.cli.entry import main
 
-__all__ = ["app", "listing", "main", "reports", "states", "studies", "sweeps", "training"]
+__all__ = [
+    "app",
+    "exchange",
+    "listing",
+    "main",
+    "reports",
+    "states",
+    "studies",
+    "sweeps",
+    "training",
+]

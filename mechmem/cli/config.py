@@ -14,8 +14,6 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
-from mechmem.artifacts import write_text
-
 __all__ = ["Command", "configured", "save_config"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -60,6 +58,8 @@ def save_config(where: Path) -> Path:
         where: The folder of the result, or its file: then the name goes before ``.config.yaml``.
     """
     import yaml
+
+    from mechmem.artifacts import write_text
 
     plain = json.loads(json.dumps(_effective.get(), default=str))
     file = where / "config.yaml" if where.is_dir() else where.with_name(f"{where.name}.config.yaml")

@@ -1,0 +1,96 @@
+"""`mechmem export` and `mechmem bake`: saved directions, for other tools."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mechmem.cli.app import command, progress_bar
+from mechmem.cli.config import save_config
+
+if TYPE_CHECKING:
+    from mechmem.analysis import Directions
+
+__all__ = ["bake", "export"]
+
+Saved = Annotated[
+    Path, typer.Argument(help="Saved directions, for example STUDY/artifacts/directions.")
+]
+Sites = Annotated[
+    list[str] | None, typer.Option("--site", help="stream.layer; default every one that is saved.")
+]
+Toward = Annotated[str | None, typer.Option(help="The class to point to; default its own.")]
+Alpha = Annotated[float, typer.Option(help="In lengths of the direction.")]
+
+
+class Way(StrEnum):
+    """What to write into the weights."""
+
+    add = "add"
+    project_out = "project-out"
+
+
+@command()
+def export(
+    directions: Saved,
+    file: Annotated[Path, typer.Argument(help="Ends in .gguf, .pt or .safetensors.")],
+    sites: Sites = None,
+    alpha: Alpha = 1.0,
+    toward: Toward = None,
+) -> None:
+    """Write saved directions for llama.cpp and repeng, steering-vectors, or as plain tensors.
+
+    Example: mechmem export mechmem-demo/artifacts/directions steer.gguf --site resid_post.2
+    """
+    from mechmem.patching import export_vectors
+
+    typer.echo(export_vectors(_chosen(directions, sites), file, alpha=alpha, toward=toward))
+
+
+@command()
+def bake(
+    model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
+    directions: Saved,
+    out: Annotated[Path, typer.Option(help="Folder for the new model and its tokenizer.")],
+    edit: Annotated[Way, typer.Option(help="Add the direction, or remove it everywhere.")],
+    sites: Sites = None,
+    alpha: Alpha = 1.0,
+    toward: Toward = None,
+) -> None:
+    """Write an edit along saved directions into the weights of a model.
+
+    The new weights are compared with the edit's hooks before they are written.
+
+    Example: mechmem bake ./my-model saved/r --out new --edit project-out --site resid_post.2
+    """
+    from mechmem.artifacts import check_writable
+    from mechmem.models import load_model
+    from mechmem.patching import AddDirection, Edit, ProjectOut
+    from mechmem.patching import bake as bake_weights
+
+    check_writable(out)
+    edits: list[Edit] = []
+    for direction in _chosen(directions, sites):
+        if edit is Way.add:
+            edits.append(AddDirection(direction, alpha=alpha, toward=toward))
+        else:
+            edits.append(ProjectOut(direction, at="everywhere"))
+    with progress_bar("baking"):
+        loaded = load_model(model)
+        bake_weights(loaded, edits).save_pretrained(out)
+        loaded.tokenizer.save_pretrained(out)
+    save_config(out)
+    typer.echo(out)
+
+
+def _chosen(path: Path, sites: list[str] | None) -> Directions:
+    from mechmem.analysis import Directions
+    from mechmem.models import Site
+
+    held = Directions.load(path)
+    if not sites:
+        return held
+    return Directions({Site.from_key(key): held[Site.from_key(key)] for key in sites})
