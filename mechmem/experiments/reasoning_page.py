@@ -60,7 +60,7 @@ def body(
         "apart": _apart(tables, figures),
         "direction": _direction(tables, figures),
         "edits": _edits(study, tables, figures),
-        "cases": _cases(study, tables),
+        "cases": _cases(study, tables, figures),
         "limits": f'<ul class="limits">{"".join(f"<li>{say(t)}</li>" for t in limits(study))}</ul>',
         "methods": _methods(study, manifest),
     }
@@ -246,7 +246,7 @@ def _edits(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
     )
 
 
-def _cases(study: ReasoningStudy, tables: Tables) -> str:
+def _cases(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
     if "repairs" not in tables:
         return "<p>No answers, so no errors to look at.</p>"
     out = [
@@ -260,6 +260,28 @@ def _cases(study: ReasoningStudy, tables: Tables) -> str:
             link="repairs",
         ),
     ]
+    if "turning" in tables:
+        out += [
+            "<h3>Can answers be turned from one route to the other?</h3><p>Only questions where "
+            "both routes have an answer, and stronger edits than those that serve accuracy best. "
+            "An answer is turned when it is that of the route the label does not ask for.</p>",
+            _figure(
+                figures,
+                "grid_turning",
+                "Above the edit, below a random direction of the same length; positive strengths "
+                "push toward reasoning. If the direction carries the mode, memory questions turn "
+                "on the right side and reasoning questions on the left.",
+            ),
+            frame_table(
+                tables["turning"][
+                    ["family", "layer", "alpha", "kind", "class", "share", "low", "high",
+                     "beyond", "beyond_low", "beyond_high", "n", "groups"]
+                ],
+                "Test questions: share turned by the setting that turned most on validation "
+                "questions; “beyond” is the edit minus the mean of the random directions",
+                link="turning",
+            ),
+        ]  # fmt: skip
     if "modes" in tables:
         out.append(
             frame_table(

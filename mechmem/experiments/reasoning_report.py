@@ -61,6 +61,8 @@ def tables(study: ReasoningStudy) -> dict[str, pd.DataFrame]:
     if scored is not None:
         found = score_correlation(study.directions, held.select(scored), "score", seed=study.seed)
         out["score_correlations"] = found.correlations()
+    if study.turning is not None:
+        out |= {"turning": study.turning.test, "turning_validation": study.turning.validation}
     if study.trial is not None:
         out |= {
             "validation": study.trial.validation,
@@ -103,6 +105,11 @@ def figures(study: ReasoningStudy, *, theme: str = "light") -> dict[str, go.Figu
             fig = plotting.steering_grid(tried[tried["family"] == family], theme=theme)
             title = f"Accuracy under {family}, by layer and {strength}, validation questions"
             out[name] = fig.update_layout(title_text=title)
+    if study.turning is not None:
+        tried = study.turning.validation
+        fig = plotting.steering_grid(tried[tried["family"] == "addition"], theme=theme)
+        title = "Share of answers of the other route under addition, validation questions"
+        out["grid_turning"] = fig.update_layout(title_text=title)
     return out
 
 

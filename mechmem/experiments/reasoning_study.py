@@ -24,6 +24,7 @@ from mechmem.experiments.reasoning_reading import (
     split_half_cosines,
     subsets_of,
 )
+from mechmem.experiments.reasoning_turning import Turning, turn_answers
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.patching.margins import behavior_margins
 from mechmem.tasks.base import Task
@@ -61,6 +62,8 @@ class ReasoningStudy:
         unanswered: Why there is no `trial`.
         selection: Candidate sites under the bypass, induce and KL rule on validation questions;
             empty where questions lack two answers.
+        turning: How often edits make the model take the other route; ``None`` where questions lack
+            two answers.
         seconds: Wall-clock time.
     """
 
@@ -77,6 +80,7 @@ class ReasoningStudy:
     trial: Trial | None
     unanswered: str
     selection: pd.DataFrame
+    turning: Turning | None
     seconds: float
 
     def answer(self) -> str:
@@ -214,6 +218,16 @@ def run_reasoning_study(
         trial,
         short,
         _selection(model, directions, parts["validation"], reader),
+        turn_answers(
+            model,
+            _candidates(directions),
+            parts["validation"],
+            parts["test"],
+            reader,
+            draws=draws,
+            seed=seed,
+            say=say,
+        ),
         time.monotonic() - started,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["limits", "notes", "oracle_gains", "sentence", "verdict"]
 
 PAPER = "addition"
+FEW = 10
+"""With fewer groups an interval is too narrow, and that is said."""
 TOWARD = {LABELS[0]: "toward reasoning", LABELS[1]: "toward memory"}
 
 
@@ -41,11 +44,12 @@ def sentence(study: ReasoningStudy) -> str:
     """The result in one sentence."""
     site = study.reading.chosen
     found, given = study.reading.separation.auroc[site], study.reading.input_only
+    low, high = study.reading.shuffled[site.key]
     compared = "more" if separated(study) else "not clearly more"
     text = (
         f"On {found.n:,} unseen questions of {found.groups:,} groups the direction from memory to "
         f"reasoning at {site} tells the two apart with AUROC {_auroc(found)}, {compared} than the "
-        f"input tokens alone ({_auroc(given)})"
+        f"input tokens alone ({_auroc(given)}) or shuffled labels ({low:.2f} to {high:.2f})"
     )
     if study.trial is None:
         return f"{text}; {study.unanswered}."
@@ -64,7 +68,14 @@ def sentence(study: ReasoningStudy) -> str:
 
 def notes(study: ReasoningStudy) -> list[str]:
     """What has to be said beside the sentence."""
-    told = [*_edits(study), _modes(study), _repairs(study), _topics(study), _unread(study)]
+    told = [
+        *_edits(study),
+        *_turning(study),
+        _modes(study),
+        _repairs(study),
+        _topics(study),
+        _unread(study),
+    ]
     if study.card.get("planted"):
         told.append(
             "Which questions are recalled and which computed was decided when this model was "
@@ -87,7 +98,7 @@ def limits(study: ReasoningStudy) -> list[str]:
         "Edits were chosen by accuracy on validation questions from a small grid; another grid "
         "may find better ones.",
     ]
-    if groups < 10:
+    if groups < FEW:
         out.append(f"With {groups} test groups the intervals are too narrow.")
     if study.card.get("planted"):
         out.insert(
@@ -100,11 +111,11 @@ def limits(study: ReasoningStudy) -> list[str]:
 
 
 def separated(study: ReasoningStudy) -> bool:
-    """Whether the chosen site's AUROC lies above the input tokens and the shuffled labels."""
+    """Whether the chosen site's AUROC lies above the input tokens and 97.5 % of shuffled labels."""
     reading = study.reading
     found = reading.separation.auroc[reading.chosen]
     shuffled = reading.shuffled[reading.chosen.key][1]
-    return bool(found.low > max(reading.input_only.value, shuffled, 0.5))
+    return bool(found.low > max(reading.input_only.value, 0.5) and found.value > shuffled)
 
 
 def oracle_gains(study: ReasoningStudy, family: str = PAPER) -> dict[str, dict[str, Any]]:
@@ -168,6 +179,27 @@ def _opposite(frame: pd.DataFrame) -> str:
         for row in rows
     )
     return f"With the other sign the same edit moved accuracy by {told}."
+
+
+def _turning(study: ReasoningStudy) -> Iterator[str]:
+    if study.turning is None:
+        return
+    rows = _records(study.turning.test)
+    for family in dict.fromkeys(row["family"] for row in rows):
+        told = []
+        where = ""
+        for label, sign in ((LABELS[1], 1), (LABELS[0], -1)):
+            mine = [r for r in rows if r["family"] == family and r["class"] == label]
+            plain = next(r for r in mine if r["alpha"] == 0)
+            edit = next(r for r in mine if r["kind"] == "edit" and np.sign(r["alpha"]) == sign)
+            pushed = TOWARD[LABELS[0] if sign > 0 else LABELS[1]]
+            told.append(
+                f"{100 * edit['share']:.0f} % of the {label} questions pushed {pushed} "
+                f"({100 * plain['share']:.0f} % unedited; {_beyond(edit, 'beyond')}"
+                + (f"; only {edit['groups']} groups)" if edit["groups"] < FEW else ")")
+            )
+            where = f"block {edit['layer']}, strength {abs(edit['alpha']):g}"
+        yield f"Answers of the other route under {family} ({where}): {' and '.join(told)}."
 
 
 def _modes(study: ReasoningStudy) -> str:
@@ -258,13 +290,10 @@ def _route(mode: str) -> str:
     return {"stored": "stored value", "worked out": "worked-out value"}[mode]
 
 
-def _beyond(row: dict[str, Any]) -> str:
-    what = (
-        "beyond"
-        if row["beyond_random_low"] > 0
-        else ("below" if row["beyond_random_high"] < 0 else "not beyond")
-    )
-    return f"{what} random directions, difference {_points(row, 'beyond_random')}"
+def _beyond(row: dict[str, Any], name: str = "beyond_random") -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    what = "beyond" if low > 0 else "below" if high < 0 else "not beyond"
+    return f"{what} random directions, difference {_points(row, name)}"
 
 
 def _points(row: dict[str, Any], name: str) -> str:
