@@ -115,7 +115,9 @@ def layer_distribution(
         share[name], null[name] = {}, {}
         for j, site in enumerate(contrast.parts):
             value = float(observed[name][0, j])
-            share[name][site] = Estimate(value, float(low[j]), float(high[j]), n, groups)
+            # Choosing again on resampled groups spreads the choice; the interval holds the value.
+            ends = min(float(low[j]), value), max(float(high[j]), value)
+            share[name][site] = Estimate(value, *ends, n, groups)
             null[name][site] = (float(mean[j]), float(null_low[j]), float(null_high[j]))
     even = {
         site: (part.stop - part.start) / contrast.total for site, part in contrast.parts.items()
