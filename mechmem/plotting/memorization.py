@@ -71,8 +71,8 @@ def _changes(fig: go.Figure, changes: pd.DataFrame) -> None:
     for k, score in enumerate(SCORES):
         part = overall[overall["score"] == score]
         fig.add_bar(
-            name=f"{score}, mean change",
-            x=[plain(name) for name in part["edit"]],
+            name=f"change of {score}",
+            x=[plain(name).replace(" ", "<br>") for name in part["edit"]],
             y=as_array(part["change"]),
             error_y=error_bars(part, "change", "low", "high"),
             marker={"color": (GRAY, PALETTE[4])[k]},
