@@ -135,7 +135,7 @@ def states() -> mm.Activations:
 
 @pytest.fixture(scope="module")
 def curve(states) -> mm.LearningCurve:
-    return mm.learning_curve(states, repeats=2)
+    return mm.learning_curve(states, repeats=1)
 
 
 class TestLearningCurve:
