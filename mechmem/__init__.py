@@ -41,9 +41,9 @@ _HOME = {
         "Determinism EditTransfer EffectByModel GradedAnswers Interaction MarginResponse "
         "ModelComparison NearTies Observations ProbeTransfer Prompting Rates Sampling Selection "
         "SideEffects SteeringGrid compare_models controls determinism edit_transfer "
-        "effect_by_model evaluate graded_answers interaction margin_response near_ties observe "
-        "perturbational_memorization probe_transfer prompting sampling select_direction "
-        "side_effects split_shift steering_grid"
+        "effect_by_model evaluate evaluate_each graded_answers interaction margin_response "
+        "near_ties observe perturbational_memorization probe_transfer prompting sampling "
+        "select_direction side_effects split_shift steering_grid"
     ),
     "experiments": (
         "ReasoningStudy Study Training TrainingSettings counterfactual_memorization from_hub "

@@ -5,6 +5,7 @@ from mechmem.evaluation.controls import controls
 from mechmem.evaluation.determinism import Determinism, determinism
 from mechmem.evaluation.graded import GradedAnswers, graded_answers
 from mechmem.evaluation.interaction import Interaction, interaction, split_shift
+from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.margin_response import MarginResponse, margin_response
 from mechmem.evaluation.models_compared import (
     EffectByModel,
@@ -46,6 +47,7 @@ __all__ = [
     "edit_transfer",
     "effect_by_model",
     "evaluate",
+    "evaluate_each",
     "graded_answers",
     "interaction",
     "margin_response",

@@ -29,7 +29,7 @@ from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["CellRun", "Setting"]
+__all__ = ["CellRun", "Setting", "check_sharing"]
 
 UNIT = 16
 """Cells that run together; the most that a kill can lose."""
@@ -74,19 +74,6 @@ class CellRun:
     world: int | None = None
     reuse: bool = True
 
-    def check(self) -> None:
-        """Refuse to share work without a place to share it in.
-
-        Raises:
-            ArtifactError: Saying what to pass.
-        """
-        _, world = share_of_work(self.rank, self.world)
-        if world > 1 and self.folder is None:
-            raise ArtifactError(
-                f"WORLD_SIZE={world} processes share this sweep, but there is no folder to meet "
-                "in; pass folder= on a file system that all of them see."
-            )
-
     def run(
         self,
         settings: Sequence[Setting],
@@ -103,7 +90,7 @@ class CellRun:
             EditError: When an edit never acted.
             ArtifactError: When a stored cell is damaged, or cannot be written.
         """
-        self.check()
+        check_sharing(self.folder, self.rank, self.world)
         reader = self.task if self.task is not None else PromptAnswers.for_prompts(prompts)
         store = None if self.folder is None else CellStore(self.folder)
         keys = [""] * len(settings) if store is None else self._keys(settings, prompts)
@@ -190,6 +177,20 @@ class CellRun:
                 )
             out[cell] = Done(seen[cell], found)
         return out
+
+
+def check_sharing(folder: Path | None, rank: int | None = None, world: int | None = None) -> None:
+    """Refuse to share work without a place to share it in.
+
+    Raises:
+        ArtifactError: Saying what to pass.
+    """
+    _, count = share_of_work(rank, world)
+    if count > 1 and folder is None:
+        raise ArtifactError(
+            f"WORLD_SIZE={count} processes share this work, but there is no folder to meet in; "
+            "pass folder= on a file system that all of them see."
+        )
 
 
 def _edits(view: PatchedModel, outer: set[int]) -> list[Edit]:

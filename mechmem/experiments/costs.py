@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mechmem.evaluation.controls import controls
+from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.experiments.sweep import Sweep
 from mechmem.models.hooked import Model
@@ -29,27 +30,32 @@ def dose_response(
     doses: Sequence[float],
 ) -> pd.DataFrame:
     """Rates of the chosen edit and of a norm-matched random direction over a range of alphas."""
-    rows = []
     chosen: Any = found.best.edit
+    tried: list[tuple[str, Any, str]] = []
     for toward in BEHAVIORS:
         for dose in doses:
             edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
             placebo = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
-            kinds = {"edit": edit, "placebo": placebo["random direction"]}
-            if dose == 0:
-                kinds["placebo"] = edit
-            for kind, item in kinds.items():
-                rates = evaluate(
-                    model,
-                    test,
-                    task=task,
-                    edit=item,
-                    before=found.before,
-                    margins=kind == "edit",
-                    seed=seed,
-                )
-                rows += _dose_rows(rates, toward, edit.alpha, kind)
-    return pd.DataFrame(rows)
+            tried.append((toward, edit, "edit"))
+            kind = edit if dose == 0 else placebo["random direction"]
+            tried.append((toward, kind, "placebo"))
+    if not tried:
+        return pd.DataFrame()
+    found_at: dict[int, Rates] = {}
+    for margins in (True, False):
+        mine = [k for k, (_, _, kind) in enumerate(tried) if (kind == "edit") == margins]
+        rates = evaluate_each(
+            model, test, [tried[k][1] for k in mine], task=task, before=found.before,
+            margins=margins, seed=seed,
+        )  # fmt: skip
+        found_at |= zip(mine, rates, strict=True)
+    return pd.DataFrame(
+        [
+            row
+            for k, (toward, edit, kind) in enumerate(tried)
+            for row in _dose_rows(found_at[k], toward, edit.alpha, kind)
+        ]
+    )
 
 
 def _dose_rows(rates: Rates, toward: str, alpha: float, kind: str) -> list[dict[str, Any]]:
@@ -81,16 +87,11 @@ def clean_cost(model: Model, found: Sweep, task: Task | None, seed: int) -> pd.D
     plain = evaluate(model, items, task=reader, margins=False, seed=seed)
     settings = {"unedited": plain}
     chosen: Any = found.best.edit
-    for toward in BEHAVIORS:
-        settings[f"toward {toward}"] = evaluate(
-            model,
-            items,
-            task=reader,
-            edit=replace(chosen, toward=toward),
-            before=plain.after,
-            margins=False,
-            seed=seed,
-        )
+    edited = evaluate_each(
+        model, items, [replace(chosen, toward=toward) for toward in BEHAVIORS], task=reader,
+        before=plain.after, margins=False, seed=seed,
+    )  # fmt: skip
+    settings |= {f"toward {name}": rates for name, rates in zip(BEHAVIORS, edited, strict=True)}
     rows = []
     for name, rates in settings.items():
         share = rates.share("correct")

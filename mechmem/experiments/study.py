@@ -19,6 +19,7 @@ from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.behavior import Observations, observe
+from mechmem.experiments.cells import check_sharing
 from mechmem.experiments.costs import DOSES, clean_cost, dose_response
 from mechmem.experiments.grids import default_grid
 from mechmem.experiments.sweep import Sweep, sweep
@@ -146,6 +147,7 @@ def run_study(
     ),
     negative: tuple[Model, Task] | None = None,
     doses: Sequence[float] = DOSES,
+    folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Study:
     """Does this model remember or compute, where is that decided, and can it be turned?
@@ -166,13 +168,19 @@ def run_study(
         negative: A model (with its task) in which no effect is expected; only the winning family
             of edits is tried on it.
         doses: Multiples of the chosen alpha for the dose-response; empty to leave it out.
+        folder: Where finished edits of the sweep are stored, so that a study that was stopped goes
+            on. Processes that share the work (``RANK``, ``WORLD_SIZE``) meet there; each of them
+            returns the whole study.
         progress: Called with a line for every step.
 
     Raises:
+        ArtifactError: When processes share the work without a folder.
         PromptError: When there are too few prompts, or too few flips to contrast the behaviors.
     """
     started = time.monotonic()
     say = progress or (lambda line: None)
+    place = None if folder is None else Path(folder)
+    check_sharing(place)
     if prompts is not None and not isinstance(prompts, PromptSet):
         raise PromptError(
             f"prompts must be a PromptSet, got {type(prompts).__name__} {prompts!r:.60}; read a "
@@ -216,6 +224,7 @@ def run_study(
         validation=steered["validation"],
         test=steered["test"],
         seed=seed,
+        folder=place,
         progress=say,
     )
     say("dose and response, and the cost on clean items")
@@ -231,6 +240,7 @@ def run_study(
             seed=seed,
             grid=lambda *fitted: {found.best.family: grid(*fitted)[found.best.family]},
             doses=(),
+            folder=place,
         )
     return Study(
         model.info,

@@ -16,7 +16,7 @@ from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.rates import Rates
 from mechmem.experiments.cell_store import Done
-from mechmem.experiments.cells import CellRun, Setting
+from mechmem.experiments.cells import CellRun, Setting, check_sharing
 from mechmem.experiments.sweep_result import Cell, Sweep, Tested
 from mechmem.models.hooked import Model
 from mechmem.patching.base import Edit, as_edits
@@ -108,7 +108,7 @@ def sweep(
 
     place = None if folder is None else Path(folder)
     run = CellRun(model, task, seed, place, rank, world, reuse)
-    run.check()
+    check_sharing(place, rank, world)
     start = observe(model, validation, task=task, margins=False)
     goals = _goals(toward, counts, start.allowed, objective)
     tried = [
