@@ -168,7 +168,7 @@ def _direction(tables: Tables, figures: Figures) -> str:
             figures,
             "principal_cosines",
             "How much of the direction lies along the first principal components of the training "
-            "states. The dashed line is a random direction's 97.5 % quantile.",
+            "states, from 0 (none) to 1 (the direction is that component).",
         ),
     ]
     out.append(
