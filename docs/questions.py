@@ -553,9 +553,9 @@ def partly(scene: Scene) -> tuple[str, object]:
         + table(["model", "classified as", "answer", "similarity", "chance", "n"], rows)
         + "\n\nAnswers of this task are one number, so nothing can be half written: what is "
         "neither answer is about as similar to the memorized one as chance, and a shared digit "
-        f"looks like half an answer. Closer to the memorized answer than 95 % of chance, without being it: "
-        f"{share(edited.partly('memorized'))} of the others under the edit. The probabilities are "
-        f"graded: for {100 * middle:.1f} % of {len(divided)} unedited prompts the memorized "
+        "looks like half an answer. Closer to the memorized answer than 95 % of chance, without "
+        f"being it: {share(edited.partly('memorized'))} of the others under the edit. The "
+        f"probabilities are graded: for {100 * middle:.1f} % of {len(divided)} unedited prompts the memorized "
         "answer gets between 10 and 90 % of what both answers get together."
     )
     return text, plotting.graded_answers(edited)
