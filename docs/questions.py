@@ -555,8 +555,8 @@ def partly(scene: Scene) -> tuple[str, object]:
         "neither answer is about as similar to the memorized one as chance, and a shared digit "
         "looks like half an answer. Closer to the memorized answer than 95 % of chance, without "
         f"being it: {share(edited.partly('memorized'))} of the others under the edit. The "
-        f"probabilities are graded: for {100 * middle:.1f} % of {len(divided)} unedited prompts the memorized "
-        "answer gets between 10 and 90 % of what both answers get together."
+        f"probabilities are graded: for {100 * middle:.1f} % of {len(divided)} unedited prompts "
+        "the memorized answer gets between 10 and 90 % of what both answers get together."
     )
     return text, plotting.graded_answers(edited)
 
