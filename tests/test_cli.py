@@ -10,7 +10,6 @@ import pytest
 
 import mechmem as mm
 
-
 COMMANDS = "bake check compare demo export extract merge report study sweep tasks train".split()
 
 

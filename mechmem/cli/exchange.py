@@ -81,7 +81,7 @@ def bake(
     with progress_bar("baking"):
         loaded = load_model(model)
         bake_weights(loaded, edits).save_pretrained(out)
-        loaded.tokenizer.save_pretrained(out)
+        loaded.tokens.tokenizer.save_pretrained(out)
     save_config(out)
     typer.echo(out)
 
