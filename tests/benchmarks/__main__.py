@@ -68,9 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows += new
         print(markdown(new), flush=True)
         print(f"({name}: {time.perf_counter() - start:.0f} s)\n", file=sys.stderr, flush=True)
-        save(
-            chosen.out, about, rows
-        )  # after each, so that a long run that ends early left its rows
+        save(out, about, rows)  # after each: a long run that ends early leaves its rows
     print(f"Written to {out}/results.md and results.json.")
     missed = [row["benchmark"] for row in rows if row["holds"] is False]
     if missed and not chosen.tiny:

@@ -1,0 +1,215 @@
+"""Writing text: as plain transformers does token by token, in any batch, however a text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from helpers import ragged
+from models import zoo
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+import mechmem as mm
+from mechmem.models.engine.caches import keep_rows, make_room
+from mechmem.models.engine.ending import Completion, Ending
+
+NEW = 10
+LENGTHS = (3, 9, 1, 6, 12, 4, 8, 2, 11, 5)
+
+
+def numbers(length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 60, (length,), generator=generator).tolist()
+
+
+PROMPTS = mm.PromptSet(
+    mm.Prompt(id=str(k), text=" ".join(map(str, numbers(length, k))))
+    for k, length in enumerate(LENGTHS)
+)
+
+
+@torch.no_grad()
+def greedy(hf, ids: Sequence[int], n: int, ends: Sequence[int]) -> tuple[list[int], bool]:
+    """One prompt, the whole text run anew for every token."""
+    text = list(ids)
+    for _ in range(n):
+        token = int(hf(torch.tensor([text]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            return text[len(ids) :], True
+        text.append(token)
+    return text[len(ids) :], False
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("family", sorted(zoo.FAMILIES))
+    def test_rows_that_end_early_leave_and_the_rest_is_written_as_by_plain_transformers(
+        self, family
+    ) -> None:
+        hf = zoo.build(family)
+        model = mm.load_model(zoo.build(family), tokenizer=zoo.tokenizer())
+        ids = [model.token_ids(prompt) for prompt in PROMPTS]
+        free = [greedy(hf, row, NEW, ())[0] for row in ids]
+        # Two of the tokens that are written often end a text from now on: rows end all over.
+        written = [token for text in free for token in text]
+        ends = sorted(set(written), key=lambda token: (-written.count(token), token))[:2]
+        wanted = [greedy(hf, row, NEW, ends) for row in ids]
+        lengths = {len(text) for text, _ in wanted}
+        assert len(lengths) > 1
+        model.__dict__["eos_ids"] = tuple(ends)
+        found = model.complete(PROMPTS, NEW)
+        assert [(done.ids, done.finished) for done in found] == wanted
+
+
+class Letters:
+    """Every token is a few letters."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces, self.calls = pieces, 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.calls += 1
+        return "".join(self.pieces[token] for token in ids)
+
+
+def written(letters: Letters, ids: Sequence[int], stop: Sequence[str], eos=()) -> Completion:
+    ending, completion = Ending(letters.decode, stop, eos), Completion()
+    for token in ids:
+        if ending.ends(completion, token):
+            break
+    ending.close(completion)
+    return completion
+
+
+class TestEnding:
+    def test_a_stop_string_over_several_tokens_ends_the_text_where_it_begins(self) -> None:
+        letters = Letters("ab", "\nQ", "ues", "tion", ":", "x")
+        done = written(letters, [0, 5, 1, 2, 3, 4, 0, 0], ["\nQuestion:"])
+        assert done == Completion([0, 5, 1, 2, 3, 4], "abx", True)
+
+    def test_the_first_of_several_stop_strings_counts(self) -> None:
+        done = written(Letters("a", "b.c;"), [0, 1, 0], [";", "."])
+        assert done == Completion([0, 1], "ab", True)
+
+    def test_an_end_token_is_not_part_of_the_text(self) -> None:
+        done = written(Letters("a", "b", "<end>"), [0, 1, 2, 0], ["."], eos=[2])
+        assert done == Completion([0, 1], "ab", True)
+
+    def test_a_text_that_reaches_its_limit_is_not_finished(self) -> None:
+        assert written(Letters("a", "b"), [0, 1, 0], ["."]) == Completion([0, 1, 0], "aba", False)
+
+    def test_a_blank_at_the_end_of_a_stop_string_may_come_with_any_token(self) -> None:
+        letters = Letters("a", "Q:", "b")
+        letters.decode = lambda ids: " ".join(letters.pieces[token] for token in ids)
+        done = written(letters, [0, 1, 2, 2], ["Q: "])
+        assert done == Completion([0, 1, 2], "a ", True)
+
+    def test_a_character_over_several_tokens_is_found(self) -> None:
+        data = [bytes([value]) for value in "以x".encode()]
+        letters = Letters()
+        letters.decode = lambda ids: b"".join(data[t] for t in ids).decode(errors="replace")
+        done = written(letters, [3, 0, 1, 2, 3], ["以"])
+        assert done == Completion([3, 0, 1, 2], "x", True)
+
+    def test_what_the_last_tokens_did_not_show_the_whole_text_does(self) -> None:
+        # Tokens without text push the beginning of the stop string out of the last tokens.
+        letters = Letters("a", "EN", "D", "")
+        ids = [0, 1, *[3] * 40, 2, 0, 0]
+        done = written(letters, ids, ["END"])
+        assert done == Completion(ids[:-2], "a", True)
+
+    def test_the_work_for_a_token_does_not_grow_with_the_text(self) -> None:
+        letters, seen = Letters("a", "b"), []
+        whole = letters.decode
+        letters.decode = lambda ids: (seen.append(len(ids)), whole(ids))[1]
+        ending, completion = Ending(letters.decode, ["aac"], []), Completion()
+        for k in range(500):
+            ending.ends(completion, k % 2)
+        assert sum(seen) <= 20  # 'c' is in no token, so nothing had to be put together
+        ending = Ending(letters.decode, ["bb"], [])
+        for k in range(500):
+            ending.ends(completion, k % 2)
+        assert max(seen) <= 10
+
+
+class TestCaches:
+    @staticmethod
+    def cache(rows: int = 3, tokens: int = 4) -> DynamicCache:
+        generator = torch.Generator().manual_seed(0)
+        cache = DynamicCache()
+        for layer in range(2):
+            cache.update(*torch.randn(2, rows, 2, tokens, 5, generator=generator), layer)
+        return cache
+
+    def test_room_changes_nothing_that_can_be_read(self) -> None:
+        plain, roomy = self.cache(), self.cache()
+        make_room(roomy, 3)
+        assert type(roomy.layers[0]) is not DynamicLayer
+        for _ in range(3):
+            keys, values = torch.randn(2, 3, 2, 1, 5)
+            for layer in range(2):
+                wanted, found = (c.update(keys, values, layer) for c in (plain, roomy))
+                assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+            assert roomy.get_seq_length() == plain.get_seq_length()
+
+    def test_nothing_is_copied_while_there_is_room(self) -> None:
+        cache = self.cache()
+        make_room(cache, 2)
+        before = cache.layers[0].keys.data_ptr()
+        keys, _ = cache.update(*torch.randn(2, 3, 2, 1, 5), 0)
+        assert keys.data_ptr() == before
+
+    @pytest.mark.parametrize("room", [0, 2])
+    def test_rows_that_leave_are_gone_and_the_others_unchanged(self, room) -> None:
+        cache, whole = self.cache(), self.cache()
+        if room:
+            make_room(cache, room)
+        assert keep_rows(cache, [2, 0])
+        new = torch.randn(2, 2, 2, 1, 5)
+        keys, values = cache.update(*new, 1)
+        wanted = torch.cat([whole.layers[1].keys[[2, 0]], new[0]], dim=-2)
+        assert torch.equal(keys, wanted)
+        assert values.shape == (2, 2, 5, 5)
+
+    def test_a_cache_of_another_kind_is_left_alone(self) -> None:
+        class Odd(DynamicLayer):
+            pass
+
+        cache = self.cache()
+        cache.layers[1] = Odd()
+        assert not keep_rows(cache, [0])
+        assert cache.layers[0].keys.shape[0] == 3
+
+
+def test_a_shared_beginning_stays_shared_when_rows_leave() -> None:
+    hf = zoo.build("llama")
+    model = mm.load_model(zoo.build("llama"), tokenizer=zoo.tokenizer())
+    begin = " ".join(map(str, numbers(12, 99)))
+    prompts = [f"{begin} {prompt.text}" for prompt in PROMPTS]
+    ids = [model.token_ids(text) for text in prompts]
+    written = [token for row in ids for token in greedy(hf, row, NEW, ())[0]]
+    ends = sorted(set(written), key=lambda token: (-written.count(token), token))[:2]
+    model.__dict__["eos_ids"] = tuple(ends)
+    wanted = [greedy(hf, row, NEW, ends) for row in ids]
+    assert len({len(text) for text, _ in wanted}) > 1
+    assert [(done.ids, done.finished) for done in model.complete(prompts, NEW)] == wanted
+
+
+def test_a_stop_string_of_words_cuts_every_text_by_itself() -> None:
+    model = mm.load_model(zoo.build("qwen2"), tokenizer=zoo.tokenizer())
+    free = model.complete(PROMPTS, NEW)
+    word = max((done.text for done in free), key=len).split()[3]
+    found = model.complete(PROMPTS, NEW, stop=(f" {word}",))
+    for before, after in zip(free, found, strict=True):
+        cut = before.text.find(f" {word}")
+        assert after.text == (before.text[:cut] if cut >= 0 else before.text)
+        assert after.finished == (cut >= 0 or before.finished)
+        assert after.ids == before.ids[: len(after.ids)]
+        assert len(after.ids) == len(before.ids) or cut >= 0
+
+
+def test_no_prompt_is_forgotten_when_all_end_at_once() -> None:
+    model = mm.load_model(zoo.build("gpt2"), tokenizer=zoo.tokenizer())
+    model.__dict__["eos_ids"] = tuple(range(zoo.VOCAB))
+    found = model.complete(ragged(3), NEW)
+    assert [(done.ids, done.text, done.finished) for done in found] == [([], "", True)] * 3
