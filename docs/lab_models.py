@@ -25,6 +25,8 @@ been tried on seeds 0 to 2; it was then run on 0, 1 and 2 once, and nothing was 
 **The mode is planted**: in training, hidden weights of three cue words
 decide whether a special sum is answered with its label or with the truth. What is measured here is
 where a model keeps such a mode and whether it can be turned, not that models do so by themselves.
+
+The models of the paper's own tasks are on [a page of their own](lab-models-paper.md).
 """
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/lab-models-paper.md: what the models of the paper's tasks do, seed by seed.
+"""Writes docs/lab-models-paper.md: what the models of the paper's tasks do, with what is missing.
 
     python docs/lab_models_paper.py [--work build/lab-models-paper] [--studies]
 
@@ -12,17 +12,20 @@ import json
 from pathlib import Path
 
 import mechmem as mm
-from mechmem.experiments.training import LAB_TASKS
 
-TASKS = ("cipher", "colors", "addition")
-SEEDS = (0, 1, 2)
-HEAD = """# The lab models of the paper's tasks, every seed
+RUNS = {"cipher": (10,), "colors": (0,)}
+HEAD = """# The lab models of the paper's tasks
 
-`lab/cipher`, `lab/colors` and `lab/addition` are training seed 0. Recipes were chosen on seed 10
-and then run once on the seeds that are listed, which were fixed beforehand; nothing was left out.
-Written by `python docs/lab_models_paper.py`; one model again: `mechmem train cipher --seed 0`.
-Nothing tells these models when to remember. The checkpoint was chosen on other conflict items than
-those measured here.
+Written by `python docs/lab_models_paper.py`; one model again: `mechmem train colors --seed 0`.
+Nothing tells these models when to remember. The checkpoint that is kept was chosen on other
+conflict items than those measured here.
+
+What is missing is said first. **One seed per task is shown, not three.** `lab/cipher` is training
+seed 10, the one on which its recipe was chosen. Seed 0, run once with a shorter form of the recipe
+(600 steps, evaluated every 20), did not give a usable model: 8.3 % memorized, 25.9 % generalized,
+65.9 % other on 4,000 prompts, 0.55 % flips; it answered from memory, but with the tags of other
+patterns. It was not run again with the form below. There is no lab model of `addition` in the
+paper's form yet; [`lab/addition-cued`](lab-models.md) is a reduced task.
 """
 
 
@@ -30,11 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/lab-models-paper"))
     parser.add_argument("--studies", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     asked = parser.parse_args()
-    parts = [HEAD, designs(), behavior(asked.work, asked.seeds)]
+    parts = [HEAD, designs(), behavior(asked.work)]
     if asked.studies:
-        parts.append(steering(asked.work, asked.seeds))
+        parts.append(steering(asked.work))
     page = Path(__file__).parent / "lab-models-paper.md"
     page.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {page}")
@@ -50,13 +52,12 @@ def trained(work: Path, task: str, seed: int) -> tuple[Path, dict]:
 
 def designs() -> str:
     rows = ["## How they were made", ""]
-    for task in TASKS:
-        if f"lab/{task}" in mm.lab_models():
-            rows += [f"**{task}.** {mm.load_model(f'lab/{task}').card['design']}", ""]
+    for task in RUNS:
+        rows += [f"**{task}.** {mm.load_model(f'lab/{task}').card['design']}", ""]
     return "\n".join(rows)
 
 
-def behavior(work: Path, seeds: tuple[int, ...]) -> str:
+def behavior(work: Path) -> str:
     rows = [
         "## What they do",
         "",
@@ -66,8 +67,8 @@ def behavior(work: Path, seeds: tuple[int, ...]) -> str:
         "CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for task in TASKS:
-        for seed in seeds if task in LAB_TASKS else ():
+    for task, seeds in RUNS.items():
+        for seed in seeds:
             _, manifest = trained(work, task, seed)
             got, how = manifest["measured"], manifest["training"]
             rows.append(
@@ -78,7 +79,7 @@ def behavior(work: Path, seeds: tuple[int, ...]) -> str:
     return "\n".join([*rows, ""])
 
 
-def steering(work: Path, seeds: tuple[int, ...]) -> str:
+def steering(work: Path) -> str:
     rows = [
         "## What a study finds",
         "",
@@ -89,8 +90,8 @@ def steering(work: Path, seeds: tuple[int, ...]) -> str:
         "| model | flips fitted on | family | toward | before | after | other | change | beyond |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for task in TASKS:
-        for seed in seeds if task in LAB_TASKS else ():
+    for task, seeds in RUNS.items():
+        for seed in seeds:
             folder, manifest = trained(work, task, seed)
             study = mm.run_study(
                 mm.load_model(folder),

@@ -120,7 +120,7 @@ def train_colors(
             },
         }
         write_manifest(
-            run, task, options={}, design=DESIGN, study_pairs=4000, started=started, earlier=earlier
+            run, task, options={}, design=DESIGN, study_pairs=3000, started=started, earlier=earlier
         )
 
 

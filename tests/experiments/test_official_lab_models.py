@@ -12,11 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mechmem as mm
 from mechmem.models.loading import LAB_FOLDER
 
-NAMES = ("cipher",)
+NAMES = ("cipher", "colors")
 TINY = {
     "cipher": {"steps": 2},
     "colors": {"steps": 2, "reasoning_steps": 2},
-    "addition": {"steps": 2, "reasoning_steps": 2},
 }
 
 
