@@ -70,7 +70,7 @@ def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") 
     fig.update_xaxes(title=f"strength (positive: toward {toward})", row=len(kinds))
     fig.update_yaxes(title=f"layer ({sites[0][0]})" if one else "site", col=1)
     about = f"{counted(frame)} per class; • edit and random direction differ (95 % interval)"
-    height = 190 + len(kinds) * (60 + 26 * len(sites))
+    height = 190 + len(kinds) * max(60 + 26 * len(sites), 140)
     out = house_style(fig, theme, f"“{outcome}” by layer and strength", about, height)
     return out.update_layout(margin_t=112)
 
