@@ -38,6 +38,10 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
     def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.front = (keys, values)
+        tile = torch.arange(keys.shape[0])
+        self.tiled = len(root_of) % len(tile) == 0 and bool(
+            (root_of.cpu().view(-1, len(tile)) == tile).all()
+        )
         self.root_of, self.grows = root_of.to(keys.device), grows
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -74,7 +78,15 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
     def _after(self, front: Tensor, own: Tensor) -> Tensor:
         if front.shape[0] == 1:
             return torch.cat([front.expand(len(self.root_of), -1, -1, -1), own], dim=-2)
-        return torch.cat([front.index_select(0, self.root_of), own], dim=-2)
+        if not self.tiled:
+            return torch.cat([front.index_select(0, self.root_of), own], dim=-2)
+        # The same beginnings once per cell of a grid: copied once, straight to their place.
+        (rows, heads, fresh, width), known = own.shape, front.shape[-2]
+        out = own.new_empty(rows, heads, known + fresh, width)
+        tiles = out.view(-1, front.shape[0], heads, known + fresh, width)
+        tiles[..., :known, :] = front
+        out[:, :, known:] = own
+        return out
 
 
 @dataclass
