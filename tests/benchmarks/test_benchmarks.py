@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from benchmarks import gpu
 from benchmarks.__main__ import available, main, run_one
 from benchmarks.setting import Options, Timing, paired, result
 
@@ -76,6 +78,13 @@ def test_the_table_is_printed_and_written_and_a_missed_target_is_told(
     assert kept["rows"] == rows
     assert {"date", "processor", "torch"} <= set(kept["about"])
     assert "**no**" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.tl4
+def test_the_gpu_benchmark_runs_on_a_tiny_shape_without_a_gpu() -> None:
+    rows = gpu.measure(Options(tiny=True, rounds=1), "cpu", torch.bfloat16)
+    assert len(rows) == 4
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(capsys) -> None:
