@@ -3,13 +3,14 @@
     python docs/questions.py [--work build/questions] [--only near-ties]
 
 Models for comparison that the work folder holds already are not trained again; delete them to start
-from nothing. With ``--only`` one section is printed and the page stays as it is.
+from nothing. With ``--only`` one section is measured again and put in its place in the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -368,6 +369,7 @@ def transfer(scene: Scene) -> tuple[str, object]:
             ],
             between,
         )
+        + "\n\nThe foreign edit does not steer; the model's own does."
     )
     return text, plotting.transfer_matrix(edits)
 
@@ -400,6 +402,8 @@ def costs(scene: Scene) -> tuple[str, object]:
         + table(
             ["edit", "setting", "KL (nats)", "accuracy", "change", "perplexity of the answer"], rows
         )
+        + "\n\nSteering toward memorized costs accuracy on ordinary sums, a random shift of the "
+        "same length does not; toward generalized the interval of the cost holds 0."
     )
     return text, plotting.side_effects(found["window"])
 
@@ -520,9 +524,9 @@ def ties(scene: Scene) -> tuple[str, object]:
         f"({found.flips['rephrasings'][0].n} prompts per bin). *Decided*: |margin| above "
         f"{found.threshold:g} nat; that is {share(everyone)} of all prompts.\n\n"
         + table(head, rows)
-        + "\n\nRephrasings turn decided answers as often as near-ties: the words decide, not "
-        "chance. The edit turns answers up to a few nats, and hardly the most decided ones; its "
-        "control turns near-ties only."
+        + "\n\nRephrasings turn decided answers at least as often as near-ties: the words decide, "
+        "not chance. The edit turns answers that were decided by several nats, its control hardly "
+        "any above 3; the more decided an answer is, the rarer the edit turns it."
     )
     return text, plotting.near_ties(found)
 
@@ -554,7 +558,8 @@ def partly(scene: Scene) -> tuple[str, object]:
         + "\n\nAnswers of this task are one number, so nothing can be half written: what is "
         "neither answer is about as similar to the memorized one as chance, and a shared digit "
         "looks like half an answer. Closer to the memorized answer than 95 % of chance, without "
-        f"being it: {share(edited.partly('memorized'))} of the others under the edit. The "
+        f"being it: {share(edited.partly('memorized'))} of the others under the edit. They share "
+        "a digit with the sum more often than chance: missed sums, no half memories. The "
         f"probabilities are graded: for {100 * middle:.1f} % of {len(divided)} unedited prompts "
         "the memorized answer gets between 10 and 90 % of what both answers get together."
     )
@@ -755,6 +760,13 @@ SECTIONS = [
 ]
 
 
+def replaced(page: str, section: str) -> list[str]:
+    """The parts of the page with one section exchanged."""
+    parts = re.split(r"\n(?=## )", page)
+    title = section.splitlines()[0]
+    return [section if part.splitlines()[0] == title else part for part in parts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/questions"))
@@ -775,9 +787,6 @@ def main() -> None:
             f"## {section.title}\n\n{section.asked} (`--only {section.name}`)\n\n"
             f"```py\n{section.code}\n```\n\n{image}\n\n{text}\n"
         )
-    if asked.only is not None:
-        print(parts[-1])
-        return
     versions = {
         name: json.loads((asked.work / name / "manifest.json").read_text())["training"]
         for name in RUNS
@@ -789,13 +798,15 @@ def main() -> None:
         + ", ".join(f"`{name}`" for name in RUNS)
         + ".\n"
     )
-    folder = HERE / "assets" / "questions"
+    page, folder = HERE / "questions.md", HERE / "assets" / "questions"
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures.values():
         figure.update_layout(width=860)
-    plotting.save_figures(figures, folder, "png")
-    (HERE / "questions.md").write_text("\n".join(parts), encoding="utf-8")
-    print(f"wrote {HERE / 'questions.md'}")
+    plotting.save_figures(figures, folder, "png", scale=1.2)
+    if asked.only is not None:
+        parts = replaced(page.read_text(encoding="utf-8"), parts[1])
+    page.write_text("\n".join(parts), encoding="utf-8")
+    print(f"wrote {page}")
 
 
 if __name__ == "__main__":

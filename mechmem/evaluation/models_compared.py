@@ -122,7 +122,8 @@ class EffectByModel:
 
     Attributes:
         info: Facts of every model.
-        parameters: Number of weights.
+        parameters: Number of weights; from the manifest where a model has one (a bridge holds
+            the query, key and value maps of some architectures twice).
         observed: What the unedited model did on the test prompts.
         rates: ``rates[name][toward]`` under the edit; empty where there were too few flips.
         controls: The same under the control.
@@ -190,7 +191,8 @@ def effect_by_model(
         turned = observe(model, parts.train, task=task, margins=False).flips()
         before = observe(model, parts.test, task=task)
         info[name], observed[name], flips[name] = model.info, before, len(turned) // 2
-        parameters[name] = sum(weight.numel() for weight in model.tl.parameters())
+        counted = sum(weight.numel() for weight in model.tl.parameters())
+        parameters[name] = int(model.card.get("parameters", counted))
         rates[name], placebo[name] = {}, {}
         if len(turned) // 2 < MIN_FLIPS:
             continue
