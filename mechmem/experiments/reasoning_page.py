@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.experiments.html_parts import facts, figure, frame_table, say
 from mechmem.experiments.reasoning_edits import FAMILIES
+from mechmem.experiments.reasoning_like import ReasoningStudyLike
 from mechmem.experiments.reasoning_summary import repairs, summary
 from mechmem.experiments.reasoning_wording import limits, notes, sentence, verdict
-
-if TYPE_CHECKING:
-    from mechmem.experiments.reasoning_study import ReasoningStudy
 
 __all__ = ["body", "header"]
 
@@ -33,7 +31,7 @@ TITLES = {
 }
 
 
-def header(study: ReasoningStudy) -> str:
+def header(study: ReasoningStudyLike) -> str:
     """The question, the answer and the way around the page."""
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in TITLES.items())
     return (
@@ -52,7 +50,7 @@ def header(study: ReasoningStudy) -> str:
 
 
 def body(
-    study: ReasoningStudy, tables: Tables, figures: Figures, manifest: Mapping[str, Any]
+    study: ReasoningStudyLike, tables: Tables, figures: Figures, manifest: Mapping[str, Any]
 ) -> str:
     """The sections of the page."""
     bodies = {
@@ -71,7 +69,7 @@ def body(
     )
 
 
-def _setting(study: ReasoningStudy, tables: Tables) -> str:
+def _setting(study: ReasoningStudyLike, tables: Tables) -> str:
     model, card = study.model, study.card
     rows = {
         "Model": f"{say(model.name)}: {say(model.architecture)}, {model.n_layers} layers of width "
@@ -212,7 +210,7 @@ def _direction(tables: Tables, figures: Figures) -> str:
     return "".join(out)
 
 
-def _edits(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
+def _edits(study: ReasoningStudyLike, tables: Tables, figures: Figures) -> str:
     if study.trial is None:
         return f"<p>No edit was tried: {say(study.unanswered)}.</p>"
     told = "".join(f"<dt>{say(name)}</dt><dd>{say(how)}</dd>" for name, how in FAMILIES.items())
@@ -246,7 +244,7 @@ def _edits(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
     )
 
 
-def _cases(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
+def _cases(study: ReasoningStudyLike, tables: Tables, figures: Figures) -> str:
     if "repairs" not in tables:
         return "<p>No answers, so no errors to look at.</p>"
     out = [
@@ -306,7 +304,7 @@ def _cases(study: ReasoningStudy, tables: Tables, figures: Figures) -> str:
     return "".join(out)
 
 
-def _methods(study: ReasoningStudy, manifest: Mapping[str, Any]) -> str:
+def _methods(study: ReasoningStudyLike, manifest: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in manifest.items() if key not in ("splits", "answer")}
     text = json.dumps(shown, indent=1, ensure_ascii=False, default=str)
     draws = "none"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,6 +17,7 @@ from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError
 from mechmem.experiments.page import page_parts, write_page
+from mechmem.experiments.reasoning_like import ReasoningStudyLike
 from mechmem.experiments.reasoning_page import body, header
 from mechmem.experiments.reasoning_tables import (
     accuracy_table,
@@ -30,9 +30,6 @@ from mechmem.experiments.report import write_manifest, write_whole
 from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import PromptSet
 
-if TYPE_CHECKING:
-    from mechmem.experiments.reasoning_study import ReasoningStudy
-
 __all__ = ["figures", "tables", "write"]
 
 SMALLEST = 6
@@ -43,7 +40,7 @@ GRIDS = {
 MOST_SOURCES = 4
 
 
-def tables(study: ReasoningStudy) -> dict[str, pd.DataFrame]:
+def tables(study: ReasoningStudyLike) -> dict[str, pd.DataFrame]:
     """Every table by name; the figures are drawn from these numbers."""
     held, train = _states(study, "test"), _states(study, "train")
     out = {
@@ -75,7 +72,7 @@ def tables(study: ReasoningStudy) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in out.items() if not table.empty}
 
 
-def figures(study: ReasoningStudy, *, theme: str = "light") -> dict[str, go.Figure]:
+def figures(study: ReasoningStudyLike, *, theme: str = "light") -> dict[str, go.Figure]:
     """Every figure by name, in the order of the report."""
     held, train = _states(study, "test"), _states(study, "train")
     out = {
@@ -113,7 +110,7 @@ def figures(study: ReasoningStudy, *, theme: str = "light") -> dict[str, go.Figu
     return out
 
 
-def write(study: ReasoningStudy, folder: Path) -> Path:
+def write(study: ReasoningStudyLike, folder: Path) -> Path:
     """Write ``report.html``, ``manifest.json``, ``tables/`` and ``artifacts/``, whole or not."""
 
     def parts(draft: Path) -> None:
@@ -132,7 +129,7 @@ def write(study: ReasoningStudy, folder: Path) -> Path:
     return write_whole(parts, folder)
 
 
-def plane(study: ReasoningStudy) -> StateMap:
+def plane(study: ReasoningStudyLike) -> StateMap:
     """PCA of the training states at the chosen site with the test questions projected into it.
 
     Where items come in kinds, the plane is fitted on the kinds that are clear and every other
@@ -158,7 +155,7 @@ def plane(study: ReasoningStudy) -> StateMap:
     )
 
 
-def _sources(study: ReasoningStudy, train: Activations) -> Mapping[str, Directions]:
+def _sources(study: ReasoningStudyLike, train: Activations) -> Mapping[str, Directions]:
     """The direction from all training questions, from halves of them, and from parts by kind."""
     out = {"all": study.directions}
     halves = train.prompts.split(train=0.5, validation=0.5, seed=study.seed)
@@ -206,5 +203,5 @@ def _scored(prompts: PromptSet) -> PromptSet | None:
     return part if len({prompt.meta["score"] for prompt in part}) > 1 and len(part) > 2 else None
 
 
-def _states(study: ReasoningStudy, part: str) -> Activations:
+def _states(study: ReasoningStudyLike, part: str) -> Activations:
     return study.states.select(study.splits[part])

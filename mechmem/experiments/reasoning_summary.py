@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from mechmem.experiments.reasoning_like import ReasoningStudyLike
 from mechmem.experiments.reasoning_tables import accuracy_table, repair_table
-
-if TYPE_CHECKING:
-    from mechmem.experiments.reasoning_study import ReasoningStudy
 
 __all__ = ["repairs", "summary"]
 
 DASH = "–"
 
 
-def summary(study: ReasoningStudy) -> pd.DataFrame:
+def summary(study: ReasoningStudyLike) -> pd.DataFrame:
     """What the terminal shows: test accuracy of both classes, or the separation without answers."""
     if study.trial is None:
         frame = study.reading.table()
@@ -46,7 +44,7 @@ def _cell(values: list[float], sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def repairs(study: ReasoningStudy) -> pd.DataFrame:
+def repairs(study: ReasoningStudyLike) -> pd.DataFrame:
     """Errors repaired and made, each with the mean and the most of the random directions."""
     if study.trial is None:
         return pd.DataFrame()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate
 from mechmem.experiments.reasoning_edits import ORACLE, Tested
+from mechmem.experiments.reasoning_like import ReasoningStudyLike
 from mechmem.experiments.reasoning_tables import accuracy_table, mode_table, repair_table
 from mechmem.tasks.labels import LABELS
 from mechmem.tasks.reasoning import Reasoning
-
-if TYPE_CHECKING:
-    from mechmem.experiments.reasoning_study import ReasoningStudy
 
 __all__ = ["limits", "notes", "oracle_gains", "sentence", "verdict"]
 
@@ -25,7 +23,7 @@ FEW = 10
 TOWARD = {LABELS[0]: "toward reasoning", LABELS[1]: "toward memory"}
 
 
-def verdict(study: ReasoningStudy) -> str:
+def verdict(study: ReasoningStudyLike) -> str:
     """The result in a few words, for a heading."""
     apart = "told apart" if separated(study) else "not told apart beyond the baselines"
     if study.trial is None:
@@ -40,7 +38,7 @@ def verdict(study: ReasoningStudy) -> str:
     return f"Reasoning and memory are {apart}; {done}"
 
 
-def sentence(study: ReasoningStudy) -> str:
+def sentence(study: ReasoningStudyLike) -> str:
     """The result in one sentence."""
     site = study.reading.chosen
     found, given = study.reading.separation.auroc[site], study.reading.input_only
@@ -66,7 +64,7 @@ def sentence(study: ReasoningStudy) -> str:
     )
 
 
-def notes(study: ReasoningStudy) -> list[str]:
+def notes(study: ReasoningStudyLike) -> list[str]:
     """What has to be said beside the sentence."""
     told = [
         *_edits(study),
@@ -84,7 +82,7 @@ def notes(study: ReasoningStudy) -> list[str]:
     return [text for text in told if text]
 
 
-def limits(study: ReasoningStudy) -> list[str]:
+def limits(study: ReasoningStudyLike) -> list[str]:
     """What the study does not show."""
     groups = len(set(study.splits["test"].groups))
     out = [
@@ -110,7 +108,7 @@ def limits(study: ReasoningStudy) -> list[str]:
     return out
 
 
-def separated(study: ReasoningStudy) -> bool:
+def separated(study: ReasoningStudyLike) -> bool:
     """Whether the chosen site's AUROC lies above the input tokens and 97.5 % of shuffled labels."""
     reading = study.reading
     found = reading.separation.auroc[reading.chosen]
@@ -118,7 +116,7 @@ def separated(study: ReasoningStudy) -> bool:
     return bool(found.low > max(reading.input_only.value, 0.5) and found.value > shuffled)
 
 
-def oracle_gains(study: ReasoningStudy, family: str = PAPER) -> dict[str, dict[str, Any]]:
+def oracle_gains(study: ReasoningStudyLike, family: str = PAPER) -> dict[str, dict[str, Any]]:
     """The rows of the oracle's pick in which each class is pushed with its own sign."""
     if study.trial is None:
         return {}
@@ -131,7 +129,7 @@ def oracle_gains(study: ReasoningStudy, family: str = PAPER) -> dict[str, dict[s
     return {label: out[label] for label in LABELS}
 
 
-def _edits(study: ReasoningStudy) -> Iterator[str]:
+def _edits(study: ReasoningStudyLike) -> Iterator[str]:
     if study.trial is None:
         return
     frame = accuracy_table(study.trial, study.seed)
@@ -181,7 +179,7 @@ def _opposite(frame: pd.DataFrame) -> str:
     return f"With the other sign the same edit moved accuracy by {told}."
 
 
-def _turning(study: ReasoningStudy) -> Iterator[str]:
+def _turning(study: ReasoningStudyLike) -> Iterator[str]:
     if study.turning is None:
         return
     rows = _records(study.turning.test)
@@ -202,7 +200,7 @@ def _turning(study: ReasoningStudy) -> Iterator[str]:
         yield f"Answers of the other route under {family} ({where}): {' and '.join(told)}."
 
 
-def _modes(study: ReasoningStudy) -> str:
+def _modes(study: ReasoningStudyLike) -> str:
     """How far the paper's edit turns answers from the one route to the other."""
     frame = pd.DataFrame() if study.trial is None else mode_table(study.trial, study.seed)
     if frame.empty:
@@ -226,7 +224,7 @@ def _modes(study: ReasoningStudy) -> str:
     return (f"Where both routes have an answer: {'; '.join(turns)}.") if turns else ""
 
 
-def _repairs(study: ReasoningStudy) -> str:
+def _repairs(study: ReasoningStudyLike) -> str:
     frame = pd.DataFrame() if study.trial is None else repair_table(study.trial)
     if frame.empty or not frame["wrong_mode_errors"].any():
         return ""
@@ -244,7 +242,7 @@ def _repairs(study: ReasoningStudy) -> str:
     return f"Case study, addition with the sign of the label: {'; '.join(told)}." if told else ""
 
 
-def _topics(study: ReasoningStudy) -> str:
+def _topics(study: ReasoningStudyLike) -> str:
     topics = study.topics
     if len(topics.counts) < 2:
         return ""
@@ -257,7 +255,7 @@ def _topics(study: ReasoningStudy) -> str:
     return text + "."
 
 
-def _unread(study: ReasoningStudy) -> str:
+def _unread(study: ReasoningStudyLike) -> str:
     if study.trial is None:
         return ""
     seen = study.trial.before["test"]
