@@ -53,15 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="see that it works; ratios are moot")
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall",
+        help="cpu: seconds of the processor, for machines that do other work as well",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the table; default .bench")
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.names) - set(available())
     if unknown:
         parser.error(f"no benchmark {sorted(unknown)}; there are {', '.join(available())}")
     torch.set_num_threads(chosen.threads)
+    os.environ["MECHMEM_BENCH_CLOCK"] = chosen.clock
     options = Options(chosen.tiny, chosen.rounds, chosen.seed, not chosen.no_rivals)
     out = chosen.out or bench_folder()
-    about, rows = machine(chosen.threads), []
+    about, rows = machine(chosen.threads, chosen.clock), []
     for name in chosen.names or available():
         start = time.perf_counter()
         new = run_one(name, options)

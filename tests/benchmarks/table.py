@@ -16,7 +16,7 @@ __all__ = ["machine", "markdown", "save"]
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy")
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, clock: str = "wall") -> dict[str, Any]:
     """Date, processor, load and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -26,6 +26,7 @@ def machine(threads: int) -> dict[str, Any]:
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "clock": clock,
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
