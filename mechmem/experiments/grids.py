@@ -24,7 +24,7 @@ def default_grid(
     """
     layers = [site for site in scores.sites if site.stream == "resid_post"]
     return {
-        "P1 as published": p1_preset("p1-paper").grid(scores),
+        "P1 as published": list(p1_preset("p1-paper").grid(scores)),
         "one layer, own shift per position": [
             ShiftNeurons(window, top=1.0, alpha=alpha, at=[site])
             for site in layers

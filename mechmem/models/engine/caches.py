@@ -36,16 +36,17 @@ class _Roomy(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore
         for part, new in zip(self._whole, (key_states, value_states), strict=True):
             part[:, :, self.length : end] = new
         self.length = end
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some of the rows."""
         self._whole = tuple(part.index_select(0, indices) for part in self._whole)
         self._show()
 
-    def _show(self) -> None:
-        self.keys, self.values = (part[:, :, : self.length] for part in self._whole)
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (part[:, :, : self.length] for part in self._whole)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _with_room(part: Tensor, room: int) -> Tensor:
@@ -62,7 +63,9 @@ def make_room(cache: Any, room: int) -> None:
     """
     layers = getattr(cache, "layers", None) or []
     for k, layer in enumerate(layers):
-        if type(layer) is DynamicLayer and layer.is_initialized and layer.keys.dim() == 4:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            continue
+        if layer.keys.dim() == 4:
             layers[k] = _Roomy(layer.keys, layer.values, room)
             layer.keys = layer.values = None  # freed now, not after the last layer
 
