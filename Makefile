@@ -17,7 +17,7 @@ HOOKED = tests/models/test_forward.py tests/models/test_prefixes.py tests/models
 CORE = -m "not notebook and not browser and not docs and not tl4"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-fast test-tl3 peers wheel-check bench notebooks render-notebooks clean
+.PHONY: help install demo test check format test-fast test-tl3 peers wheel-check bench docs notebooks render-notebooks clean
 
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-fast  the quick part of the test suite"
 	@echo "make test-tl3   the core suite on TransformerLens 3.9, in $(VENV3)"
 	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
+	@echo "make docs       the documentation as a site, in site/"
 	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
 	@echo "make peers      exported vectors, read by steering-vectors and repeng in $(VENVP)"
 	@echo "make wheel-check  build, install into a fresh environment, run the demo outside"
@@ -97,6 +98,10 @@ wheel-check: $(VENV)/installed
 	.venv-wheel/bin/python $(PIP) -c constraints.txt dist/*.whl
 	cd dist && HF_HUB_OFFLINE=1 ../.venv-wheel/bin/mechmem demo --out demo
 	test -s dist/demo/report.html
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
+	@echo "Open site/index.html"
 
 notebooks: $(VENV)/installed
 	$(PY) -m pytest -m notebook
