@@ -125,8 +125,8 @@ def _only_colors(attention: Any) -> None:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    lengths: np.ndarray = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / lengths
+    out: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return out
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

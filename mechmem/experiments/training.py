@@ -10,6 +10,7 @@ from typing import Any
 from mechmem.artifacts import check_writable
 from mechmem.errors import TaskError, listed
 from mechmem.experiments.lab import Progress
+from mechmem.experiments.lab_addition import train_addition
 from mechmem.experiments.lab_addition_cued import train_addition_cued
 from mechmem.experiments.lab_cipher import train_cipher
 from mechmem.experiments.lab_colors import train_colors
@@ -18,6 +19,7 @@ from mechmem.experiments.lab_reasoning import train_recall_reasoning
 __all__ = ["LAB_TASKS", "train_lab_model"]
 
 LAB_TASKS: dict[str, Callable[..., None]] = {
+    "addition": train_addition,
     "addition-cued": train_addition_cued,
     "cipher": train_cipher,
     "colors": train_colors,

@@ -34,7 +34,7 @@ class Items(torch.utils.data.Dataset[Item]):
         self.size = epoch_size(task, settings)
         fresh = settings.fresh
         self.fresh = task.fresh_each_epoch if fresh is None else fresh
-        self._made: tuple[int, list[Item]] | None = None
+        self._made: tuple[int, list[TrainingText]] | None = None
 
     def __len__(self) -> int:
         return self.total
@@ -43,17 +43,15 @@ class Items(torch.utils.data.Dataset[Item]):
         epoch, row = divmod(index, self.size)
         if self._made is None or self._made[0] != epoch:
             self._made = (epoch, self._epoch(epoch))
-        return self._made[1][row]
+        return encode([self._made[1][row]], self.tokens)[0]
 
-    def _epoch(self, epoch: int) -> list[Item]:
+    def _epoch(self, epoch: int) -> list[TrainingText]:
         if self.fresh or epoch == 0:
-            made = self.task.training(self.size, self.settings.seed, epoch)
-        else:
-            # The same items every epoch, but in another order.
-            fixed = self.task.training(self.size, self.settings.seed, 0)
-            order = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-            made = [fixed[k] for k in torch.randperm(self.size, generator=order).tolist()]
-        return encode(made, self.tokens)
+            return self.task.training(self.size, self.settings.seed, epoch)
+        # The same items every epoch, but in another order.
+        fixed = self.task.training(self.size, self.settings.seed, 0)
+        order = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        return [fixed[k] for k in torch.randperm(self.size, generator=order).tolist()]
 
 
 def epoch_size(task: OfficialTask[Any], settings: TrainingSettings) -> int:
