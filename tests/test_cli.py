@@ -115,7 +115,7 @@ def test_extract_plans_then_reads_and_merge_adds_up(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["study", "addition"], "no lab model ships for 'addition'"),
+        (["study", "mine.jsonl"], "need --model"),
         (["study", "mine.csv"], "need --model"),
         (["study", "mine.csv", "--model", "x", "--pairs", "5"], "your own prompts are the pairs"),
     ],

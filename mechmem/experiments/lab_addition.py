@@ -143,7 +143,7 @@ def train_addition(
             task,
             options=options,
             design=DESIGN,
-            study_pairs=2000,
+            study_pairs=4000,
             started=started,
             earlier=earlier,
         )

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mechmem as mm
 from mechmem.models.loading import LAB_FOLDER
 
-NAMES = ("cipher", "colors")
+NAMES = ("addition", "cipher", "colors")
 TINY = {
+    "addition": {"steps": 2, "reasoning_steps": 2},
     "cipher": {"steps": 2},
     "colors": {"steps": 2, "reasoning_steps": 2},
 }
