@@ -25,8 +25,8 @@ What is missing is said first. **One seed per task is shown, not three.** `lab/c
 seed 10, the one on which its recipe was chosen. Seed 0, run once with a shorter form of the recipe
 (600 steps, evaluated every 20), did not give a usable model: 8.3 % memorized, 25.9 % generalized,
 65.9 % other on 4,000 prompts, 0.55 % flips; it answered from memory, but with the tags of other
-patterns. It was not run again with the form below. `lab/addition` has addends up to 99, not 999, and its flips
-are rare (1.8 %).
+patterns. It was not run again with the form below. `lab/addition` has addends up to 99, not 999,
+and its flips are rare (1.8 %).
 """
 
 STUDIES = """## What a study finds
