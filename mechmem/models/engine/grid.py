@@ -25,7 +25,7 @@ from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.prefix import continues_truly, has_hooks, limits
 from mechmem.models.engine.resuming import resumed, resumes_truly, start_of
 from mechmem.models.engine.run import last_logits
-from mechmem.models.engine.stored import Base, make_base
+from mechmem.models.engine.stored import Base, make_base, together
 from mechmem.models.engine.truth import vouch, wired
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -89,7 +89,7 @@ class Grid:
         # Hooks of somebody else may do anything, to any row.
         self._reuses = reuse and not has_hooks(backend.model)
         self._limits: dict[Positions, list[int] | None] = {}
-        self._kept: dict[bool, list[tuple[Work, Base]]] = {}
+        self._kept: dict[bool, list[Base]] = {}
         self.ways = [self._way(cell) for cell in self.cells]
 
     def order(self) -> list[int]:
@@ -117,10 +117,10 @@ class Grid:
             take(cell, range(len(self.prompts)), logits)
         for whole in (True, False):
             mine = [c for c in chosen if not self.ways[c].alone and self.ways[c].whole == whole]
-            for work, base in self._bases(whole) if mine else ():
-                for chunk, logits in retried(self._chunks(mine, work, base), self._logits):
+            for base in self._bases(whole) if mine else ():
+                for chunk, logits in retried(self._chunks(mine, base), self._logits):
                     for cell, values in zip(chunk.cells, logits, strict=True):
-                        take(cell, [work.rows[row] for row in chunk.at], values)
+                        take(cell, [base.rows[row] for row in chunk.at], values)
                     del logits
 
     def _way(self, cell: Cell) -> _Way:
@@ -161,7 +161,7 @@ class Grid:
             self.backend, self.prompts, self.token_budget, interventions=touching, share=not whole
         )
 
-    def _bases(self, whole: bool) -> Iterator[tuple[Work, Base]]:
+    def _bases(self, whole: bool) -> Iterator[Base]:
         """What all cells of one kind build on, batch by batch; kept as far as memory allows."""
         if whole in self._kept:
             yield from self._kept[whole]
@@ -169,46 +169,55 @@ class Grid:
         mine = [way for way in self.ways if way.whole == whole and not way.alone]
         starts = sorted({way.start for way in mine} - {0})
         passes = Passes(self.backend, self.prompts, self.pad_id, grows=not whole)
+        rows = range(len(self.prompts))
+        last = None if whole else max(self._width(rows, self._skip(way, rows)) for way in mine)
 
         def run(work: Work) -> Base:
-            return make_base(self.backend, passes.ready(work), starts, keys=not whole)
+            return make_base(self.backend, passes.ready(work), starts, not whole, last)
 
-        kept: list[tuple[Work, Base]] = []
+        made = (base for _, base in retried(self._plan(whole).works, run))
+        kept: list[Base] = []
         size = 0
-        for work, base in retried(self._plan(whole).works, run):
+        for base in made if whole else together(made, self.token_budget):
             size += base.bytes
             if size <= MOST_KEPT:
-                kept.append((work, base))
-            yield work, base
+                kept.append(base)
+            yield base
         if size <= MOST_KEPT:
             self._kept[whole] = kept
 
-    def _chunks(self, cells: Sequence[int], work: Work, base: Base) -> Iterator[_Chunk]:
+    def _skip(self, way: _Way, rows: Sequence[int]) -> list[int]:
+        """How many tokens of some prompts come before those that the edits touch."""
+        if way.whole or way.where is None:
+            return [0] * len(rows)
+        found = self._limits[way.where]
+        assert found is not None
+        return [found[row] for row in rows]
+
+    def _width(self, rows: Sequence[int], skip: Sequence[int]) -> int:
+        """Tokens of the longest of some prompts, without those left out."""
+        return max(len(self.prompts[row].ids) - cut for row, cut in zip(rows, skip, strict=True))
+
+    def _chunks(self, cells: Sequence[int], base: Base) -> Iterator[_Chunk]:
         """Cells that run side by side on one batch."""
         groups: dict[Any, list[int]] = {}
         for cell in cells:
             groups.setdefault(self.ways[cell].key, []).append(cell)
         for members in groups.values():
             way = self.ways[members[0]]
-            skip = [0] * len(work.rows)
-            if not way.whole and way.where is not None:
-                found = self._limits[way.where]
-                assert found is not None
-                skip = [found[row] for row in work.rows]
-            width = max(
-                len(self.prompts[row].ids) - cut for row, cut in zip(work.rows, skip, strict=True)
-            )
+            skip = self._skip(way, base.rows)
+            width = self._width(base.rows, skip)
             keys = base.width if way.whole else base.width + width
-            size = max(1, rows_that_fit(self.token_budget, width, keys) // len(work.rows))
+            size = max(1, rows_that_fit(self.token_budget, width, keys) // len(base.rows))
             for first in range(0, len(members), size):
                 yield _Chunk(
-                    tuple(members[first : first + size]), tuple(range(len(work.rows))), way.start,
-                    tuple(skip), work, base, width, way.whole,
+                    tuple(members[first : first + size]), tuple(range(len(base.rows))), way.start,
+                    tuple(skip), base, width, way.whole,
                 )  # fmt: skip
 
     def _logits(self, chunk: _Chunk) -> Float[Tensor, "cell row vocab"]:
         base, count = chunk.base, len(chunk.cells)
-        rows = [chunk.work.rows[row] for row in chunk.at]
+        rows = [base.rows[row] for row in chunk.at]
         skip = [chunk.skip[row] for row in chunk.at]
         device = model_device(self.backend.model)
         batch = Batch.collate(self.prompts, rows, self.pad_id, device, skip=skip)
@@ -242,7 +251,6 @@ class _Chunk:
     at: tuple[int, ...]
     start: int
     skip: tuple[int, ...]
-    work: Work
     base: Base
     width: int
     whole: bool
