@@ -80,16 +80,19 @@ def turned(study: StudyLike, tables: Tables, figures: Figures) -> str:
             "Strong bars: the edit. Pale bars: the unedited model and the controls. Gray: answers "
             "that are neither, which is what a crude edit produces.",
         ),
-        _figure(
-            figures,
-            "dose_response",
-            "To the right the model is steered toward generalized, to the left toward memorized; "
-            "alpha is the strength. If the edit works as meant, the blue line rises to the right, "
-            "the orange one to the left, further than the dashed lines, which show what a random "
-            "direction of the same length does.",
-            frame_table(tables["dose"], "Every point", folded="Numbers", link="dose"),
-        ),
     ]
+    if "dose" in tables:
+        out.append(
+            _figure(
+                figures,
+                "dose_response",
+                "To the right the model is steered toward generalized, to the left toward "
+                "memorized; alpha is the strength. If the edit works as meant, the blue line rises "
+                "to the right, the orange one to the left, further than the dashed lines, which "
+                "show what a random direction of the same length does.",
+                frame_table(tables["dose"], "Every point", folded="Numbers", link="dose"),
+            )
+        )
     for toward in towards:
         out.append(
             _figure(

@@ -81,7 +81,8 @@ def figures(
     if np.isfinite(study.observed["test"].margins).any():
         out["margins"] = plotting.margins(study.observed["test"], theme=theme)
     out["rates"] = plotting.rates_bars(table["test"], theme=theme)
-    out["dose_response"] = plotting.dose_response(study.dose, theme=theme)
+    if "dose" in table:
+        out["dose_response"] = plotting.dose_response(study.dose, theme=theme)
     for toward, rates in best.rates.items():
         fig = plotting.transitions(rates, theme=theme)
         out[f"transitions_{toward}"] = fig.update_layout(title_text=f"Steered toward {toward}")

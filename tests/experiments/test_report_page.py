@@ -441,3 +441,12 @@ def test_the_eye_on_the_page_sees_what_goes_wrong(tmp_path: Path, chromium: str)
     seen = open_page(chromium, bad)
     assert any("broken" in line for line in seen.console)
     assert any("elsewhere.invalid" in url for url in seen.requests)
+
+
+def test_a_study_without_doses_has_a_page_without_their_figure(page: str, tmp_path: Path) -> None:
+    study = replace(small_study(), dose=pd.DataFrame())
+    assert "dose_response" not in study.figures()
+    assert "dose" not in study.tables()
+    told = "To the right the model is steered toward generalized"
+    assert told in page
+    assert told not in study.save(tmp_path / "out").read_text(encoding="utf-8")
