@@ -15,7 +15,7 @@ from mechmem.patching.base import Edit
 from mechmem.patching.neurons import ShiftNeurons, neuron_shifts
 from mechmem.seeding import keyed_rng
 
-__all__ = ["SHIFT_CONTROLS", "gaussian", "shift_controls"]
+__all__ = ["SETTLED", "SHIFT_CONTROLS", "gaussian", "shift_controls"]
 
 SHIFT_CONTROLS = {
     "alpha 0": "the edit with strength 0; must equal the unedited model exactly",
@@ -31,6 +31,9 @@ SHIFT_CONTROLS = {
         "uniform between plus and minus the largest shift; not matched in length"
     ),
 }
+
+SETTLED = ("alpha 0", "low-rank neurons")
+"""Controls in which nothing is drawn: another seed gives the same edit."""
 
 
 def shift_controls(edit: ShiftNeurons, model: Model, seed: int) -> dict[str, Edit]:

@@ -116,7 +116,7 @@ def _methods(study: StudyLike, manifest: Mapping[str, Any]) -> str:
         "Probes": "logistic classifiers, five folds of whole groups, penalty chosen inside the "
         "training folds",
         "Intervals": "95 %, percentile bootstrap over groups; differences are paired by prompt",
-        "Controls": f"{_draws(study)} random draws each, averaged; alpha 0 once",
+        "Controls": f"{_draws(study)} random draws each, averaged; those without chance once",
         "Time": f"{study.seconds:.0f} s",
         "Beside this page": "tables/ (CSV), artifacts/ (safetensors and JSON), manifest.json",
     }

@@ -14,6 +14,7 @@ from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import controls
+from mechmem.evaluation.neuron_controls import SETTLED
 from mechmem.evaluation.rates import Rates
 from mechmem.experiments.cell_store import Done
 from mechmem.experiments.cells import CellRun, Setting, check_sharing
@@ -109,6 +110,8 @@ def sweep(
     place = None if folder is None else Path(folder)
     run = CellRun(model, task, seed, place, rank, world, reuse)
     check_sharing(place, rank, world)
+    for name in toward:
+        _toward(edits[0], name).changes(model)  # refuses a class that it does not know
     start = observe(model, validation, task=task, margins=False)
     goals = _goals(toward, counts, start.allowed, objective)
     tried = [
@@ -227,7 +230,7 @@ def _drawn(edit: Edit, model: Model, draws: int, seed: int) -> Iterator[tuple[st
     """Every control with its draws; a control without randomness is run once."""
     many = [controls(edit, model, seed=seed + k) for k in range(draws)]
     for kind in many[0]:
-        yield kind, [draw[kind] for draw in (many[:1] if kind == "alpha 0" else many)]
+        yield kind, [draw[kind] for draw in (many[:1] if kind in SETTLED else many)]
 
 
 def _toward(edit: Edit, name: str) -> Edit:

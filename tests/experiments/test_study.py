@@ -141,6 +141,13 @@ def test_names_where_objects_belong_are_refused_with_the_way_to_get_the_object(l
         mm.observe(lab_model, same)
 
 
+def test_what_is_drawn_is_drawn_three_times_and_the_rest_runs_once(lab_study):
+    for tested in lab_study.sweep.tested:
+        for made in tested.controls.values():
+            for name, draws in made.items():
+                assert len(draws) == (1 if name in ("alpha 0", "low-rank neurons") else 3), name
+
+
 def test_controls_have_the_length_and_the_sites_of_the_edit(lab_study, lab_model):
     edit = lab_study.sweep.best.edit
     own = edit.shift(lab_model) if hasattr(edit, "shift") else None
@@ -148,6 +155,9 @@ def test_controls_have_the_length_and_the_sites_of_the_edit(lab_study, lab_model
         pytest.skip("the winner is a direction, whose control is tested with the edits")
     for name, control in controls(edit, lab_model, seed=1).items():
         shift = control.shift(lab_model)
+        if name == "uniform noise":  # as the paper has it: of any length, at the edit's sites
+            assert set(shift) <= set(own)
+            continue
         for site, value in own.items():
             wanted = 0.0 if name == "alpha 0" else value.norm(dim=-1)
             got = shift[site].norm(dim=-1) if site in shift else 0.0

@@ -90,12 +90,6 @@ def one_group_source(s: Scene) -> Any:
     return mm.AblateSites(SITE, mode="resample", source=acts)
 
 
-def gated(s: Scene, **options: Any) -> mm.OnlyWhere:
-    return mm.OnlyWhere(
-        mm.AddDirection(s.direction), s.directions["resid_post", 0], when="memorized", **options
-    )
-
-
 FAULTS = [
     Fault("steer by NaN", add(alpha=NAN), mm.EditError, "got nan", "alpha must be a finite number"),
     Fault("steer by infinity", add(alpha=INF), mm.EditError, "got inf", "alpha must be finite"),
@@ -321,11 +315,15 @@ FAULTS = [
         "write ('resid_post', 1).",
     ),
     Fault(
-        "gate an edit without a direction at its site",
-        under(gated),
+        "gate an edit by a later site",
+        under(
+            lambda s: mm.OnlyWhere(
+                mm.AddDirection(s.directions["resid_post", 0]), s.direction, when="memorized"
+            )
+        ),
         mm.EditError,
-        "The gate has directions at 'resid_post[0]', but the edit also acts at resid_post[1]",
-        "pass Directions of those sites.",
+        "The gate reads resid_post[1], but the edit also acts at resid_post[0]",
+        "take a gate at an earlier site, or edit later ones.",
     ),
     Fault(
         "gate an edit at a threshold of NaN",

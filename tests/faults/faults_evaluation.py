@@ -347,7 +347,7 @@ FAULTS = [
         lambda s: mm.train_lab_model("subtraction", s.folder / "lab"),
         mm.TaskError,
         "No lab recipe for task 'subtraction'",
-        "there are 'addition-cued'",
+        "there are 'addition',",
     ),
     Fault(
         "train a lab model for no step",

@@ -166,6 +166,6 @@ FAULTS = [
         cli("train", "subtraction", "--out", "lab"),
         Exited,
         "mechmem: No lab recipe for task 'subtraction'",
-        "there are 'addition-cued'",
+        "there are 'addition',",
     ),
 ]

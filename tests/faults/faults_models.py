@@ -141,7 +141,7 @@ FAULTS = [
         "load a lab model that does not ship",
         lambda s: mm.load_model("lab/addition-ceud"),
         mm.ModelError,
-        "No lab model 'lab/addition-ceud' ships with mechmem; there are 'lab/addition-cued'",
+        "No lab model 'lab/addition-ceud' ships with mechmem; there are 'lab/addition',",
         "Did you mean 'lab/addition-cued'?",
     ),
     Fault(
