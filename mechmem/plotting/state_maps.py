@@ -51,11 +51,11 @@ def state_map(result: StateMap | pd.DataFrame, *, theme: str = "light") -> go.Fi
     fig.update_yaxes(title=f"second axis ({percent(first['explained_y'])})")
     own = states[states["set"] == sets[0]]
     size = pd.DataFrame({"n": [len(own)], "groups": [own["group"].nunique()]})
-    about = f"axes fitted to {counted(size)} of “{plain(sets[0])}”"
+    about = f"axes of “{plain(sets[0])}”, {counted(size)}"
     if len(sets) > 1:
-        about += ", other sets projected"
+        about += ", others projected"
     if share:
-        about += f"; {percent(share)} of the direction's length lies in this plane"
+        about += f"; {percent(share)} of the direction in this plane"
     title = f"States at {first['stream']} {int(first['layer'])}"
     return house_style(fig, theme, title, about, 480, bottom=62)
 

@@ -67,7 +67,7 @@ def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") 
     fig.update_xaxes(type="category")
     fig.update_yaxes(type="category")
     toward = plain(frame["toward"].iloc[0]) if "toward" in frame.columns else "the class"
-    fig.update_xaxes(title=f"strength (positive: toward {toward})", row=len(kinds))
+    fig.update_xaxes(title=f"strength, + toward {toward}", row=len(kinds))
     fig.update_yaxes(title=f"layer ({sites[0][0]})" if one else "site", col=1)
     about = f"{counted(frame)} per class; • edit and random direction differ (95 % interval)"
     height = 190 + len(kinds) * max(60 + 26 * len(sites), 140)
