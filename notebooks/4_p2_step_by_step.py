@@ -116,6 +116,9 @@ site = ("resid_post", 2)
 mm.plotting.state_map(mm.state_map(acts, site, direction=r, others={"held out": held}))
 
 # %% [markdown]
+# In this plane the classes are no two clouds: it holds a third of the direction, and what varies most
+# between states is something else.
+#
 # ## 5. Does the score go with the projection?
 #
 # Most scores here are 0 or 1; only the disputed entities lie between. A correlation therefore
