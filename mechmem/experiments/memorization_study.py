@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.correlation import ScoreCorrelation, score_correlation
+from mechmem.analysis.correlation import ScoreCorrelation, score_correlation, spearman
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
 from mechmem.analysis.geometry import separation
+from mechmem.analysis.held_out import group_draws, resampled
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.extract import cache_activations
 from mechmem.evaluation.controls import controls
@@ -74,6 +75,29 @@ class MemorizationStudy:
             ],
             ignore_index=True,
         )
+
+    def within_kinds(self) -> pd.DataFrame:
+        """Rank correlation of each score with the projection among the items of one kind.
+
+        The kinds differ in both, so the correlation over all items is partly theirs. NaN where a
+        score does not vary.
+        """
+        rows = []
+        for kind, items in self.table().groupby("kind"):
+            draws = group_draws(items["group"].tolist(), self.counterfactual.seed, "within", kind)
+            along = items["projection"].to_numpy()
+            for score in ("perturbational", "counterfactual"):
+                values = items[score].to_numpy()
+                found = resampled(
+                    lambda r, a=along, v=values: spearman(a[r], v[r]),  # type: ignore[misc]
+                    items["group"].tolist(),
+                    draws,
+                )
+                rows.append(
+                    {"kind": kind, "score": score, "spearman": found.value, "low": found.low,
+                     "high": found.high, "n": found.n}
+                )  # fmt: skip
+        return pd.DataFrame(rows)
 
     def changes(self) -> pd.DataFrame:
         """What each edit does to the mean of both scores, over all scored items and per kind."""

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
     page
     for page in (ROOT / "docs").rglob("*.md")
-    if (page.parent.name in ("ideas", "how-to", "migration") or page.name == "index.md")
+    if (
+        page.parent.name in ("ideas", "how-to", "migration")
+        or page.name in ("index.md", "memorization.md")
+    )
     and "```python" in page.read_text(encoding="utf-8")
 )
 
