@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Format", "Output", "print_result"]
+__all__ = ["Format", "Output", "is_first", "is_shared", "print_result"]
 
 
 class Format(StrEnum):
@@ -25,6 +25,21 @@ class Format(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("--format", help="How to print the result.")]
+
+
+def is_first() -> bool:
+    """Whether this process prints and writes the result: of those that share the work (torchrun),
+    rank 0 does."""
+    from mechmem.caching.shards import share_of_work
+
+    return share_of_work()[0] == 0
+
+
+def is_shared() -> bool:
+    """Whether other processes do a part of the work."""
+    from mechmem.caching.shards import share_of_work
+
+    return share_of_work()[1] > 1
 
 
 def print_result(

@@ -9,7 +9,7 @@ import typer
 
 from mechmem.cli.app import progress_bar
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, print_result
+from mechmem.cli.output import Format, is_first, print_result
 
 if TYPE_CHECKING:
     from mechmem.experiments.reasoning_study import ReasoningStudy
@@ -44,6 +44,8 @@ def study_reasoning(
             bar.update(1)
 
         result = _run(model_name or LAB_MODEL, questions, examples, max_new_tokens, seed, say)
+        if not is_first():
+            return  # rank 0 prints and writes for all
         say("writing the report")
         report = result.save(out)
     save_config(out)

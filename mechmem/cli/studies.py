@@ -10,7 +10,7 @@ import typer
 from mechmem.cli.app import Seed, command, progress_bar
 from mechmem.cli.asking import Asked, load_asked
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, print_result
+from mechmem.cli.output import Format, Output, is_first, is_shared, print_result
 
 if TYPE_CHECKING:
     from mechmem.experiments.study import Study
@@ -88,7 +88,10 @@ def study(
 
 
 def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
-    """Load, run, print one table, one sentence and its notes, write the report."""
+    """Load, run, print one table, one sentence and its notes, write the report.
+
+    Processes that share the work meet in the folder, and the first of them prints and writes.
+    """
     from mechmem.artifacts import check_writable
     from mechmem.experiments.summary import summary_table
 
@@ -99,7 +102,9 @@ def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
             bar.set_description_str(line.partition(": {")[0][:60])
             bar.update(1)
 
-        result = _run(asked, seed, say)
+        result = _run(asked, out / "cells" if is_shared() else None, seed, say)
+        if not is_first():
+            return
         say("writing the report")
         report = result.save(out)
     save_config(out)
@@ -107,18 +112,19 @@ def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
     typer.echo(f"report: {report}", err=True)
 
 
-def _run(asked: Asked, seed: int, say: Any) -> Study:
+def _run(asked: Asked, cells: Path | None, seed: int, say: Any) -> Study:
     from mechmem.experiments.study import run_study
     from mechmem.models import load_model
     from mechmem.tasks import get_task
 
     model, task = asked.load()
     if task is None:
-        return run_study(model, prompts=asked.prompts, seed=seed, progress=say)
+        return run_study(model, prompts=asked.prompts, seed=seed, folder=cells, progress=say)
     negative = None
     if "negative_control" in model.card:
         control = load_model(model.card["negative_control"])
         negative = (control, get_task(task.name, **control.card["task_options"]))
     return run_study(
-        model, task=task, n=asked.number(model), seed=seed, negative=negative, progress=say
-    )
+        model, task=task, n=asked.number(model), seed=seed, negative=negative, folder=cells,
+        progress=say,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ import typer
 from mechmem.cli.app import Seed, command, progress_bar
 from mechmem.cli.asking import Asked, load_asked
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, print_result
+from mechmem.cli.output import Format, Output, is_first, print_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +80,8 @@ def sweep(
             "tops": tops or [0.05, 0.1],
         }
         found = _run(asked, grid, out / "cells", draws, seed, say)
+    if not is_first():
+        return  # rank 0 prints and writes for all
     for name, table in {"validation": found.table(), "test": found.test_table()}.items():
         write_text(out / "tables" / f"{name}.csv", table.to_csv(index=False))
     save_config(out)

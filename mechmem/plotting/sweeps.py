@@ -46,7 +46,7 @@ def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
         len(panels),
         1,
         row_heights=heights,
-        vertical_spacing=GAP / (height - BORDER),
+        vertical_spacing=GAP / (height - BORDER) if len(panels) > 1 else 0.0,
         subplot_titles=[plain(name) for name in panels],
     )
     for number, (part, names) in enumerate(panels.values(), 1):
