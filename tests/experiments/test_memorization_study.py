@@ -1,4 +1,4 @@
-"""The study of two meanings of memorization, with small models that have learned nothing yet."""
+"""The study of two meanings of memorization, with small models that have learned little yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import mechmem as mm
 def study(tmp_path_factory):
     model = mm.load_model("lab/recall-reasoning")
     return mm.run_memorization_study(
-        model, models=2, steps=2, prompts=1, folder=tmp_path_factory.mktemp("small-models")
+        model, models=2, steps=100, prompts=1, folder=tmp_path_factory.mktemp("small-models")
     )
 
 
