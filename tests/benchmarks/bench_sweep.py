@@ -29,17 +29,19 @@ from mechmem.tasks.base import PromptAnswers
 
 ALPHAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 BATCH = 16
+PROMPTS = 48
 ROUNDS = 3
 
 
 class Scene:
-    """One model, a direction per layer, a grid of layers and alphas, 16 ragged prompts."""
+    """One model, a direction per layer, a grid of layers and alphas, 48 ragged prompts, of which
+    edits at all positions, which cost more, take the first 16."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.hf = plain_model(options)
         self.model = model_of(self.hf)
-        lengths = ragged_lengths(options, BATCH)
+        lengths = ragged_lengths(options, PROMPTS)
         vocabulary = self.hf.config.vocab_size
         self.lengths = lengths
         self.prompts = prompts_of(texts(options, lengths, vocabulary))
@@ -56,13 +58,18 @@ class Scene:
         self.grid = [(layer, alpha) for layer in range(layers) for alpha in ALPHAS]
         self.sample = [self.grid[k] for k in range(3, len(self.grid), max(7, 7 * layers // 4))]
 
-    @property
-    def shape(self) -> str:
-        mean = sum(self.lengths) / len(self.lengths)
+    def count(self, positions: str) -> int:
+        """How many prompts are asked."""
+        return BATCH if positions == "all" else PROMPTS
+
+    def shape(self, positions: str) -> str:
+        """What the table says of the size."""
+        lengths = self.lengths[: self.count(positions)]
+        mean = sum(lengths) / len(lengths)
         return (
             f"{self.options.shape}, {self.model.n_layers} layers x {len(ALPHAS)} alphas, "
-            f"{len(self.lengths)} prompts of {mean:.0f} tokens on average, at most "
-            f"{max(self.lengths)}"
+            f"{len(lengths)} prompts of {mean:.0f} tokens on average, at most "
+            f"{max(lengths)}"
         )
 
     def edits(self, positions: str) -> list[mm.AddDirection]:
@@ -74,8 +81,9 @@ class Scene:
     def mechmem(self, positions: str) -> list[tuple[str, ...]]:
         """What a user calls: the answers of every cell."""
         rates = evaluate_each(
-            self.model, self.prompts, self.edits(positions), task=self.task, margins=False
-        )
+            self.model, self.prompts[: self.count(positions)], self.edits(positions),
+            task=self.task, margins=False,
+        )  # fmt: skip
         return [each.after.completions for each in rates]
 
     def loop(self, positions: str) -> Tensor:
@@ -84,11 +92,14 @@ class Scene:
         out = []
         for layer, alpha in self.sample:
             vector = (self.directions["resid_post", layer].vector * alpha).float()
-            ids, mask = padded(self.ids)
-            with torch.no_grad(), _added(self.hf.transformer.h[layer], vector, positions):
-                positions_of = (mask.cumsum(-1) - 1).clamp_min(0)
-                logits = self.hf(ids, attention_mask=mask, position_ids=positions_of).logits
-            out.append(logits[:, -1])
+            parts = []
+            for first in range(0, self.count(positions), BATCH):
+                ids, mask = padded(self.ids[first : first + BATCH])
+                with torch.no_grad(), _added(self.hf.transformer.h[layer], vector, positions):
+                    positions_of = (mask.cumsum(-1) - 1).clamp_min(0)
+                    logits = self.hf(ids, attention_mask=mask, position_ids=positions_of).logits
+                parts.append(logits[:, -1])
+            out.append(torch.cat(parts))
         return torch.stack(out)
 
     def reused(self, positions: str) -> Tensor:
@@ -99,7 +110,8 @@ class Scene:
         ]
         with patched_each(self.model, chosen) as views:
             cells = [view.interventions for view in views]
-            return many_logits(self.model.backend, self.model.tokenize(self.prompts), cells)
+            asked = self.prompts[: self.count(positions)]
+            return many_logits(self.model.backend, self.model.tokenize(asked), cells)
 
 
 @contextmanager
@@ -151,7 +163,7 @@ def run(options: Options | None = None) -> list[dict[str, Any]]:
                 f"a grid of edits at {positions} positions, times faster than a user's loop"
                 if positions == "all"
                 else "a grid of edits at the last position, times faster than a user's loop",
-                scene.shape,
+                scene.shape(positions),
                 timing.ratio(loop, ours) * more,
                 target,
                 equality=(
