@@ -12,8 +12,10 @@ import copy
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,44 +27,73 @@ from benchmarks.setting import (
     padded,
     plain_model,
     prompts_of,
-    ragged_lengths,
     result,
     texts,
 )
-from mechmem.models.engine.many import many_generate
-from mechmem.patching.apply import patched_each
+from mechmem.tasks.base import PromptAnswers
 
 TOPS, ALPHAS, WAYS = (0.05, 0.1), (1.0, 3.0, 5.0), ("generalized", "memorized")
-NEW = 8
+CONTROLS = ("permuted", "random neurons", "uniform noise")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is asked.
+
+    Attributes:
+        prompts: How many.
+        shortest, longest: Their tokens.
+        new: Tokens of an answer.
+        draws: Of every control of every cell; 0 leaves controls out.
+    """
+
+    prompts: int
+    shortest: int
+    longest: int
+    new: int
+    draws: int
+
+
+WORDS = Shape(48, 60, 160, 1, 3)
+"""Answers of one word, as in P1's colors, every cell with its controls."""
+TEXTS = Shape(24, 10, 56, 8, 0)
+"""Short prompts and longer answers: nothing but batches to be gained."""
+TINY = Shape(4, 3, 8, 2, 1)
 
 
 class Scene:
     """A model, prompts, the cells of the grid, and the ways to run them."""
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.new = options, 3 if options.tiny else NEW
+    def __init__(self, options: Options, shape: Shape) -> None:
+        self.options, self.shape = options, shape
         self.hf = plain_model(options)
         self.model = model_of(self.hf)
-        n = 4 if options.tiny else 24
-        lengths = ragged_lengths(options, 3 * n)
+        rng = np.random.default_rng(options.seed)
+        n = shape.prompts
+        lengths = rng.integers(shape.shortest, shape.longest + 1, 3 * n).tolist()
         made = texts(options, lengths, self.hf.config.vocab_size)
         self.prompts, fitting = prompts_of(made[:n]), prompts_of(made[n:])
         self.fitting = mm.PromptSet(
             mm.Prompt(id=f"f{k}", text=p.text, group=f"f{p.group}", behavior=p.behavior)
             for k, p in enumerate(fitting)
         )
+        self.task = PromptAnswers.for_prompts(self.prompts)
+        self.task.max_new_tokens = shape.new
         scores = mm.neuron_mean_difference(mm.cache_activations(self.model, self.fitting))
-        self.cells: list[mm.ShiftNeurons] = []
-        for top in TOPS:
-            for alpha in ALPHAS:
-                for way in WAYS:
-                    self.cells.append(mm.ShiftNeurons(scores, top=top, alpha=alpha, toward=way))
+        self.cells = [
+            mm.ShiftNeurons(scores, top=top, alpha=alpha, toward=way)
+            for top in TOPS
+            for alpha in ALPHAS
+            for way in WAYS
+        ]
         self.grid = len(self.cells)
-        # A control for every cell of the largest alpha: as many neurons, drawn at random.
-        for cell in [cell for cell in self.cells if cell.alpha == max(ALPHAS)]:
-            control = mm.controls(cell, self.model, seed=options.seed)["random neurons"]
-            assert isinstance(control, mm.ShiftNeurons)
-            self.cells.append(control)
+        for cell in self.cells[: self.grid]:
+            for draw in range(shape.draws):
+                made_for = mm.controls(cell, self.model, seed=options.seed + draw)
+                for name in CONTROLS:
+                    control = made_for[name]
+                    assert isinstance(control, mm.ShiftNeurons)
+                    self.cells.append(control)
         self.shifts = [
             {site.layer: value[0].float() for site, value in cell.shift(self.model).items()}
             for cell in self.cells
@@ -70,22 +101,14 @@ class Scene:
         self.ids = [list(item.ids) for item in self.model.tokenize(self.prompts)]
         self.end = self.hf.config.eos_token_id
 
-    def mechmem(self) -> list[list[list[int]]]:
-        """Ids of every cell and prompt, all cells side by side."""
-        with patched_each(self.model, self.cells) as views:
-            done = many_generate(
-                self.model.backend,
-                self.model.tokenize(self.prompts),
-                [view.interventions for view in views],
-                self.model.tokens.decode,
-                max_new_tokens=self.new,
-                eos_ids=[self.end],
-                pad_id=self.model.tokens.pad_id,
-                n_ctx=self.model.tokens.n_ctx,
-            )
-        return [[completion.ids for completion in cell] for cell in done]
+    def mechmem(self) -> list[tuple[str, ...]]:
+        """Texts of every cell and prompt, all cells side by side."""
+        rates = mm.evaluate_each(
+            self.model, self.prompts, self.cells, task=self.task, margins=False
+        )
+        return [rate.after.completions for rate in rates]
 
-    def p1(self, cell: int, prompts: list[int]) -> tuple[list[list[int]], float]:
+    def p1(self, cell: int, prompts: list[int]) -> tuple[list[str], float]:
         """One cell in P1's style: texts of some prompts, and the seconds that all would take."""
         start = clock()
         copied = copy.deepcopy(self.hf)
@@ -107,7 +130,7 @@ class Scene:
         each = (clock() - begun) / len(prompts)
         return done, begun - start + each * len(self.ids)
 
-    def vectorized(self, cell: int, batch: int = 8) -> list[list[int]]:
+    def vectorized(self, cell: int, batch: int = 8) -> list[str]:
         """One cell with one vector per layer, in padded batches."""
 
         def adder(value: Tensor) -> Callable[[Tensor], None]:
@@ -124,17 +147,18 @@ class Scene:
         return out
 
     @torch.no_grad()
-    def _generate(self, hf: Any, rows: list[list[int]]) -> list[list[int]]:
+    def _generate(self, hf: Any, rows: list[list[int]]) -> list[str]:
         ids, mask = padded(rows)
         made = hf.generate(
             ids,
             attention_mask=mask,
-            max_new_tokens=self.new,
+            max_new_tokens=self.shape.new,
             do_sample=False,
             pad_token_id=self.end,
         )
         new = [row[ids.shape[1] :].tolist() for row in made]
-        return [row[: row.index(self.end)] if self.end in row else row for row in new]
+        new = [row[: row.index(self.end)] if self.end in row else row for row in new]
+        return [self.model.tokens.decode(row) for row in new]
 
 
 @contextmanager
@@ -155,13 +179,19 @@ def _hooked(hf: Any, adders: dict[int, Callable[[Tensor], None]]) -> Iterator[No
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    scene = Scene(options)
+    """One row against P1's style for answers of a word, which has a target, and one for texts."""
+    if options.tiny:
+        return _compare(options, TINY, "")
+    return [*_compare(options, WORDS, ">= 50"), *_compare(options, TEXTS, "")]
+
+
+def _compare(options: Options, shape: Shape, target: str) -> list[dict[str, Any]]:
+    scene = Scene(options, shape)
     cells = len(scene.cells)
-    start = clock()
-    scene.mechmem()  # a warm-up
-    warm = clock() - start
-    some = list(range(0, cells, 5))[: 2 if options.tiny else 3]
-    few = list(range(2))
+    some = list(range(0, cells, cells // 3))[: 2 if options.tiny else 3]
+    lengths = [len(row) for row in scene.ids]
+    usual = sum(lengths) / len(lengths)
+    few = sorted(range(len(lengths)), key=lambda k: (abs(lengths[k] - usual), k))[:2]
     fast, vector, slow = [], [], []
     for _ in range(max(1, options.rounds // 2)):
         start = clock()
@@ -179,29 +209,30 @@ def run(options: Options) -> list[dict[str, Any]]:
     alike = sum(ours[cell][row] == single[cell][k] for cell in some for k, row in enumerate(few))
     total, parts = len(some) * len(scene.ids), len(some) * len(few)
     equal = same == total and alike == parts
-    shape = (
+    called = (
         f"{options.shape}, {scene.grid} cells and {cells - scene.grid} controls, "
-        f"{len(scene.ids)} ragged prompts, {scene.new} new tokens"
+        f"{shape.prompts} prompts of {shape.shortest} to {shape.longest} tokens, "
+        f"{shape.new} new token{'s' if shape.new > 1 else ''}"
     )
     equality = f"{alike} of {parts} texts equal P1's style, {same} of {total} the vectorised one's"
     return [
         result(
             "P1's grid, times faster than P1's style",
-            shape,
+            called,
             statistics.median(a / b for a, b in zip(slow, fast, strict=True)),
-            ">= 50",
+            target,
             equality=equality,
             equal=equal,
-            note=f"P1's style was run on {len(some)} cells x {len(few)} prompts and its seconds "
-            f"taken for the whole: {statistics.median(slow):.0f} s against "
+            note=f"P1's style was run on {len(some)} cells x {len(few)} prompts of usual length, "
+            f"its seconds taken for the whole: {statistics.median(slow):.0f} s against "
             f"{statistics.median(fast):.1f} s",
         ),
         result(
             "P1's grid, times faster than a vectorised shift in batches of 8",
-            shape,
+            called,
             statistics.median(a / b for a, b in zip(vector, fast, strict=True)),
             equality=equality,
             equal=equal,
-            note=f"run on {len(some)} cells; first run of mechmem {warm:.1f} s",
+            note=f"run on {len(some)} cells",
         ),
     ]
