@@ -44,7 +44,8 @@ design, and not again with the present one. In that design (24 entities, 8 attri
 out over pairs) the model of seed 0 recalled 99 % of its facts and computed 93 % of its sums, but
 kept no shared mode: directions from two halves of its items had cosines between -0.24 and 0.23 on
 average, and adding the direction changed nothing. That is why kinds now belong to entities. Then
-seeds 0, 1 and 2 were trained, once each; `lab/recall-reasoning` is seed 0. This page is written by `python docs/reasoning_lab.py`.
+seeds 0, 1 and 2 were trained, once each; `lab/recall-reasoning` is seed 0. This page is
+written by `python docs/reasoning_lab.py`.
 """
 
 
