@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def test_a_file_gives_settings_and_what_is_typed_wins(run, tmp_path):
     assert out.startswith("task,lab models\n")
     status, out, _ = run("tasks", "--config", file, "--format", "json")
     assert status == 0
-    assert {"task": "colors", "lab models": ""} in json.loads(out)
+    assert {"task": "reasoning", "lab models": ""} in json.loads(out)
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "toml"])
@@ -141,8 +142,8 @@ def test_the_version_is_the_packages(run):
 
 
 def test_a_closed_pipe_ends_it_without_a_word():
-    command = f"{sys.executable} -m mechmem check lab/addition-cued --format csv"
-    reader = f"{sys.executable} -c 'import sys; print(sys.stdin.readline(), end=str())'"
+    command = f"{shlex.quote(sys.executable)} -m mechmem check lab/addition-cued --format csv"
+    reader = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.stdin.readline(), end=str())'"
     shell = f"set -o pipefail; {command} | {reader}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("stream,layer")
