@@ -142,8 +142,9 @@ def test_the_version_is_the_packages(run):
 
 
 def test_a_closed_pipe_ends_it_without_a_word():
-    command = f"{shlex.quote(sys.executable)} -m mechmem check lab/addition-cued --format csv"
-    reader = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.stdin.readline(), end=str())'"
+    python = shlex.quote(sys.executable)
+    command = f"{python} -m mechmem check lab/addition-cued --format csv"
+    reader = f"{python} -c 'import sys; print(sys.stdin.readline(), end=str())'"
     shell = f"set -o pipefail; {command} | {reader}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("stream,layer")
