@@ -51,13 +51,13 @@ together: an item that lies further toward memory depends more on having been tr
 what random directions show. Most of that is the difference between kinds (facts depend on their own
 training prompts, computations can be worked out without them); among facts alone and among
 computations alone no relation is seen, among disputed items there is one. Moving along the
-direction does not turn the score: it falls both ways alike and more than under the random
-direction, since the edits break answers that models trained on the item gave. **Perturbational**
+direction does not turn the score: it falls both ways alike, and more than under the one random
+direction that was tried; why was not looked into. **Perturbational**
 memorization is something else here: almost nothing that is solved breaks when a number changes by
 one, facts least of all, because their stored value never depended on the numbers. It has no
-relation to the direction, and edits raise it no more than the random direction does. So of the two
-meanings one is related to P2's direction and neither is steered by it, in a small model whose facts
-and sums we chose ourselves; it is an example, not a law.
+relation to the direction, and its rise under edits cannot be told from the random direction's. So
+of the two meanings one is related to P2's direction and neither is steered by it, in a small model
+whose facts and sums we chose ourselves; it is an example, not a law.
 """
 
 
