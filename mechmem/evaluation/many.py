@@ -59,16 +59,17 @@ def evaluate_each(
     if not allow_seen:
         for edit in edits:
             refuse_seen(as_edits(edit), asked, tokenized)
-    if before is None:
-        before = observe(model, asked, task=task, margins=margins, token_budget=token_budget)
-    else:
+    if before is not None:
         check_before(before, model, asked, tokenized)
     with patched_each(model, edits) as views:
+        plain = [PatchedModel.view(model)] if before is None else []
         bench = Bench(
-            views, asked, task=task, margins=[margins] * len(views), reuse=reuse,
-            token_budget=token_budget,
+            [*views, *plain], asked, task=task, margins=[margins] * len([*views, *plain]),
+            reuse=reuse, token_budget=token_budget,
         )  # fmt: skip
-        seen = bench.run(range(len(views)))
+        seen = bench.run(range(len(bench.views)))
+    if before is None:
+        before = seen.pop(len(views))
     return [Rates(seen[cell], before, seed) for cell in range(len(views))]
 
 
@@ -131,7 +132,7 @@ class Bench:
         """
         self.logits: dict[int, dict[int, Tensor]] = {}
         self.texts: dict[int, list[Completion]] = {}
-        out = {cell: self._by_itself(cell) for cell in which if self.grid.alone(cell)}
+        out = {cell: self._by_itself(cell) for cell in which if self._alone(cell)}
         rest = [cell for cell in which if cell not in out]
         done = self._written(rest) if self.writes else {}
         need = rest if not self.writes else [c for c in rest if c in (watched or {})]
@@ -151,6 +152,13 @@ class Bench:
             )
         return out
 
+    def _alone(self, cell: int) -> bool:
+        """Whether a view runs by itself. The unedited model does if one that edits nothing is to
+        equal it to the bit."""
+        cells = self.grid.cells
+        alone = [cell] if cells[cell] else range(len(cells))
+        return any(map(self.grid.alone, alone))
+
     def _by_itself(self, cell: int) -> Observations:
         return observe(
             self.views[cell], self.prompts, task=self.reader, margins=self.margins[cell],
@@ -162,10 +170,14 @@ class Bench:
         return [one_token(token, decode, self.reader.stop, ends) for token in tokens.tolist()]
 
     def _written(self, cells: Sequence[int]) -> dict[int, list[Completion]]:
-        """Text of every cell; those that touch the same tokens are written side by side."""
+        """Text of every cell; those that touch the same tokens are written side by side, and the
+        unedited model, which touches none, beside the first of them."""
         groups: dict[str, list[int]] = {}
-        for cell in cells:
-            groups.setdefault(str(touched(self.grid.cells[cell])), []).append(cell)
+        for cell in sorted(cells, key=lambda cell: not self.grid.cells[cell]):
+            where = str(touched(self.grid.cells[cell]))
+            if not self.grid.cells[cell] and groups:
+                where = next(iter(groups))
+            groups.setdefault(where, []).append(cell)
         out: dict[int, list[Completion]] = {}
         for members in groups.values():
             done = many_generate(

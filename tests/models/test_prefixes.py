@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
+from mechmem.models.engine import caches, generation
 from mechmem.models.engine import prefix as prefixes
 from mechmem.models.engine.plan import make_plan
 from mechmem.models.engine.positions import Positions
@@ -185,6 +186,28 @@ class TestItIsDone:
         model.generate(prompts, 2)
         assert fed[0] == 20
         assert sum(fed) < 20 * len(prompts)
+
+    @pytest.mark.parametrize("most", [0, 1 << 30])
+    def test_rows_write_the_same_with_and_without_copies_of_their_own(
+        self, most, monkeypatch
+    ) -> None:
+        plain, model = loaded("llama")
+        monkeypatch.setattr(caches, "MOST_SPREAD", most)
+        kinds = set()
+        own = caches.make_room
+
+        def watched(cache, room):
+            own(cache, room)
+            kinds.update(type(layer).__name__ for layer in cache.layers)
+
+        monkeypatch.setattr(generation, "make_room", watched)
+        prompts = few_shot(5)
+        done = model.complete(prompts, 6)
+        assert kinds == {"_Roomy" if most else "_Continued"}
+        for k, item in enumerate(model.tokenize(prompts)):
+            want, lead = greedy(plain, "llama", item.ids, 6)
+            assert lead > 1e-4
+            assert done[k].ids == want[: len(done[k].ids)]
 
     def test_the_model_is_left_without_hooks(self) -> None:
         _, model = loaded("gpt2")

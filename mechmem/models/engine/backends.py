@@ -43,8 +43,20 @@ class Backend(Protocol):
         cache: Any = None,
         use_cache: bool = False,
         last_only: bool = False,
+        positions: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """Logits ``[row, token, vocab]`` (the last token only when asked) and the grown cache."""
+        """Logits ``[row, token, vocab]`` and the grown cache.
+
+        Args:
+            ids: ``[row, token]``.
+            mask: ``[row, key]`` 1 on real tokens; or ``[row, 1, token, key]``, what is added to the
+                attention scores.
+            last_only: Logits of the last token only.
+            positions: ``[row, token]`` with a mask of four dimensions: where tokens stand in their
+                prompts.
+            keep: Columns whose logits are wanted; default all.
+        """
         ...
 
 
@@ -73,10 +85,16 @@ class BridgeBackend:
         cache: Any = None,
         use_cache: bool = False,
         last_only: bool = False,
+        positions: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         extra: dict[str, Any] = {"use_cache": use_cache or cache is not None}
         if last_only and ids.shape[1] > 1:
             extra["logits_to_keep"] = 1
+        if positions is not None:
+            extra["position_ids"] = positions
+        if keep is not None and len(keep) < ids.shape[1]:
+            extra["logits_to_keep"] = keep
         try:
             logits, grown = self.model(
                 ids,
@@ -121,7 +139,11 @@ class HookedTransformerBackend:
         cache: Any = None,
         use_cache: bool = False,
         last_only: bool = False,
+        positions: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
+        if positions is not None or keep is not None:
+            raise NotImplementedError("HookedTransformer derives positions from its mask")
         if use_cache and cache is None:
             cache = self._new_cache(ids)
         seen = mask[:, -ids.shape[1] :]  # its own cache remembers the earlier mask

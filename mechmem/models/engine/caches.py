@@ -11,6 +11,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 __all__ = ["keep_rows", "make_room"]
 
+MOST_SPREAD = 2 << 30
+"""Bytes of keys and values of one batch for which rows get copies of a shared beginning."""
+
 
 class _Roomy(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Keys and values with room for what will follow, so that no step copies what is there.
@@ -59,13 +62,19 @@ def _with_room(part: Tensor, room: int) -> Tensor:
 def make_room(cache: Any, room: int) -> None:
     """Let the layers of a cache grow in place by this many tokens.
 
-    Layers that are anything but plain lists of keys and values are left as they are.
+    Rows that continue shared beginnings get copies of their own, where memory allows; otherwise
+    those are copied anew at every step. Layers that are anything but plain lists of keys and values
+    are left as they are.
     """
     layers = getattr(cache, "layers", None) or []
+    spreads = sum(layer.own_bytes(room) for layer in layers if hasattr(layer, "root_of"))
     for k, layer in enumerate(layers):
-        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+        if layer.keys is None or layer.values is None or layer.keys.dim() != 4:
             continue
-        if layer.keys.dim() == 4:
+        if hasattr(layer, "root_of") and spreads <= MOST_SPREAD:
+            keys, values = layer.spread()
+            layers[k] = _Roomy(keys, values, room)
+        elif type(layer) is DynamicLayer:
             layers[k] = _Roomy(layer.keys, layer.values, room)
             layer.keys = layer.values = None  # freed now, not after the last layer
 

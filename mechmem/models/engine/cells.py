@@ -1,15 +1,16 @@
-"""Many edits side by side: every row of a batch belongs to a cell, and meets its edits only."""
+"""Many edits side by side: every part of a batch belongs to a cell, and meets its edits only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from mechmem.models.engine.batching import Batch, Feed
+from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.wiring import Intervention
 from mechmem.models.sites import Site
@@ -20,7 +21,6 @@ __all__ = [
     "CellPrompt",
     "Chorus",
     "Split",
-    "Tiled",
     "by_tag",
     "choir",
     "tagged",
@@ -60,34 +60,8 @@ def tagged(prompts: Sequence[TokenizedPrompt], cells: int) -> list[CellPrompt]:
     return [CellPrompt(**values, cell=cell) for cell in range(cells) for values in plain]
 
 
-Split = Mapping[int, tuple[Feed, slice | Tensor]]
-"""For every cell with rows in a pass: what it sees of the pass, and where its rows are."""
-
-
-class Tiled(Feed):
-    """What a pass sees in which the same batch stands once per cell, one after the other."""
-
-    def __init__(self, batch: Batch, cells: int) -> None:
-        self.one, self.cells = batch.feed(), cells
-        super().__init__(
-            self.one.prompts * cells,
-            self.one.index.repeat(cells, 1),
-            self.one.lengths.repeat(cells),
-            self.one.rows * cells,
-        )
-
-    def mask(self, positions: Positions) -> Tensor:
-        """As in `Feed`, computed for one cell only."""
-        return self.one.mask(positions).repeat(self.cells, 1)
-
-    def columns(self, positions: Positions) -> Tensor:
-        """As in `Feed`, computed for one cell only."""
-        return self.one.columns(positions).repeat(self.cells, 1)
-
-    def split(self, feed: Feed) -> Split:
-        """The rows of every cell."""
-        rows = len(self.one.prompts)
-        return {k: (self.one, slice(k * rows, (k + 1) * rows)) for k in range(self.cells)}
+Split = Mapping[int, tuple[Feed, Any]]
+"""For every cell with a part in a pass: what it sees of the pass, and the index of that part."""
 
 
 def by_tag(feed: Feed) -> Split:
@@ -109,12 +83,12 @@ _SPLITS: WeakKeyDictionary[Feed, Split] = WeakKeyDictionary()
 
 @dataclass
 class Chorus:
-    """What all cells do at one site, each to its own rows.
+    """What all cells do at one site, each to its own part.
 
     Attributes:
         site: Where.
         members: The cell and one of its interventions, in the order in which they act.
-        split: Which rows are whose.
+        split: Which part is whose.
     """
 
     site: Site
@@ -127,7 +101,7 @@ class Chorus:
         return touched([item for _, item in self.members])
 
     def apply(self, activation: Tensor, feed: Feed) -> Tensor | None:
-        """The activation with the rows of every cell changed by its own interventions."""
+        """The activation with the part of every cell changed by its own interventions."""
         parts = self.split(feed)
         out: Tensor | None = None
         for cell, intervention in self.members:

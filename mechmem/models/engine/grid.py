@@ -2,7 +2,8 @@
 
 Three things are shared, wherever that cannot change a number: the blocks below the first edited
 site, whose output is stored; the tokens before the first edited one, whose keys and values are
-stored; and the forward passes themselves, in which cells stand side by side.
+stored; and the forward passes themselves. Where all tokens run, a pass holds the batch once per
+cell; where only the edited ones do, the cells stand abreast in every row.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from torch import Tensor
 
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, rows_that_fit
-from mechmem.models.engine.cells import Cell, Tiled, choir, touched
+from mechmem.models.engine.cells import Cell, choir, touched
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
 from mechmem.models.engine.plan import Plan, Work
 from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.prefix import continues_truly, has_hooks, limits
+from mechmem.models.engine.prefix import has_hooks, limits
 from mechmem.models.engine.resuming import resumed, resumes_truly, start_of
 from mechmem.models.engine.run import last_logits
-from mechmem.models.engine.stored import Base, make_base, together
+from mechmem.models.engine.stored import Base, make_base
+from mechmem.models.engine.tiling import Abreast, Stacked, Tiling, stands_abreast
 from mechmem.models.engine.truth import vouch, wired
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -38,6 +40,8 @@ MOST_KEPT = 1 << 30
 """Bytes of stored states and keys that are kept from one call to the next."""
 WORTH = 0.8
 """Share of the tokens that edits must leave alone at the most, or all tokens run."""
+ABREAST = 256
+"""Most tokens abreast in a row: each is compared with all others, if only to be masked."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Grid:
         """How many tokens of every prompt come before the edited ones, where that saves work."""
         found = limits(self.backend, self.prompts, cell, least=1)
         total = sum(len(prompt.ids) for prompt in self.prompts)
-        if found is None or not continues_truly(self.backend):
+        if found is None or not stands_abreast(self.backend):
             return None
         return [max(0, n) for n in found] if total - sum(found) <= WORTH * total else None
 
@@ -178,7 +182,7 @@ class Grid:
         made = (base for _, base in retried(self._plan(whole).works, run))
         kept: list[Base] = []
         size = 0
-        for base in made if whole else together(made, self.token_budget):
+        for base in made:
             size += base.bytes
             if size <= MOST_KEPT:
                 kept.append(base)
@@ -207,40 +211,44 @@ class Grid:
             way = self.ways[members[0]]
             skip = self._skip(way, base.rows)
             width = self._width(base.rows, skip)
-            keys = base.width if way.whole else base.width + width
-            size = max(1, rows_that_fit(self.token_budget, width, keys) // len(base.rows))
+            size = self._side_by_side(base, width, way.whole)
             for first in range(0, len(members), size):
                 yield _Chunk(
                     tuple(members[first : first + size]), tuple(range(len(base.rows))), way.start,
                     tuple(skip), base, width, way.whole,
                 )  # fmt: skip
 
+    def _side_by_side(self, base: Base, width: int, whole: bool) -> int:
+        """How many cells run together."""
+        rows = len(base.rows)
+        if whole:
+            return max(1, rows_that_fit(self.token_budget, width, base.width) // rows)
+        size = max(1, ABREAST // width)
+        while size > 1 and size * rows > rows_that_fit(
+            self.token_budget, width, base.width + size * width
+        ):
+            size -= 1
+        return size
+
     def _logits(self, chunk: _Chunk) -> Float[Tensor, "cell row vocab"]:
-        base, count = chunk.base, len(chunk.cells)
+        base, cells = chunk.base, [self.cells[cell] for cell in chunk.cells]
         rows = [base.rows[row] for row in chunk.at]
         skip = [chunk.skip[row] for row in chunk.at]
         device = model_device(self.backend.model)
         batch = Batch.collate(self.prompts, rows, self.pad_id, device, skip=skip)
-        width = batch.ids.shape[1]
-        mask, cache = batch.mask, None
+        tiling: Tiling = Stacked(batch, len(cells))
         if not chunk.whole:
-            root = base.root(chunk.at, skip)
-            mask = root.mask(range(len(rows)), batch.mask)
-            cache = root.cache(list(range(len(rows))) * count, False)
+            tiling = Abreast(batch, len(cells), base.root(chunk.at, skip))
         residual = None
         if chunk.start:
-            residual = base.residual(chunk.start, chunk.at, width).repeat(count, 1, 1)
-        feed = Tiled(batch, count)
-        edits = choir([self.cells[cell] for cell in chunk.cells], feed.split)
+            known = base.residual(chunk.start, chunk.at, batch.ids.shape[1])
+            residual = known.repeat(*tiling.times, 1)
         with (
             running(self.backend),
             resumed(self.backend, chunk.start, residual),
-            wired(self.backend, feed, edits),
+            wired(self.backend, tiling.feed, choir(cells, tiling.split)),
         ):
-            logits, _ = self.backend.forward(
-                batch.ids.repeat(count, 1), mask.repeat(count, 1), cache=cache, last_only=True
-            )
-        return logits[:, -1].detach().reshape(count, len(rows), -1)
+            return tiling.logits(self.backend)
 
 
 @dataclass(frozen=True)

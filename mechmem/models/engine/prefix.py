@@ -25,23 +25,6 @@ from mechmem.seeding import keyed_rng
 __all__ = ["Root", "continues_truly", "has_hooks", "limits", "lone_prompts", "run_root"]
 
 
-class _Desk:
-    """Memory that one layer after the other writes to: fresh memory costs more than the copy."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
-
-    def room(self, place: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A tensor of this shape; what was asked for here before is overwritten."""
-        if like.requires_grad:
-            return like.new_empty(shape)
-        key = (place, like.device, like.dtype)
-        held = self._held.get(key)
-        if held is None or held.shape != shape:
-            held = self._held[key] = like.new_empty(shape)
-        return held
-
-
 class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Keys and values of the beginnings, never copied per row for longer than one layer runs, and
     of what came after them, kept only when more is to come.
@@ -50,19 +33,12 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
         keys, values: ``[beginning, head, token, d]`` of the beginnings.
         root_of: For every row, which beginning it continues.
         grows: Whether later passes continue this one.
-        desk: Room for what one layer needs while it runs, shared by all layers of a cache.
     """
 
-    def __init__(
-        self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool, desk: _Desk
-    ) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.front, self.desk = (keys, values), desk
-        tile = torch.arange(keys.shape[0])
-        self.tiled = len(root_of) % len(tile) == 0 and bool(
-            (root_of.cpu().view(-1, len(tile)) == tile).all()
-        )
-        self.root_of, self.grows = root_of.to(keys.device), grows
+        self.front, self.grows = (keys, values), grows
+        self.root_of = root_of.to(keys.device)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
@@ -76,16 +52,19 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
             value_states = torch.cat([self.values, value_states], dim=-2)
         if self.grows:
             self.keys, self.values = key_states, value_states
-        return (
-            self._after(self.front[0], key_states, "keys"),
-            self._after(self.front[1], value_states, "values"),
-        )
+        return self._after(self.front[0], key_states), self._after(self.front[1], value_states)
 
     def spread(self) -> tuple[Tensor, Tensor]:
         """Keys and values of every row's beginning and of what has followed it."""
         assert self.keys is not None
         assert self.values is not None
         return self._after(self.front[0], self.keys), self._after(self.front[1], self.values)
+
+    def own_bytes(self, room: int) -> int:
+        """Memory of `spread` with room for more tokens."""
+        front, rows = self.front[0], len(self.root_of)
+        each = 2 * front.shape[1] * front.shape[3] * front.element_size()
+        return int(rows * (self.get_seq_length() + room) * each)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some of the rows."""
@@ -98,19 +77,18 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
         own = 0 if self.keys is None else int(self.keys.shape[-2])
         return int(self.front[0].shape[-2]) + own
 
-    def _after(self, front: Tensor, own: Tensor, place: str | None = None) -> Tensor:
+    def _after(self, front: Tensor, own: Tensor) -> Tensor:
         if front.shape[0] == 1:
-            return torch.cat([front.expand(len(self.root_of), -1, -1, -1), own], dim=-2)
-        if not self.tiled:
-            return torch.cat([front.index_select(0, self.root_of), own], dim=-2)
-        # The same beginnings once per cell of a grid: copied once, straight to their place.
-        (rows, heads, fresh, width), known = own.shape, front.shape[-2]
-        shape = (rows, heads, known + fresh, width)
-        out = own.new_empty(shape) if place is None else self.desk.room(place, own, shape)
-        tiles = out.view(-1, front.shape[0], heads, known + fresh, width)
-        tiles[..., :known, :] = front
-        out[:, :, known:] = own
-        return out
+            front = front.expand(len(own), -1, -1, -1)
+        elif not self._in_order:
+            front = front.index_select(0, self.root_of)
+        return torch.cat([front, own], dim=-2)
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether every row continues the beginning in its own place."""
+        places = torch.arange(self.front[0].shape[0], device=self.root_of.device)
+        return torch.equal(self.root_of, places)
 
 
 @dataclass
@@ -125,12 +103,16 @@ class Root:
     seen: Int[Tensor, "beginning token"]
     layers: list[tuple[Tensor, Tensor]]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which keys and values are kept."""
+        return self.layers[0][0].dtype
+
     def cache(self, root_of: Sequence[int], grows: bool) -> Any:
         """A cache for rows that continue these beginnings."""
         rows = torch.tensor(list(root_of))
         cache: Any = DynamicCache()
-        desk = _Desk()
-        cache.layers = [_Continued(k, v, rows, grows, desk) for k, v in self.layers]
+        cache.layers = [_Continued(keys, values, rows, grows) for keys, values in self.layers]
         return cache
 
     def mask(self, root_of: Sequence[int], rest: Tensor) -> Tensor:

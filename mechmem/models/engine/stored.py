@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import StopForward
 from mechmem.models.sites import Site
 
-__all__ = ["Base", "make_base", "together"]
+__all__ = ["Base", "make_base"]
 
 
 @dataclass(frozen=True)
@@ -98,51 +98,6 @@ def make_base(
     }
     layers = [_whole(layer) for layer in cache.layers] if keys else []
     return Base(ready.batch.rows, ready.mask, residuals, layers)
-
-
-def together(bases: Iterable[Base], most: int) -> Iterator[Base]:
-    """Neighbors joined while they stay within ``most`` keys, padding included: short passes over
-    many rows do not mind padding, as those that made the bases did."""
-    waiting: list[Base] = []
-    for base in bases:
-        both = [*waiting, base]
-        if sum(len(one.rows) for one in both) * max(one.width for one in both) > most:
-            yield from _joined(waiting)
-            both = [base]
-        waiting = both
-    yield from _joined(waiting)
-
-
-def _joined(bases: Sequence[Base]) -> list[Base]:
-    if len(bases) < 2:
-        return list(bases)
-
-    def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
-        """One below the other, the last tokens aligned."""
-        width = max(part.shape[dim] for part in parts)
-        shape = list(parts[0].shape)
-        shape[0], shape[dim] = sum(part.shape[0] for part in parts), width
-        out, row = parts[0].new_zeros(shape), 0
-        for part in parts:
-            to = out[row : row + part.shape[0]]
-            to.narrow(dim, width - part.shape[dim], part.shape[dim]).copy_(part)
-            row += part.shape[0]
-        return out
-
-    return [
-        Base(
-            tuple(row for base in bases for row in base.rows),
-            stacked([base.mask for base in bases], 1),
-            {
-                start: stacked([base.residuals[start] for base in bases], 1)
-                for start in bases[0].residuals
-            },
-            [
-                (stacked([pair[0] for pair in layer], 2), stacked([pair[1] for pair in layer], 2))
-                for layer in zip(*(base.layers for base in bases), strict=True)
-            ],
-        )
-    ]
 
 
 def _whole(layer: Any) -> tuple[Tensor, Tensor]:
