@@ -23,14 +23,22 @@ from torch import Tensor
 from mechmem.artifacts import versions, write_text
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, ModelError, listed
-from mechmem.models.engine.passes import plan_passes
+from mechmem.models.engine.passes import pass_cost, plan_passes
 from mechmem.models.engine.plan import Plan, Work
 from mechmem.models.engine.positions import Positions
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Part", "as_dtype", "described_edits", "parts_of", "run_shards", "share_of_work"]
+__all__ = [
+    "Part",
+    "as_dtype",
+    "dealt",
+    "described_edits",
+    "parts_of",
+    "run_shards",
+    "share_of_work",
+]
 
 FORMAT = 1
 
@@ -164,11 +172,15 @@ def run_shards(
     mine, every = share_of_work(rank, world)
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)
+
+    def mine_of(plan: Plan) -> list[int]:
+        return dealt(list(_shards(plan, shard_rows)), every, pass_cost(model.backend))[mine]
+
     for part in known:
         _same_settings(part, own)
     fresh = _unknown(model, prompts, known)
     for part in known:
-        if missing := [shard for shard in part.missing() if shard % every == mine]:
+        if part.missing():
             tokenized = model.tokenize(part.prompts)
             plan = _plan(model, tokenized, own)
             if plan.digest != part.index["plan"]:
@@ -178,26 +190,44 @@ def run_shards(
                     "folder, or finish with the version that began it: "
                     f"{part.index['versions'].get('mechmem')}."
                 )
-            _run(part, tokenized, plan, missing, make, shard_rows)
+            _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
     if len(fresh):
         tokenized = model.tokenize(fresh)
         plan = _plan(model, tokenized, own)
         part = _begin(Path(folder) / f"part-{len(known):04d}", fresh, tokenized, plan, own)
-        missing = [shard for shard in part.missing() if shard % every == mine]
-        _run(part, tokenized, plan, missing, make, shard_rows)
+        _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
+
+
+def dealt(shards: Sequence[Sequence[Work]], ranks: int, pass_cost: float) -> list[list[int]]:
+    """Which shards each rank makes: the largest first, each to the rank with the least to do.
+
+    Args:
+        shards: The batches of every shard.
+        ranks: How many.
+        pass_cost: What starting a forward pass costs, in tokens.
+    """
+    costs = [sum(work.fed + pass_cost for work in shard) for shard in shards]
+    out: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0.0] * ranks
+    for shard in sorted(range(len(shards)), key=lambda k: (-costs[k], k)):
+        rank = loads.index(min(loads))
+        out[rank].append(shard)
+        loads[rank] += costs[shard]
+    return [sorted(own) for own in out]
 
 
 def _run(
     part: Part,
     tokenized: Sequence[TokenizedPrompt],
     plan: Plan,
-    shards: Sequence[int],
     make: Callable[..., Any],
+    shards: Sequence[int],
     shard_rows: int,
 ) -> None:
-    works = list(_shards(plan, shard_rows))
+    works, missing = list(_shards(plan, shard_rows)), set(part.missing())
     for shard in shards:
-        part.write(shard, make(part, tokenized, plan, works[shard], part.rows[shard]))
+        if shard in missing:
+            part.write(shard, make(part, tokenized, plan, works[shard], part.rows[shard]))
 
 
 def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, Any]) -> Plan:

@@ -13,7 +13,8 @@ from helpers import bench, close, contrast_set
 from test_store import KillAfter, hashes, killed
 
 import mechmem as mm
-from mechmem.caching.shards import share_of_work
+from mechmem.caching.shards import dealt, share_of_work
+from mechmem.models.engine.plan import Work
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
 STATS = {**OPTIONS, "by": "behavior", "bootstrap": 8, "covariance": ("resid_post", 1)}
@@ -66,18 +67,30 @@ class TestFourProcesses:
         assert sum(map(sum, done)) == len(contrast_set())
         assert all(done)
 
+    def test_shards_of_falling_size_come_out_even(self) -> None:
+        shards = [[Work((0,), width)] for width in (185, 148, 126, 109, 81, 53, 6)]
+        whole = sum(work.width + 4 for (work,) in shards)
+        for ranks in (1, 2, 3, 9):
+            own = dealt(shards, ranks, 4.0)
+            assert sorted(shard for share in own for shard in share) == list(range(7))
+            assert own == dealt(shards, ranks, 4.0)
+            loads = [sum(shards[k][0].width + 4 for k in share) for share in own]
+            assert max(loads) <= max(1.05 * whole / ranks, 189)
+        strided = [sum(shards[k][0].width for k in range(rank, 7, 2)) for rank in (0, 1)]
+        assert strided[0] > 1.2 * strided[1]  # as dealing in turn would have it
+
     def test_a_killed_rank_resumes_from_its_shards(self, tmp_path) -> None:
         one = moments(tmp_path / "one")
         four = tmp_path / "four"
-        for rank in (0, 2, 3):
+        for rank in (0, 1, 3):
             moments(four, rank=rank, world=4)
         mine = len(list((four / "part-0000").glob("shard-*")))
-        killed(lambda: moments(four, rank=1, world=4, progress=KillAfter(3)))
+        killed(lambda: moments(four, rank=2, world=4, progress=KillAfter(3)))
         left = len(list((four / "part-0000").glob("shard-*")))
         with pytest.raises(mm.ArtifactError, match=r"shards are missing.*Run the extraction again"):
             mm.merge_moments(four)
         heard: list[int] = []
-        found = moments(four, rank=1, world=4, progress=heard.append)
+        found = moments(four, rank=2, world=4, progress=heard.append)
         assert found is not None
         same(found, one, 1e-12)
         assert hashes(four) == hashes(tmp_path / "one")
