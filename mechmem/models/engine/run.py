@@ -20,6 +20,7 @@ from mechmem.models.engine.plan import Plan, Prefix, Work
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.progress import Progress, told
 from mechmem.models.engine.taking import Behind, Front, Take, wanted_in_front
+from mechmem.models.engine.trimming import last_block, trimmed
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention, StopForward
 from mechmem.models.sites import Site
@@ -87,6 +88,7 @@ def take_states(
         return [Front(site, at) for site in sites]
 
     passes = Passes(backend, prompts, pad_id, side=side, readers=fronts, stop_early=True)
+    last = None if positions.pooled else last_block(backend, sites, interventions)
 
     def run(work: Work) -> dict[Site, Tensor]:
         ready = passes.ready(work)
@@ -95,8 +97,13 @@ def take_states(
             behind = Behind.of(work, prompts, positions, wanted)
             front = {item.site: item for item in ready.seen if isinstance(item, Front)}
             takes = [Take(site, positions, front[site], behind) for site in sites]
-        hooks = wired(backend, ready.batch.feed(), interventions, takes, True)
-        with running(backend), hooks, suppress(StopForward):
+        feed = ready.batch.feed()
+        with (
+            running(backend),
+            trimmed(backend, last, feed, positions),
+            wired(backend, feed, interventions, takes, True),
+            suppress(StopForward),
+        ):
             backend.forward(ready.batch.ids, ready.mask, cache=ready.cache)
         unread = [str(take.site) for take in takes if take.value is None]
         if unread:
