@@ -13,7 +13,11 @@ PIP = -m pip --disable-pip-version-check install --quiet
 EXTRAS = figures,parquet,hub,exchange,lora,test,dev,docs
 EXTRAS3 = figures,parquet,hub,exchange,lora,test
 HOOKED = tests/models/test_forward.py tests/models/test_prefixes.py tests/models/test_truncating.py \
+	tests/models/test_trimming.py \
 	tests/caching tests/patching tests/evaluation
+# Every test runs on one thread; test files are shared between as many processes.
+JOBS = 2
+PYTEST = -m pytest -n $(JOBS) --dist loadfile
 CORE = -m "not notebook and not browser and not docs and not tl4"
 
 .DEFAULT_GOAL := help
@@ -35,6 +39,7 @@ help:
 	@echo "make install    only install into $(VENV)"
 	@echo "make clean      remove the environments and every cache"
 	@echo ""
+	@echo "JOBS=8 shares the tests between more processes; the default is $(JOBS)."
 	@echo "PYTHON=python3.12 (or newer) chooses the interpreter; the default is $(PYTHON)."
 
 install: $(VENV)/installed
@@ -65,15 +70,15 @@ format: $(VENV)/installed
 	$(PY) -m ruff format .
 
 test: check
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 	@$(MAKE) --no-print-directory test-tl3
 
 test-fast: $(VENV)/installed
-	$(PY) -m pytest -m "not slow and not notebook and not browser and not docs"
+	$(PY) $(PYTEST) -m "not slow and not notebook and not browser and not docs"
 
 test-tl3: $(VENV3)/installed
-	$(PY3) -m pytest $(CORE)
-	MECHMEM_TEST_CLASS=HookedTransformer $(PY3) -m pytest $(HOOKED)
+	$(PY3) $(PYTEST) $(CORE)
+	MECHMEM_TEST_CLASS=HookedTransformer $(PY3) $(PYTEST) $(HOOKED)
 
 # BENCH="extraction generation" runs some; the rivals' environment is made in .bench/.
 bench: $(VENV)/installed
