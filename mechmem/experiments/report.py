@@ -40,6 +40,7 @@ def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
         "summary": summary_table(study),
         "behavior_mix": plotting.mix_table(study.observed),
         "test": study.sweep.test_table(),
+        "turned": study.sweep.turned_table(),
         "beyond_controls": _beyond(study),
         "validation": study.sweep.table(),
         "dose": study.dose,
