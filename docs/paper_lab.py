@@ -18,12 +18,14 @@ import mechmem as mm
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.experiments.saved import load_study
 from mechmem.experiments.study import STEERED
+from mechmem.models.loading import LAB_FOLDER
 
 WORK = Path("build/lab-models-paper")
 TASKS = ("cipher", "colors", "addition")
 SEEDS = (0, 1, 2)
 EXTRA = {"cipher": (10,)}
 PAIRS, CLEAN = 2000, 500
+TOP = 0.1
 BATCHES = 65536
 LEAST = 0.10
 """A model shows both behaviors when each is at least this share of its answers."""
@@ -49,14 +51,25 @@ class Entry:
     def results(self) -> Path:
         return self.work / "results" / self.name
 
+    @property
+    def folder(self) -> Path:
+        return LAB_FOLDER / self.task if self.seed is None else self.work / self.name
+
+    @property
+    def same_seed(self) -> Entry | None:
+        """Of what ships: the same seed as it was trained here."""
+        if self.seed is not None:
+            return None
+        seed = json.loads((self.folder / "manifest.json").read_text())["training"]["seed"]
+        return Entry(self.task, seed, self.work)
+
     def load(self) -> mm.Model:
         if self.seed is None:
             return mm.load_model(f"lab/{self.task}")
-        folder = self.work / f"{self.task}-{self.seed}"
-        if not (folder / "manifest.json").is_file():
+        if not (self.folder / "manifest.json").is_file():
             print(f"training {self.title}", flush=True)
-            mm.train_lab_model(self.task, folder, seed=self.seed)
-        return mm.load_model(folder)
+            mm.train_lab_model(self.task, self.folder, seed=self.seed)
+        return mm.load_model(self.folder)
 
     def behavior(self) -> dict:
         """What the unedited model does on fresh conflict pairs and on clean items."""
@@ -93,6 +106,16 @@ class Entry:
             spent = {"cpu_seconds": round(time.process_time() - started, 1)}
             _write(self.results / "cost.json", spent)
         return load_study(folder).tables()
+
+    def halves(self) -> pd.DataFrame:
+        """Do two halves of the training flips choose the same neurons? Of a studied model."""
+        file = self.results / "halves.csv"
+        if not file.is_file():
+            model = self.load()
+            flips = mm.PromptSet.from_jsonl(self.results / "study" / "artifacts" / "flips.jsonl")
+            acts = mm.cache_activations(model, flips, sites="resid_post")
+            mm.split_halves(acts, top=TOP, seed=0).table().to_csv(file, index=False)
+        return pd.read_csv(file)
 
     @property
     def studied_in(self) -> float:
