@@ -30,7 +30,10 @@ def p2(docs: Path) -> str:
             "One direction tells reasoning from memory prompts",
             "Llama-3-8B, held out: AUROC 0.929 after block 1, 0.978 after block 5 (an independent "
             "run's)",
-            "; ".join(f"{row['model']}: {row['3']} after block 3" for row in apart),
+            "; ".join(
+                f"{row['model']}: {row['block 0']} after block 0, {row['3']} after block 3"
+                for row in apart
+            ),
             _separates(apart),
         ),
         _row(
@@ -46,7 +49,7 @@ def p2(docs: Path) -> str:
             _count(edits, "scaled projection"),
         ),
         _row(
-            "Taking the direction out hurts reasoning and not memory",
+            "Taking the direction out (the paper's second intervention) changes accuracy",
             "unknown",
             _removed(edits),
             _removed_count(edits),
