@@ -13,11 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from paper_lab import CLEAN, PAIRS, TASKS, WORK, Entry, both, entries, percent, points
+from paper_lab import (
+    CLEAN,
+    PAIRS,
+    TASKS,
+    WORK,
+    Entry,
+    both,
+    entries,
+    head,
+    line,
+    percent,
+)
+from paper_studies import controls, depth, probing, steering
 
 import mechmem as mm
 
-OWN = "P1 as published"
 HEAD = """# The lab models of the paper's tasks
 
 Written by `python docs/lab_models_paper.py`, which trains every seed and studies every model that
@@ -29,7 +40,7 @@ The training seeds 0, 1 and 2 were fixed beforehand, and all are shown, the fail
 were run once with recipes that were fixed then. The recipe of `cipher` was chosen on seed 10 (a
 shorter form had been tried on seed 0 before, and failed there). On which seeds those of `colors`
 and `addition` were chosen was not written down: count seed 0 as seen. `lab/cipher` is seed 10,
-`lab/colors` and `lab/addition` are seed 0, all trained on another processor. `lab/addition` has
+`lab/colors` and `lab/addition` are seed 0, all trained on another machine. `lab/addition` has
 addends up to 99, not 999.
 """
 
@@ -61,13 +72,13 @@ def behavior(found: Sequence[Entry]) -> str:
         "each is at least 10 % of its answers. A flip is a pair of rephrasings of which one came "
         "out memorized and the other generalized.",
         "",
-        *_table("model", "memorized", "generalized", "other", "shows both", "flip rate", "flips",
+        *head("model", "memorized", "generalized", "other", "shows both", "flip rate", "flips",
                 "clean accuracy", "kept at step", "CPU s"),
     ]  # fmt: skip
     for entry in found:
         got = entry.behavior()
         rows.append(
-            _row(
+            line(
                 entry.title,
                 *(percent(got[name]) for name in ("memorized", "generalized", "other")),
                 "yes" if both(got) else "**no**",
@@ -106,7 +117,7 @@ def drawn_again(found: Sequence[Entry]) -> str:
         "a tenth, and after a half of the evaluations (of `colors` and `addition` these are of the "
         "second phase, so a first phase lies before).",
         "",
-        *_table("shipped", "seed", "same weights", "apart, first", "apart, a tenth",
+        *head("shipped", "seed", "same weights", "apart, first", "apart, a tenth",
                 "apart, a half", "kept at step, shipped", "kept at step, here"),
     ]  # fmt: skip
     for entry in found:
@@ -120,7 +131,7 @@ def drawn_again(found: Sequence[Entry]) -> str:
         at = (0, len(apart) // 10, len(apart) // 2)
         weights = [(one.folder / "model.safetensors").read_bytes() for one in (entry, here)]
         rows.append(
-            _row(
+            line(
                 entry.title,
                 here.seed,
                 "yes" if weights[0] == weights[1] else "no",
@@ -141,160 +152,17 @@ def studied(found: Sequence[Entry]) -> str:
         "are chosen on validation prompts and run once on test prompts; no pair is in two parts. A "
         "study needs 10 training flips.",
         "",
-        *_table("model", "training flips", "test flips", "steered test prompts", "CPU s"),
+        *head("model", "training flips", "test flips", "steered test prompts", "CPU s"),
     ]
     for entry in found:
         tables = entry.study()
         if isinstance(tables, str):
-            rows.append(_row(entry.title, f"**no study**: {tables.partition(' (')[0]}", "", "", ""))
+            rows.append(line(entry.title, f"**no study**: {tables.partition(' (')[0]}", "", "", ""))
             continue
         counts = tables["depth_profile"]["groups"].iloc[0], tables["separation"]["groups"].iloc[0]
         tried = tables["beyond_controls"]["n"].iloc[0]
-        rows.append(_row(entry.title, *counts, tried, f"{entry.studied_in:.0f}"))
+        rows.append(line(entry.title, *counts, tried, f"{entry.studied_in:.0f}"))
     return "\n".join([*rows, ""])
-
-
-def depth(found: Sequence[Entry]) -> str:
-    rows = [
-        "## The mean difference by depth",
-        "",
-        "Last prompt token. *Size*: root mean square of NMD over the coordinates, in units of the "
-        "spread at that depth, on the training flips; in brackets the middle 95 % with the "
-        "behaviors exchanged within pairs, so what lies inside is nothing. *Raw*: the same in "
-        "activations. *AUROC*: how well the projection on that difference tells the behaviors "
-        "apart on the flips of the test part, with its interval (0.5 is guessing).",
-        "",
-        *_table("model", "at", "size", "raw", "AUROC on test flips"),
-    ]
-    for entry, tables in _studies(found):
-        sizes, apart = tables["depth_profile"], tables["separation"]
-        for one, other in zip(sizes.itertuples(), apart.itertuples(), strict=True):
-            size = f"{one.scaled:.2f} [{one.shuffled_low:.2f}, {one.shuffled_high:.2f}]"
-            auroc = f"{other.auroc:.2f} [{other.low:.2f}, {other.high:.2f}]"
-            rows.append(_row(entry.title, _place(one), size, f"{one.raw:.2f}", auroc))
-    return "\n".join([*rows, ""])
-
-
-def steering(found: Sequence[Entry]) -> str:
-    rows = [
-        "## Turning the models",
-        "",
-        "The winner of every family on the test prompts. *Change* is in points of the share "
-        "steered to. *Beyond random neurons*: minus the same shift on as many random neurons, "
-        "scaled to the same length. *Beyond all*: minus the control that comes nearest. Nothing "
-        "counts whose interval holds 0. Three families were tried on the same test prompts, so the "
-        "best of the three is a little flattered; *chosen* is the one that validation chose.",
-        "",
-        *_table("model", "family", "edit", "toward", "before", "after", "other", "change",
-                "beyond random neurons", "beyond all"),
-    ]  # fmt: skip
-    for entry, tables in _studies(found):
-        test, beyond = tables["test"], tables["beyond_controls"]
-        plain = test[test["setting"] == "unedited"].iloc[0]
-        chosen = beyond["family"].iloc[0]
-        for one in beyond.itertuples():
-            mine = test[(test["family"] == one.family) & (test["toward"] == one.toward)]
-            edit = mine[mine["setting"] == "edit"].iloc[0]
-            matched = mine[mine["setting"] == "random neurons"]
-            rows.append(
-                _row(
-                    entry.title,
-                    one.family + (" (chosen)" if one.family == chosen else ""),
-                    _edit(one),
-                    one.toward,
-                    f"{plain[one.toward]:.1%}",
-                    f"{edit[one.toward]:.1%}",
-                    f"{edit['other']:.1%}",
-                    points((edit["change"], edit["change_low"], edit["change_high"])),
-                    _minus(matched.iloc[0]) if len(matched) else "",
-                    points((one.beyond_every_control, one.low, one.high)),
-                )
-            )
-    return "\n".join([*rows, "", _summary(found), ""])
-
-
-def controls(found: Sequence[Entry]) -> str:
-    names = ("random neurons", "permuted", "low-rank neurons", "random direction", "uniform noise")
-    rows = [
-        "## The paper's own form against every control",
-        "",
-        f"*{OWN}*: the edit minus each control, in points of the share steered to. `uniform noise` "
-        "is the control of the paper's code, not matched in length; the others are.",
-        "",
-        *_table("model", "toward", *names),
-    ]
-    for entry, tables in _studies(found):
-        test = tables["test"]
-        for toward in ("memorized", "generalized"):
-            mine = test[(test["family"] == OWN) & (test["toward"] == toward)].set_index("setting")
-            cells = [_minus(mine.loc[name]) if name in mine.index else "" for name in names]
-            rows.append(_row(entry.title, toward, *cells))
-    return "\n".join([*rows, ""])
-
-
-def probing(found: Sequence[Entry]) -> str:
-    rows = [
-        "## Reading the behavior off the state",
-        "",
-        "Logistic classifiers at the last prompt token on the training flips, whole pairs held "
-        "out (chance 50 %). Where the input tokens alone do as well, a probe says nothing about "
-        "the state.",
-        "",
-        *_table("model", "at", "accuracy", "shuffled labels", "input tokens only", "prompt length"),
-    ]
-    for entry, tables in _studies(found):
-        for one in tables["probes"].itertuples():
-            cells = [
-                percent([getattr(one, f"{name}{end}") for end in ("", "_low", "_high")])
-                for name in ("shuffled", "input_only", "length_only")
-            ]
-            own = percent([one.accuracy, one.low, one.high])
-            rows.append(_row(entry.title, _place(one), own, *cells))
-    return "\n".join([*rows, ""])
-
-
-def _summary(found: Sequence[Entry]) -> str:
-    """Counted from the tables, so that no sentence says more than they do."""
-    studies = list(_studies(found))
-    told = []
-    for family in dict.fromkeys(studies[0][1]["beyond_controls"]["family"]):
-        held = {"memorized": 0, "generalized": 0}
-        for _, tables in studies:
-            for one in tables["beyond_controls"].itertuples():
-                held[one.toward] += one.family == family and one.low > 0
-        told.append(f"*{family}* on {held['memorized']} and {held['generalized']}")
-    return (
-        f"Beyond every control toward memorized and toward generalized, of {len(studies)} models: "
-        + "; ".join(told)
-        + "."
-    )
-
-
-def _studies(found: Sequence[Entry]) -> list[tuple[Entry, dict[str, pd.DataFrame]]]:
-    made = ((entry, entry.study()) for entry in found)
-    return [(entry, tables) for entry, tables in made if not isinstance(tables, str)]
-
-
-def _edit(row: tuple) -> str:
-    if row.edit == "AddDirection":
-        return f"{row.direction}, alpha {row.alpha:g}"
-    return f"{row.at}, alpha {row.alpha:g}, top {row.top:.0%}"
-
-
-def _minus(row: pd.Series) -> str:
-    return points([row[f"edit_minus_control{end}"] for end in ("", "_low", "_high")])
-
-
-def _place(row: tuple) -> str:
-    return "embedding" if row.stream == "resid_pre" else f"block {row.layer}"
-
-
-def _table(*names: str) -> list[str]:
-    return [_row(*names), "|" + "---|" * len(names)]
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 if __name__ == "__main__":

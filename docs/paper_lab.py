@@ -146,6 +146,21 @@ def points(value: tuple[float, ...]) -> str:
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def share(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.1f} %"
+
+
+def line(*cells: object) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def head(*names: str) -> list[str]:
+    """The head of a table."""
+    return [line(*names), "|" + "---|" * len(names)]
+
+
 def row_of(table: pd.DataFrame, **wanted: object) -> pd.Series:
     """The one row with these values."""
     kept = table

@@ -58,13 +58,15 @@ def p2(docs: Path) -> str:
             "Open in the paper: is perturbational memorization mediated by it?",
             "none",
             f"Spearman {_score(scores, 'perturbational')}",
-            "no relation seen; the score is near 0 here",
+            _beyond_random(scores, "perturbational"),
         ),
         _row(
             "Open in the paper: is counterfactual memorization?",
             "none",
             f"Spearman {_score(scores, 'counterfactual')}",
-            "related, mostly between kinds of items; moving along the direction does not turn it",
+            _beyond_random(scores, "counterfactual")
+            + "; mostly between kinds of items, and moving along the direction does not turn it "
+            "([what the page says](memorization.md#what-it-says))",
         ),
     ]
     return "\n".join([*rows, ""])
@@ -155,6 +157,14 @@ def _removed_count(rows: list[dict[str, str]]) -> str:
 def _score(rows: list[dict[str, str]], name: str) -> str:
     (row,) = (row for row in rows if row["score"].startswith(name))
     return f"{row['Spearman with the projection']} (random directions {row['random directions']})"
+
+
+def _beyond_random(rows: list[dict[str, str]], name: str) -> str:
+    (row,) = (row for row in rows if row["score"].startswith(name))
+    _, low, high = _numbers(row["Spearman with the projection"])
+    least, most = _numbers(row["random directions"])
+    outside = low > most or high < least
+    return f"{'a' if outside else 'no'} relation beyond random directions"
 
 
 def _numbers(cell: str) -> list[float]:

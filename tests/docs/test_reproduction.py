@@ -25,7 +25,7 @@ def test_its_part_on_the_second_paper_is_what_the_pages_say_today(p2) -> None:
 
 
 def test_a_table_is_read_cell_by_cell(p2) -> None:
-    page = "# T\n\n## One\n\n| a | b |\n|---|---|\n| 1 | x - y |\n| 2 | z |\n\n## Two\n\n| a |\n|---|\n"
+    page = "## One\n\n| a | b |\n|---|---|\n| 1 | x - y |\n| 2 | z |\n\n## Two\n\n| a |\n|---|\n"
     assert p2.tables_of(page, "One") == [[{"a": "1", "b": "x - y"}, {"a": "2", "b": "z"}]]
     assert p2.tables_of(page, "Two") == [[]]
     assert p2.tables_of(page, "Three") == []
