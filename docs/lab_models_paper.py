@@ -1,111 +1,167 @@
-"""Writes docs/lab-models-paper.md: what the models of the paper's tasks do, with what is missing.
+"""Writes docs/lab-models-paper.md: the models of the paper's tasks, every seed, and their studies.
 
     python docs/lab_models_paper.py [--work build/lab-models-paper]
 
-Models that the work folder lacks are trained first. The numbers of the studies are those that the
-commands beside them printed.
+Models and studies that the work folder lacks are made first (about half an hour on one core for all
+of them); everything on the page is written from what lies there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
+from paper_lab import (
+    CLEAN,
+    PAIRS,
+    TASKS,
+    WORK,
+    Entry,
+    both,
+    entries,
+    head,
+    line,
+    percent,
+)
+from paper_studies import controls, depth, probing, steering
 
 import mechmem as mm
 
-RUNS = {"cipher": (10,), "colors": (0,), "addition": (0,)}
 HEAD = """# The lab models of the paper's tasks
 
-Written by `python docs/lab_models_paper.py`; one model again: `mechmem train colors --seed 0`.
-Nothing tells these models when to remember. The checkpoint that is kept was chosen on other
-conflict items than those measured here.
+Written by `python docs/lab_models_paper.py`, which trains every seed and studies every model that
+its work folder lacks. One model again: `mechmem train colors --seed 0 --out FOLDER`; its study:
+`mechmem study colors --model FOLDER`. Nothing tells these models when to remember. The checkpoint
+that is kept was chosen on other conflict items than those measured here.
 
-What is missing is said first. **One seed per task is shown, not three.** `lab/cipher` is training
-seed 10, the one on which its recipe was chosen. Seed 0, run once with a shorter form of the recipe
-(600 steps, evaluated every 20), did not give a usable model: 8.3 % memorized, 25.9 % generalized,
-65.9 % other on 4,000 prompts, 0.55 % flips; it answered from memory, but with the tags of other
-patterns. It was not run again with the form below. `lab/addition` has addends up to 99, not 999,
-and its flips are rare (1.8 %).
-"""
-
-STUDIES = """## What a study finds
-
-`mechmem study cipher` (2,000 pairs, 47 flips to fit on, 65 CPU seconds) and `mechmem study colors`
-(3,000 pairs, 60 flips, 113 CPU seconds), seed 0. 480 test prompts; edits chosen on 240 others.
-*Beyond* is the share steered to, minus that under the control which comes nearest, in points, with
-a 95 % interval from resampling instances. Nothing counts whose interval holds 0.
-
-| model | family | toward | share before | beyond |
-|---|---|---|---|---|
-| cipher | P1 as published (chosen) | memorized | 46.5% | -0.8 [-5.6, +4.0] |
-| cipher | P1 as published (chosen) | generalized | 32.3% | +6.2 [+2.8, +9.7] |
-| cipher | one direction | memorized | 46.5% | +4.3 [-1.0, +9.5] |
-| cipher | one direction | generalized | 32.3% | -1.3 [-5.4, +2.8] |
-| cipher | one layer, own shift per position | memorized | 46.5% | -4.0 [-8.1, +0.0] |
-| cipher | one layer, own shift per position | generalized | 32.3% | -1.0 [-4.9, +3.0] |
-| colors | one layer, own shift per position (chosen) | memorized | 46.2% | +1.6 [-0.8, +4.0] |
-| colors | one layer, own shift per position (chosen) | generalized | 36.2% | +4.0 [+1.5, +6.7] |
-| colors | one direction | memorized | 46.2% | +8.5 [+5.8, +11.2] |
-| colors | one direction | generalized | 36.2% | +8.5 [+5.6, +11.9] |
-| colors | P1 as published | memorized | 46.2% | -6.7 [-9.6, -3.8] |
-| colors | P1 as published | generalized | 36.2% | -3.4 [-6.1, -0.6] |
-
-In short: on these models steering is weak. The edit of the paper goes a little beyond its controls
-in one direction on `cipher` and not at all on `colors`, where it does worse than permuted or random
-shifts. One added direction moves `colors` by 8 to 9 points both ways beyond its controls; the rule
-that chose on validation items chose another edit. Each family was tried on the same test prompts,
-so the best of three is a little flattered.
-
-Probes on flips (chance 50 %): `cipher` 74 % after block 0, input tokens alone 66 %; `colors` 69 %
-after the last block, 50 % before it, input tokens alone 45 %.
+The training seeds 0, 1 and 2 were fixed beforehand, and all are shown, the failed ones too. They
+were run once with recipes that were fixed then. The recipe of `cipher` was chosen on seed 10 (a
+shorter form had been tried on seed 0 before, and failed there). On which seeds those of `colors`
+and `addition` were chosen was not written down: count seed 0 as seen. `lab/cipher` is seed 10,
+`lab/colors` and `lab/addition` are seed 0, all trained on another machine. `lab/addition` has
+addends up to 99, not 999.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/lab-models-paper"))
-    asked = parser.parse_args()
-    parts = [HEAD, designs(), behavior(asked.work), STUDIES]
+    parser.add_argument("--work", type=Path, default=WORK)
+    found = list(entries(parser.parse_args().work))
+    parts = [HEAD, designs(), behavior(found), drawn_again(found), studied(found)]
+    parts += [depth(found), steering(found), controls(found), probing(found)]
     page = Path(__file__).parent / "lab-models-paper.md"
     page.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {page}")
 
 
-def trained(work: Path, task: str, seed: int) -> tuple[Path, dict]:
-    folder = work / f"{task}-{seed}"
-    if not (folder / "manifest.json").is_file():
-        print(f"training {task}, seed {seed}", flush=True)
-        mm.train_lab_model(task, folder, seed=seed)
-    return folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
-
 def designs() -> str:
     rows = ["## How they were made", ""]
-    for task in RUNS:
+    for task in TASKS:
         rows += [f"**{task}.** {mm.load_model(f'lab/{task}').card['design']}", ""]
     return "\n".join(rows)
 
 
-def behavior(work: Path) -> str:
+def behavior(found: Sequence[Entry]) -> str:
     rows = [
         "## What they do",
         "",
-        "4,000 prompts of 2,000 pairs of held-out conflict items; 500 held-out clean items.",
+        f"{2 * PAIRS:,} prompts of {PAIRS:,} pairs of held-out conflict items; {CLEAN} held-out "
+        "clean items; 95 % intervals from resampling items. A model *shows both* behaviors when "
+        "each is at least 10 % of its answers. A flip is a pair of rephrasings of which one came "
+        "out memorized and the other generalized.",
         "",
-        "| model | memorized | generalized | other | flip rate | clean accuracy | kept at step | "
-        "CPU seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for task, seeds in RUNS.items():
-        for seed in seeds:
-            _, manifest = trained(work, task, seed)
-            got, how = manifest["measured"], manifest["training"]
-            rows.append(
-                f"| {task}, seed {seed} | {got['memorized']:.1%} | {got['generalized']:.1%} | "
-                f"{got['other']:.1%} | {got['flip_rate']:.1%} | {got['clean_accuracy']:.1%} | "
-                f"{how['kept_step']} | {how['cpu_seconds']:.0f} |"
+        *head("model", "memorized", "generalized", "other", "shows both", "flip rate", "flips",
+                "clean accuracy", "kept at step", "CPU s"),
+    ]  # fmt: skip
+    for entry in found:
+        got = entry.behavior()
+        rows.append(
+            line(
+                entry.title,
+                *(percent(got[name]) for name in ("memorized", "generalized", "other")),
+                "yes" if both(got) else "**no**",
+                percent(got["flip_rate"]),
+                f"{got['flips']} of {got['pairs']:,}",
+                percent(got["clean"]),
+                got["kept_step"],
+                f"{got['cpu_seconds']:.0f}",
             )
+        )
+    seeds = [entry for entry in found if entry.seed in (0, 1, 2)]
+    failed = [entry.title for entry in seeds if not both(entry.behavior())]
+    told = f"not on {', '.join(failed)}" if failed else "on all of them"
+    same = all(entry.behavior()["as_in_the_manifest"] for entry in found)
+    again = "was measured again and is the same" if same else "**is not what was measured again**"
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"Both behaviors are there on {len(seeds) - len(failed)} of the {len(seeds)} runs of "
+            f"seeds 0 to 2: {told}. What the manifests say {again}.",
+            "",
+        ]
+    )
+
+
+def drawn_again(found: Sequence[Entry]) -> str:
+    """What ships beside the same seed here: how far apart two runs of one recipe come."""
+    rows = [
+        "## The same seed on another processor",
+        "",
+        "A recipe gives the same bits again on one machine. On another processor float32 sums "
+        "differ in the last digits, and training multiplies that: then the same seed is another "
+        "draw, and the difference between its two runs is as much chance as that between seeds. "
+        "*Apart* is the relative difference of the validation loss at the first evaluation, after "
+        "a tenth, and after a half of the evaluations (of `colors` and `addition` these are of the "
+        "second phase, so a first phase lies before).",
+        "",
+        *head("shipped", "seed", "same weights", "apart, first", "apart, a tenth",
+                "apart, a half", "kept at step, shipped", "kept at step, here"),
+    ]  # fmt: skip
+    for entry in found:
+        here = entry.same_seed
+        if here is None:
+            continue
+        losses = [
+            pd.read_csv(one.folder / "curves.csv")["validation_loss"] for one in (entry, here)
+        ]
+        apart = (losses[0] / losses[1] - 1).abs()
+        at = (0, len(apart) // 10, len(apart) // 2)
+        weights = [(one.folder / "model.safetensors").read_bytes() for one in (entry, here)]
+        rows.append(
+            line(
+                entry.title,
+                here.seed,
+                "yes" if weights[0] == weights[1] else "no",
+                *(f"{apart[k]:.0e}" for k in at),
+                entry.behavior()["kept_step"],
+                here.behavior()["kept_step"],
+            )
+        )
+    return "\n".join([*rows, ""])
+
+
+def studied(found: Sequence[Entry]) -> str:
+    rows = [
+        "## The studies",
+        "",
+        "Every model was studied like `mechmem study` does, with the settings that its lab model "
+        "ships with, study seed 0: everything is fitted on the flips of 40 % of the pairs, edits "
+        "are chosen on validation prompts and run once on test prompts; no pair is in two parts. A "
+        "study needs 10 training flips.",
+        "",
+        *head("model", "training flips", "test flips", "steered test prompts", "CPU s"),
+    ]
+    for entry in found:
+        tables = entry.study()
+        if isinstance(tables, str):
+            rows.append(line(entry.title, f"**no study**: {tables.partition(' (')[0]}", "", "", ""))
+            continue
+        counts = tables["depth_profile"]["groups"].iloc[0], tables["separation"]["groups"].iloc[0]
+        tried = tables["beyond_controls"]["n"].iloc[0]
+        rows.append(line(entry.title, *counts, tried, f"{entry.studied_in:.0f}"))
     return "\n".join([*rows, ""])
 
 

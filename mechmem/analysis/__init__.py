@@ -12,6 +12,7 @@ from mechmem.analysis.cosines import (
     cosine_profile,
     principal_cosines,
 )
+from mechmem.analysis.depth_profile import DepthProfile, depth_profile
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
 from mechmem.analysis.fitting import fit_directions
 from mechmem.analysis.geometry import Separation, separation
@@ -25,6 +26,7 @@ from mechmem.analysis.state_map import StateMap, state_map
 
 __all__ = [
     "CosineProfile",
+    "DepthProfile",
     "Direction",
     "DirectionCosines",
     "Directions",
@@ -44,6 +46,7 @@ __all__ = [
     "StateMap",
     "compare_directions",
     "cosine_profile",
+    "depth_profile",
     "difference_of_means",
     "fit_classifier",
     "fit_directions",

@@ -53,6 +53,13 @@ class Asked:
         """Pairs to make: as asked, the lab model's own number, or `PAIRS`."""
         return self.pairs or int(model.card.get("study_pairs", PAIRS))
 
+    def batches(self, model: Model) -> int:
+        """Most tokens in one batch: many where a model is so small that passes cost more than what
+        they compute."""
+        from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+
+        return (8 if model.info.d_model <= _TINY else 1) * DEFAULT_TOKEN_BUDGET
+
 
 def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
     """Check what was typed.

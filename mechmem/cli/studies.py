@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,17 @@ def study(
             help="Pairs that the task makes; default: the lab model's own number, or 600."
         ),
     ] = None,
+    validation: Annotated[
+        int | None,
+        typer.Option(
+            help="Most validation prompts on which edits are tried; default: the lab model's own "
+            "number, or 240."
+        ),
+    ] = None,
+    test: Annotated[
+        int | None,
+        typer.Option(help="The same of test prompts; default: the lab model's own number, or 480."),
+    ] = None,
     questions: Annotated[
         Path | None,
         typer.Option(help="For reasoning: a file with question, answer, and label or score."),
@@ -78,16 +90,27 @@ def study(
     if task in REASONING:
         if pairs is not None:
             raise typer.BadParameter("this study has no pairs", param_hint="--pairs")
+        if validation is not None or test is not None:
+            raise typer.BadParameter(
+                "this study divides its questions itself", param_hint="--validation, --test"
+            )
         study_reasoning(model, questions, examples, max_new_tokens, out, seed, output)
         return
     if questions is not None or examples is not None:
         raise typer.BadParameter(
             "only `mechmem study reasoning` reads it", param_hint="--questions"
         )
-    _study(load_asked(task, model, pairs), out, seed, output)
+    asked = load_asked(task, model, pairs)
+    _study(asked, out, seed, output, {"validation": validation, "test": test})
 
 
-def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
+def _study(
+    asked: Asked,
+    out: Path,
+    seed: int,
+    output: Format,
+    steered: Mapping[str, int | None] | None = None,
+) -> None:
     """Load, run, print one table, one sentence and its notes, write the report.
 
     Processes that share the work meet in the folder, and the first of them prints and writes.
@@ -102,7 +125,7 @@ def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
             bar.set_description_str(line.partition(": {")[0][:60])
             bar.update(1)
 
-        result = _run(asked, out / "cells" if is_shared() else None, seed, say)
+        result = _run(asked, out / "cells" if is_shared() else None, seed, steered or {}, say)
         if not is_first():
             return
         say("writing the report")
@@ -112,19 +135,26 @@ def _study(asked: Asked, out: Path, seed: int, output: Format) -> None:
     typer.echo(f"report: {report}", err=True)
 
 
-def _run(asked: Asked, cells: Path | None, seed: int, say: Any) -> Study:
-    from mechmem.experiments.study import run_study
+def _run(
+    asked: Asked, cells: Path | None, seed: int, steered: Mapping[str, int | None], say: Any
+) -> Study:
+    from mechmem.experiments.study import STEERED, run_study
     from mechmem.models import load_model
     from mechmem.tasks import get_task
 
     model, task = asked.load()
+    typed = {name: most for name, most in steered.items() if most is not None}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "steered": {**STEERED, **model.card.get("study_steered", {}), **typed},
+        "token_budget": asked.batches(model),
+        "folder": cells,
+        "progress": say,
+    }
     if task is None:
-        return run_study(model, prompts=asked.prompts, seed=seed, folder=cells, progress=say)
+        return run_study(model, prompts=asked.prompts, **options)
     negative = None
     if "negative_control" in model.card:
         control = load_model(model.card["negative_control"])
         negative = (control, get_task(task.name, **control.card["task_options"]))
-    return run_study(
-        model, task=task, n=asked.number(model), seed=seed, negative=negative, folder=cells,
-        progress=say,
-    )  # fmt: skip
+    return run_study(model, task=task, n=asked.number(model), negative=negative, **options)

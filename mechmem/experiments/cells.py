@@ -20,6 +20,7 @@ from mechmem.errors import ArtifactError, ModelError
 from mechmem.evaluation.many import Bench
 from mechmem.experiments.cell_store import CellStore, Done
 from mechmem.experiments.digests import Digests, setting_digest
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.run import Completion, answer_logprobs, last_logits
 from mechmem.models.hooked import Model
 from mechmem.models.tokens import TokenizedPrompt
@@ -64,6 +65,7 @@ class CellRun:
         folder: Where finished cells are stored; ``None`` for nowhere.
         rank, world: This process's share; default ``RANK`` and ``WORLD_SIZE``, else everything.
         reuse: False runs every cell by itself.
+        token_budget: Most tokens in one batch.
     """
 
     model: Model
@@ -73,6 +75,7 @@ class CellRun:
     rank: int | None = None
     world: int | None = None
     reuse: bool = True
+    token_budget: int = DEFAULT_TOKEN_BUDGET
 
     def run(
         self,
@@ -98,7 +101,7 @@ class CellRun:
         with patched_each(self.model, [setting.edit for setting in settings]) as views:
             bench = Bench(
                 views, prompts, task=reader, margins=[item.margins for item in settings],
-                reuse=self.reuse,
+                reuse=self.reuse, token_budget=self.token_budget,
             )  # fmt: skip
             known = (bench.tokenized, reader.outcomes, reader.name, self.model.info)
             watched = self._watched(bench)

@@ -18,7 +18,9 @@ def examples(study: StudyLike) -> str:
     steered = {toward: rates.after for toward, rates in study.sweep.best.rates.items()}
     flips = [members[:2] for members in before.flips().by_group().values()][:FLIPS]
     chosen = [prompt for pair in flips for prompt in pair] or list(before.prompts[: 2 * FLIPS])
-    what = f"first flips of {len(flips)} instances" if flips else f"first {len(chosen)} prompts"
+    what = f"first {len(chosen)} prompts"
+    if flips:
+        what = "first flip" if len(flips) == 1 else f"first flips of {len(flips)} instances"
     row_of = {prompt.id: k for k, prompt in enumerate(before.prompts)}
     heads = "".join(
         f'<th scope="col">{say(name)}</th>'

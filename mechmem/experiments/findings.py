@@ -144,6 +144,19 @@ def where(study: StudyLike, tables: Tables, figures: Figures) -> str:
             "say where to edit, not what causes the behavior.</p>",
             _figure(
                 figures,
+                "depth_profile",
+                "The size of the mean difference of the two behaviors at the last prompt token, on "
+                "the training flips, in units of the spread there. The gray band is what is left "
+                "when the two behaviors of a pair are exchanged at random.",
+                frame_table(
+                    tables["depth_profile"],
+                    "Root mean square over the neurons of a site",
+                    folded="Numbers",
+                    link="depth_profile",
+                ),
+            ),
+            _figure(
+                figures,
                 "neuron_map",
                 "Neurons of the residual stream at the last prompt token, on the training flips. "
                 "Orange: higher when the model goes on to answer from memory; blue: higher when it "

@@ -144,6 +144,7 @@ def train_addition(
             options=options,
             design=DESIGN,
             study_pairs=4000,
+            study_steered={"validation": 120, "test": 240},
             started=started,
             earlier=earlier,
         )

@@ -27,6 +27,7 @@ def write_manifest(
     options: dict[str, Any],
     design: str,
     study_pairs: int,
+    study_steered: dict[str, int] | None = None,
     started: float,
     earlier: dict[str, Any] | None = None,
 ) -> None:
@@ -38,6 +39,8 @@ def write_manifest(
         options: Those of the task, for `get_task`.
         design: What was done to get both behaviors, in plain words.
         study_pairs: Pairs that a study of this model needs for enough flips.
+        study_steered: On how many prompts such a study tries edits, where its answers are long
+            (``steered`` of `mechmem.run_study`).
         started: ``time.process_time()`` at the beginning.
         earlier: What the settings do not say, an earlier phase for example.
     """
@@ -53,6 +56,7 @@ def write_manifest(
         "design": design,
         "planted": False,
         "study_pairs": study_pairs,
+        **({"study_steered": study_steered} if study_steered else {}),
         "parameters": _parameters(run.folder),
         "training": {
             **settings,

@@ -40,10 +40,12 @@ def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
         "summary": summary_table(study),
         "behavior_mix": plotting.mix_table(study.observed),
         "test": study.sweep.test_table(),
+        "turned": study.sweep.turned_table(),
         "beyond_controls": _beyond(study),
         "validation": study.sweep.table(),
         "dose": study.dose,
         "clean": study.clean,
+        "depth_profile": study.depth.table(),
         "separation": study.separation.table(),
         "probes": study.probes.table(),
         "neurons": study.scores.table(),
@@ -90,6 +92,7 @@ def figures(
         fig = plotting.rates_bars(table["negative_test"], theme=theme)
         out["negative_rates"] = fig.update_layout(title_text="The same on the negative control")
     out |= {
+        "depth_profile": plotting.depth_profile(study.depth, theme=theme),
         "neuron_map": plotting.neuron_map(study.scores, theme=theme),
         "layer_distribution": plotting.layer_distribution(
             study.scores, top=_top(study), theme=theme

@@ -87,9 +87,11 @@ def _setting(study: StudyLike) -> str:
         )
     steered = study.sweep.before.prompts
     if len(steered) < len(study.splits["test"]):
+        tried = next(iter(study.sweep.cells[0].rates.values())).after
         rows["Steered prompts"] = (
             f"{len(steered):,} of the test prompts, in {len(set(steered.groups)):,} groups: edits "
-            "and controls were run on these; separation and behavior are from all"
+            "and controls were run on these; separation and behavior are from all. Edits were "
+            f"chosen on {len(tried):,} of the validation prompts"
         )
     rows["Group"] = (
         "all rephrasings of one instance. No group is on two sides, and all intervals come from "

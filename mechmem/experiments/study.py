@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
+from mechmem.analysis.depth_profile import depth_profile
 from mechmem.analysis.directions import Directions, difference_of_means
-from mechmem.analysis.geometry import Separation, separation
+from mechmem.analysis.geometry import separation
 from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
-from mechmem.analysis.probes import Probes, fit_probes
-from mechmem.artifacts import versions
+from mechmem.analysis.probes import fit_probes
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
-from mechmem.errors import PromptError, TaskError
+from mechmem.errors import MechmemError, PromptError, TaskError, listed
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.experiments.cells import check_sharing
 from mechmem.experiments.costs import DOSES, clean_cost, dose_response
 from mechmem.experiments.grids import default_grid
-from mechmem.experiments.sweep import Sweep, sweep
-from mechmem.models.hooked import Model, ModelInfo
+from mechmem.experiments.study_result import Study
+from mechmem.experiments.sweep import sweep
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.hooked import Model
 from mechmem.patching import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
@@ -34,105 +33,9 @@ SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
 MIN_FLIPS = 10
 STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
+LEAST_STEERED = 20
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a study found; every part is a result object of its own.
-
-    Attributes:
-        model: The model asked.
-        card: The manifest of a shipped model, else empty.
-        task: Name of the task.
-        seed: Keys splits, controls and resampling.
-        splits: Prompts of each part; parts share no group.
-        observed: What the unedited model did, per part.
-        flips: Flips of the training part, on which everything is fitted.
-        scores: Residual-stream neurons at the last prompt token, every layer.
-        mlp_scores: MLP neurons at the last prompt token, every layer.
-        window_scores: Residual neurons at the task's own positions; `scores` where it has none.
-        directions: Difference of means per site at the last prompt token.
-        separation: Along those directions, on the flips of the test part.
-        probes: On the training flips, cross-validated by group.
-        sweep: Edits chosen on validation, tested once.
-        dose: Rates over a range of alphas on the test part, the edit beside a placebo.
-        clean: Accuracy on ordinary items, unedited and under the chosen edit.
-        negative: The same study on a model without a shared mode, if there is one.
-        seconds: Wall-clock time.
-    """
-
-    model: ModelInfo
-    card: Mapping[str, Any]
-    task: str
-    seed: int
-    splits: Mapping[str, PromptSet]
-    observed: Mapping[str, Observations]
-    flips: PromptSet
-    scores: NeuronScores
-    mlp_scores: NeuronScores
-    window_scores: NeuronScores
-    directions: Directions
-    separation: Separation
-    probes: Probes
-    sweep: Sweep
-    dose: pd.DataFrame
-    clean: pd.DataFrame
-    negative: Study | None
-    seconds: float
-
-    def answer(self) -> str:
-        """The result in one honest sentence, made from the numbers."""
-        from mechmem.experiments.report import sentence
-
-        return sentence(self)
-
-    def notes(self) -> list[str]:
-        """What has to be said beside it: cost, the published form, probes, negative control."""
-        from mechmem.experiments.wording import notes
-
-        return notes(self)
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table by name."""
-        from mechmem.experiments.report import tables
-
-        return tables(self)
-
-    def figures(self) -> dict[str, Any]:
-        """Every figure by name, as plotly figures."""
-        from mechmem.experiments.report import figures
-
-        return figures(self)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``report.html``, the tables as CSV and the artifacts as safetensors and JSON.
-
-        Returns:
-            The path of the report.
-
-        Raises:
-            ArtifactError: When the folder cannot be written.
-        """
-        from mechmem.experiments.report import write
-
-        return write(self, Path(folder))
-
-    def manifest(self) -> dict[str, Any]:
-        """What is needed to do it again, JSON-ready."""
-        return {
-            "task": self.task,
-            "seed": self.seed,
-            "model": self.model.as_dict(),
-            "card": dict(self.card),
-            "versions": versions(),
-            "splits": {
-                name: {"prompts": len(part), "groups": sorted(set(part.groups))}
-                for name, part in self.splits.items()
-            },
-            "chosen": [tested.edit.describe() for tested in self.sweep.tested],
-        }
 
 
 def run_study(
@@ -147,6 +50,8 @@ def run_study(
     ),
     negative: tuple[Model, Task] | None = None,
     doses: Sequence[float] = DOSES,
+    steered: Mapping[str, int] = STEERED,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Study:
@@ -154,8 +59,8 @@ def run_study(
 
     Observes pairs of rephrasings, splits them by group (40 % training, 20 % validation, 40 % test),
     fits neurons, directions and probes on the training flips, chooses an edit per family on
-    validation, and runs the winners and their controls once on test. Edits are tried on at most 240
-    validation and 480 test prompts; what is fitted and observed takes all.
+    validation, and runs the winners and their controls once on test. Edits are tried on some of
+    the prompts (``steered``); what is fitted and observed takes all.
 
     Args:
         model: From `load_model`.
@@ -168,6 +73,9 @@ def run_study(
         negative: A model (with its task) in which no effect is expected; only the winning family
             of edits is tried on it.
         doses: Multiples of the chosen alpha for the dose-response; empty to leave it out.
+        steered: Most validation and test prompts on which edits are tried. Where answers are long,
+            fewer save most of the time; the intervals then grow.
+        token_budget: Most tokens in one batch. A small model runs faster with more.
         folder: Where finished edits of the sweep are stored, so that a study that was stopped goes
             on. Processes that share the work (``RANK``, ``WORLD_SIZE``) meet there; each of them
             returns the whole study.
@@ -176,6 +84,7 @@ def run_study(
     Raises:
         ArtifactError: When processes share the work without a folder.
         PromptError: When there are too few prompts, or too few flips to contrast the behaviors.
+        MechmemError: For a ``steered`` that does not say how many prompts of both parts.
     """
     started = time.monotonic()
     say = progress or (lambda line: None)
@@ -188,6 +97,7 @@ def run_study(
         )
     if isinstance(task, str):
         raise TaskError(f"task must be a task, got {task!r}; use mm.get_task({task!r}).")
+    _check_steered(steered)
     if prompts is None:
         if task is None:
             raise PromptError(
@@ -199,13 +109,17 @@ def run_study(
     observed = {}
     for name, part in parts.items():
         say(f"observing the {name} prompts")
-        observed[name] = observe(model, part, task=task)
+        # Only the margins of the test part are shown; with long answers they cost half the time.
+        observed[name] = observe(
+            model, part, task=task, margins=name == "test", token_budget=token_budget
+        )
     flips = observed["train"].flips()
     if len(flips) // 2 < MIN_FLIPS:
         raise PromptError(_too_few(observed["train"]))
     say(f"reading the states of {len(flips)} flips")
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
+    depth = depth_profile(acts, seed=seed)
     scores = neuron_mean_difference(_posts(acts))
     mlp_scores = neuron_mean_difference(cache_activations(model, flips, sites="mlp_post"))
     window_scores = _window(model, flips, task, scores)
@@ -216,20 +130,21 @@ def run_study(
     apart = separation(directions, held_out, seed=seed)
     say("fitting probes and their baselines")
     probes = fit_probes(acts, seed=seed)
-    steered = {name: _first_groups(parts[name], most) for name, most in STEERED.items()}
+    tried = {name: _first_groups(parts[name], most) for name, most in steered.items()}
     found = sweep(
         model,
         grid(scores, window_scores, directions),
         task=task,
-        validation=steered["validation"],
-        test=steered["test"],
+        validation=tried["validation"],
+        test=tried["test"],
         seed=seed,
+        token_budget=token_budget,
         folder=place,
         progress=say,
     )
     say("dose and response, and the cost on clean items")
-    dose = dose_response(model, found, steered["test"], task, seed, doses)
-    clean = clean_cost(model, found, task, seed)
+    dose = dose_response(model, found, tried["test"], task, seed, doses, token_budget)
+    clean = clean_cost(model, found, task, seed, token_budget)
     inner = None
     if negative is not None:
         say("the same on the model without a shared mode")
@@ -240,6 +155,8 @@ def run_study(
             seed=seed,
             grid=lambda *fitted: {found.best.family: grid(*fitted)[found.best.family]},
             doses=(),
+            steered=steered,
+            token_budget=token_budget,
             folder=place,
         )
     return Study(
@@ -250,6 +167,7 @@ def run_study(
         parts,
         observed,
         flips,
+        depth,
         scores,
         mlp_scores,
         window_scores,
@@ -262,6 +180,17 @@ def run_study(
         inner,
         time.monotonic() - started,
     )
+
+
+def _check_steered(steered: Mapping[str, int]) -> None:
+    good = set(steered) == set(STEERED) and all(
+        isinstance(most, int) and most >= LEAST_STEERED for most in steered.values()
+    )
+    if not good:
+        raise MechmemError(
+            f"steered must say how many prompts of {listed(STEERED)} edits are tried on, at least "
+            f"{LEAST_STEERED} each, got {steered!r}; the default is {STEERED}."
+        )
 
 
 def _first_groups(part: PromptSet, most: int) -> PromptSet:

@@ -19,6 +19,7 @@ from mechmem.evaluation.rates import Rates
 from mechmem.experiments.cell_store import Done
 from mechmem.experiments.cells import CellRun, Setting, check_sharing
 from mechmem.experiments.sweep_result import Cell, Sweep, Tested
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS, Task
@@ -51,6 +52,7 @@ def sweep(
     rank: int | None = None,
     world: int | None = None,
     reuse: bool = True,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
     progress: Callable[[str], None] | None = None,
 ) -> Sweep:
     """Choose on validation, test once.
@@ -81,6 +83,7 @@ def sweep(
             everything. A process that is early takes over from the others, so every one of them
             returns the whole result.
         reuse: False runs every edit by itself.
+        token_budget: Most tokens in one batch.
         progress: Called with a line for every edit tried.
 
     Raises:
@@ -108,11 +111,11 @@ def sweep(
     seen.refuse(test.require("test on"), model.tokenize(test), "test the chosen edit")
 
     place = None if folder is None else Path(folder)
-    run = CellRun(model, task, seed, place, rank, world, reuse)
+    run = CellRun(model, task, seed, place, rank, world, reuse, token_budget)
     check_sharing(place, rank, world)
     for name in toward:
         _toward(edits[0], name).changes(model)  # refuses a class that it does not know
-    start = observe(model, validation, task=task, margins=False)
+    start = observe(model, validation, task=task, margins=False, token_budget=token_budget)
     goals = _goals(toward, counts, start.allowed, objective)
     tried = [
         (family, edit, Setting(_toward(edit, name), _about("validation", family, edit, name)))
@@ -136,7 +139,7 @@ def sweep(
                 "finite number."
             )
         cells.append(Cell(family, edit, rates, score))
-    before = observe(model, test, task=task)
+    before = observe(model, test, task=task, token_budget=token_budget)
     winners = [
         max((cell for cell in cells if cell.family == family), key=lambda cell: cell.score)
         for family in families

@@ -67,6 +67,24 @@ class Tested:
             key=lambda estimate: estimate.low,
         )
 
+    def turned(self, toward: str, start: str, name: str | None = None) -> dict[str, Estimate]:
+        """What became of the prompts that were ``start`` without the edit: shares of the outcomes
+        among them, under the edit or under a control (averaged over its draws). P1's own measure.
+        """
+        draws = [self.rates[toward]] if name is None else self.controls[toward][name]
+        before = draws[0].before
+        assert before is not None  # a sweep always has it
+        rows = np.flatnonzero(_hits(before, start))
+        groups = [before.prompts[int(k)].group for k in rows]
+        return {
+            outcome: group_mean(
+                np.mean([_hits(draw.after, outcome)[rows] for draw in draws], axis=0),
+                groups,
+                seed=draws[0].seed,
+            )
+            for outcome in before.allowed
+        }
+
     def _averaged(self, draws: Sequence[Rates], outcome: str, edited: Rates | None) -> Estimate:
         values = np.mean([_hits(draw.after, outcome) for draw in draws], axis=0)
         if edited is not None:
@@ -152,6 +170,35 @@ class Sweep:
                             "edit_minus_control_high": beyond.high,
                         }
                     )
+        return pd.DataFrame(rows)
+
+    def turned_table(self) -> pd.DataFrame:
+        """Test: what became of the prompts that did the other behavior before, by edit and control.
+
+        One row per family, class steered to, setting and outcome; P1 reports its intervention so.
+        """
+        rows = []
+        for tested in self.tested:
+            for toward in tested.rates:
+                for start in tested.rates:
+                    if start == toward or start not in self.before.outcomes:
+                        continue
+                    for name in (None, *tested.controls[toward]):
+                        for outcome, share in tested.turned(toward, start, name).items():
+                            rows.append(
+                                {
+                                    "family": tested.family,
+                                    "setting": name or "edit",
+                                    "toward": toward,
+                                    "before": start,
+                                    "outcome": outcome,
+                                    "share": share.value,
+                                    "low": share.low,
+                                    "high": share.high,
+                                    "n": share.n,
+                                    "groups": share.groups,
+                                }
+                            )
         return pd.DataFrame(rows)
 
 

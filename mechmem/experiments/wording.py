@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
+from mechmem.analysis.depth_profile import DepthProfile
 from mechmem.analysis.directions import Directions
 from mechmem.analysis.geometry import Separation
 from mechmem.analysis.intervals import Estimate
@@ -45,6 +46,8 @@ class StudyLike(Protocol):
     def observed(self) -> Mapping[str, Observations]: ...
     @property
     def flips(self) -> PromptSet: ...
+    @property
+    def depth(self) -> DepthProfile: ...
     @property
     def scores(self) -> NeuronScores: ...
     @property

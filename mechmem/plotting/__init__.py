@@ -6,7 +6,7 @@ from mechmem.plotting.consistency import layer_shares, split_halves
 from mechmem.plotting.cosines import cosine_profile, direction_cosines, principal_cosines
 from mechmem.plotting.costs import effect_by_model, model_accuracy, side_effects
 from mechmem.plotting.dose import dose_response
-from mechmem.plotting.layers import probe_accuracy, separation_profile
+from mechmem.plotting.layers import depth_profile, probe_accuracy, separation_profile
 from mechmem.plotting.learning_curve import learning_curve
 from mechmem.plotting.memorization import memorization
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
@@ -28,6 +28,7 @@ __all__ = [
     "THEMES",
     "behavior_mix",
     "cosine_profile",
+    "depth_profile",
     "direction_cosines",
     "distribution_table",
     "dose_response",

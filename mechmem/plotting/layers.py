@@ -1,4 +1,4 @@
-"""What the states of each layer tell: separation along the direction, and probes."""
+"""What the states of each layer tell: size of the difference, separation, and probes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechmem.analysis.depth_profile import DepthProfile
 from mechmem.analysis.geometry import Separation
 from mechmem.analysis.probes import Probes
 from mechmem.plotting.data import (
@@ -20,7 +21,45 @@ from mechmem.plotting.data import (
 )
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
-__all__ = ["probe_accuracy", "separation_profile"]
+__all__ = ["depth_profile", "probe_accuracy", "separation_profile"]
+
+
+def depth_profile(profile: DepthProfile | pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """How large the mean difference of the classes is at every depth, in units of the spread there.
+
+    The band is what exchanged classes give; a point inside it shows nothing.
+
+    Args:
+        profile: From `mechmem.depth_profile`, or its saved table.
+        theme: ``"light"`` or ``"dark"``.
+    """
+    columns = ("stream", "layer", "raw", "scaled", "shuffled_low", "shuffled_high")
+    frame = as_table(profile, columns, "depth_profile")
+    fig = go.Figure()
+    lines, title = site_axis(frame)
+    for k, (stream, (rows, labels)) in enumerate(lines.items()):
+        part = frame.iloc[rows]
+        _band(fig, labels, part, "shuffled_low", "shuffled_high", "classes exchanged", k == 0)
+        fig.add_scatter(
+            name="mean difference" if len(lines) == 1 else stream,
+            x=labels,
+            y=as_array(part["scaled"]),
+            mode="lines+markers",
+            line={"color": PALETTE[k % len(PALETTE)], "width": 2.5},
+            marker={"size": 9},
+            hovertext=[
+                f"{row.stream} {row.layer}<br>{row.scaled:.3g} of the spread there<br>exchanged "
+                f"{row.shuffled_low:.3g} to {row.shuffled_high:.3g}<br>in activations {row.raw:.3g}"
+                for row in each_row(part)
+            ],
+            hoverinfo="text",
+        )
+    _site_ticks(fig, title)
+    fig.update_yaxes(title="root mean square, in spreads", rangemode="tozero")
+    return house_style(
+        fig, theme, "How large the mean difference is at every depth", counted(frame), 420,
+        bottom=40,
+    )  # fmt: skip
 
 
 def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "light") -> go.Figure:
@@ -121,7 +160,7 @@ def _band(
     name: str,
     legend: bool,
 ) -> None:
-    color = GRAY if low.startswith("random") else PALETTE[1]
+    color = PALETTE[1] if low.startswith("input") else GRAY
     fig.add_scatter(
         name=f"{name} (95 % of them)",
         x=[*labels, *labels[::-1]],

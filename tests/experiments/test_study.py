@@ -162,3 +162,23 @@ def test_controls_have_the_length_and_the_sites_of_the_edit(lab_study, lab_model
             wanted = 0.0 if name == "alpha 0" else value.norm(dim=-1)
             got = shift[site].norm(dim=-1) if site in shift else 0.0
             assert np.allclose(got, wanted), name
+
+
+def test_what_became_of_the_prompts_of_the_other_behavior_is_recounted(lab_study):
+    table, before = lab_study.tables()["turned"], np.array(lab_study.sweep.before.outcomes)
+    for tested in lab_study.sweep.tested:
+        for toward, start in (("memorized", "generalized"), ("generalized", "memorized")):
+            wanted = {"edit": [tested.rates[toward]], **tested.controls[toward]}
+            for name, draws in wanted.items():
+                mine = (table["family"] == tested.family) & (table["toward"] == toward)
+                rows = table[mine & (table["setting"] == name)].set_index("outcome")
+                assert set(rows["before"]) == {start}
+                assert set(rows["n"]) == {int((before == start).sum())}
+                for outcome in ("memorized", "generalized", "other"):
+                    hits = [np.array(draw.after.outcomes) == outcome for draw in draws]
+                    share = np.mean([hit[before == start].mean() for hit in hits])
+                    assert rows.loc[outcome, "share"] == pytest.approx(share)
+                    assert rows.loc[outcome, "low"] <= share <= rows.loc[outcome, "high"]
+            assert tested.rates[toward].given(start, toward).value == pytest.approx(
+                tested.turned(toward, start)[toward].value
+            )

@@ -42,6 +42,10 @@ def ends(bars: go.Figure, middle: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 FROM_TABLE: dict[str, Callable[[mm.Study], tuple[go.Figure, go.Figure]]] = {
+    "depth_profile": lambda s: (
+        plotting.depth_profile(s.depth),
+        plotting.depth_profile(saved(s.depth.table())),
+    ),
     "behavior_mix": lambda s: (
         plotting.behavior_mix(s.observed),
         plotting.behavior_mix(saved(plotting.mix_table(s.observed))),

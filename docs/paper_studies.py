@@ -1,0 +1,149 @@
+"""Tables of docs/lab-models-paper.md that come from the saved studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from paper_lab import TASKS, Entry, head, line, percent, points, row_of, share
+
+OWN = "P1 as published"
+
+
+def depth(found: Sequence[Entry]) -> str:
+    rows = [
+        "## The mean difference by depth",
+        "",
+        "Last prompt token. *Size*: root mean square of NMD over the coordinates, in units of the "
+        "spread at that depth, on the training flips; in brackets the middle 95 % with the "
+        "behaviors exchanged within pairs, so what lies inside is nothing. *Raw*: the same in "
+        "activations. *AUROC*: how well the projection on that difference tells the behaviors "
+        "apart on the flips of the test part, with its interval (0.5 is guessing).",
+        "",
+        *head("model", "at", "size", "raw", "AUROC on test flips"),
+    ]
+    for entry, tables in _studies(found):
+        sizes, apart = tables["depth_profile"], tables["separation"]
+        for one, other in zip(sizes.itertuples(), apart.itertuples(), strict=True):
+            size = f"{one.scaled:.2f} [{one.shuffled_low:.2f}, {one.shuffled_high:.2f}]"
+            auroc = f"{other.auroc:.2f} [{other.low:.2f}, {other.high:.2f}]"
+            rows.append(line(entry.title, _place(one), size, f"{one.raw:.2f}", auroc))
+    return "\n".join([*rows, ""])
+
+
+def steering(found: Sequence[Entry]) -> str:
+    rows = [
+        "## Turning the models",
+        "",
+        "The winner of every family on the test prompts. *Change* is in points of the share "
+        "steered to. *Beyond random neurons*: minus the same shift on as many random neurons, "
+        "scaled to the same length. *Beyond all*: minus the control that comes nearest. Nothing "
+        "counts whose interval holds 0. Three families were tried on the same test prompts, so the "
+        "best of the three is a little flattered; *chosen* is the one that validation chose.",
+        "",
+        *head("model", "family", "edit", "toward", "before", "after", "other", "change",
+                "beyond random neurons", "beyond all"),
+    ]  # fmt: skip
+    for entry, tables in _studies(found):
+        test, beyond = tables["test"], tables["beyond_controls"]
+        plain = test[test["setting"] == "unedited"].iloc[0]
+        chosen = beyond["family"].iloc[0]
+        for one in beyond.itertuples():
+            mine = test[(test["family"] == one.family) & (test["toward"] == one.toward)]
+            edit = mine[mine["setting"] == "edit"].iloc[0]
+            matched = mine[mine["setting"] == "random neurons"]
+            rows.append(
+                line(
+                    entry.title,
+                    one.family + (" (chosen)" if one.family == chosen else ""),
+                    _edit(one),
+                    one.toward,
+                    share(plain[one.toward]),
+                    share(edit[one.toward]),
+                    share(edit["other"]),
+                    points((edit["change"], edit["change_low"], edit["change_high"])),
+                    _minus(matched.iloc[0]) if len(matched) else "",
+                    points((one.beyond_every_control, one.low, one.high)),
+                )
+            )
+    return "\n".join([*rows, "", _summary(found), ""])
+
+
+def controls(found: Sequence[Entry]) -> str:
+    names = ("random neurons", "permuted", "low-rank neurons", "random direction", "uniform noise")
+    rows = [
+        "## The paper's own form against every control",
+        "",
+        f"*{OWN}*: the edit minus each control, in points of the share steered to. `uniform noise` "
+        "is the control of the paper's code, not matched in length; the others are.",
+        "",
+        *head("model", "toward", *names),
+    ]
+    for entry, tables in _studies(found):
+        test = tables["test"]
+        for toward in ("memorized", "generalized"):
+            mine = test[(test["family"] == OWN) & (test["toward"] == toward)].set_index("setting")
+            cells = [_minus(mine.loc[name]) if name in mine.index else "" for name in names]
+            rows.append(line(entry.title, toward, *cells))
+    return "\n".join([*rows, ""])
+
+
+def probing(found: Sequence[Entry]) -> str:
+    rows = [
+        "## Reading the behavior off the state",
+        "",
+        "Logistic classifiers at the last prompt token on the training flips, whole pairs held "
+        "out (chance 50 %). Where the input tokens alone do as well, a probe says nothing about "
+        "the state.",
+        "",
+        *head("model", "at", "accuracy", "shuffled labels", "input tokens only", "prompt length"),
+    ]
+    for entry, tables in _studies(found):
+        for one in tables["probes"].itertuples():
+            cells = [
+                percent([getattr(one, f"{name}{end}") for end in ("", "_low", "_high")])
+                for name in ("shuffled", "input_only", "length_only")
+            ]
+            own = percent([one.accuracy, one.low, one.high])
+            rows.append(line(entry.title, _place(one), own, *cells))
+    return "\n".join([*rows, ""])
+
+
+def _summary(found: Sequence[Entry]) -> str:
+    """Counted from the tables, so that no sentence says more than they do."""
+    studies = _studies(found)
+    rows = [
+        "Beyond every control toward memorized and toward generalized, of the models studied:",
+        "",
+        *head("family", *TASKS),
+    ]
+    for family in dict.fromkeys(studies[0][1]["beyond_controls"]["family"]):
+        cells = []
+        for task in TASKS:
+            mine = [tables["beyond_controls"] for entry, tables in studies if entry.task == task]
+            held = [
+                sum(row_of(one, family=family, toward=toward)["low"] > 0 for one in mine)
+                for toward in ("memorized", "generalized")
+            ]
+            cells.append(f"{held[0]} and {held[1]} of {len(mine)}")
+        rows.append(line(family, *cells))
+    return "\n".join(rows)
+
+
+def _studies(found: Sequence[Entry]) -> list[tuple[Entry, dict[str, pd.DataFrame]]]:
+    made = ((entry, entry.study()) for entry in found)
+    return [(entry, tables) for entry, tables in made if not isinstance(tables, str)]
+
+
+def _edit(row: tuple) -> str:
+    if row.edit == "AddDirection":
+        return f"{row.direction}, alpha {row.alpha:g}"
+    return f"{row.at}, alpha {row.alpha:g}, top {row.top:.0%}"
+
+
+def _minus(row: pd.Series) -> str:
+    return points([row[f"edit_minus_control{end}"] for end in ("", "_low", "_high")])
+
+
+def _place(row: tuple) -> str:
+    return "embedding" if row.stream == "resid_pre" else f"block {row.layer}"
