@@ -14,6 +14,7 @@ from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.geometry import Separation, separation
 from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
 from mechmem.analysis.probes import Probes, fit_probes
+from mechmem.analysis.token_projections import TokenProjections
 from mechmem.artifacts import versions
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
@@ -23,6 +24,7 @@ from mechmem.experiments.cells import check_sharing
 from mechmem.experiments.costs import DOSES, clean_cost, dose_response
 from mechmem.experiments.grids import default_grid
 from mechmem.experiments.sweep import Sweep, sweep
+from mechmem.experiments.token_reading import read_answers
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.patching import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
@@ -59,6 +61,7 @@ class Study:
         sweep: Edits chosen on validation, tested once.
         dose: Rates over a range of alphas on the test part, the edit beside a placebo.
         clean: Accuracy on ordinary items, unedited and under the chosen edit.
+        tokens: The first test flips, token by token along the direction.
         negative: The same study on a model without a shared mode, if there is one.
         seconds: Wall-clock time.
     """
@@ -79,6 +82,7 @@ class Study:
     sweep: Sweep
     dose: pd.DataFrame
     clean: pd.DataFrame
+    tokens: TokenProjections | None
     negative: Study | None
     seconds: float
 
@@ -259,6 +263,7 @@ def run_study(
         found,
         dose,
         clean,
+        read_answers(model, directions, probes, found),
         inner,
         time.monotonic() - started,
     )

@@ -12,6 +12,7 @@ from mechmem.analysis.geometry import Separation
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.neurons import NeuronScores
 from mechmem.analysis.probes import Probes
+from mechmem.analysis.token_projections import TokenProjections
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.experiments.sweep import Sweep, Tested
@@ -65,6 +66,8 @@ class StudyLike(Protocol):
     def clean(self) -> pd.DataFrame: ...
     @property
     def negative(self) -> StudyLike | None: ...
+    @property
+    def tokens(self) -> TokenProjections | None: ...
     @property
     def seconds(self) -> float: ...
     def manifest(self) -> dict[str, Any]: ...
