@@ -64,7 +64,7 @@ def token_projection(
         )
         rows = [f"{first.stream} {first.layer}"]
         bounds = (np.flatnonzero(mine["part"] == "completion")[:1]).tolist()
-        about = f"prompt {plain(first.id)}, " + ("0 is the middle of the class means, " * known)
+        about = f"prompt {plain(first.id)}; 0: {'middle of the class means' if known else 'none'}; "
     grid = np.atleast_2d(as_array(values)) - center
     names = list(rows) if rows is not None else ["projection"] * (grid.ndim and 1)
     if rows is None and len(grid) > 1:
@@ -97,7 +97,7 @@ def token_projection(
     _color_scale(fig, float(np.nanmax(np.abs(grid), initial=0.0)) or 1.0, toward, away)
     for start in bounds:
         fig.add_vline(x=start - 0.5, line={"color": "#8A8F98", "width": 2, "dash": "dot"})
-        about += f"the completion begins at token {start}, "
+        about += f"completion from token {start}; "
     fig.update_xaxes(
         tickvals=np.arange(len(tokens)),
         ticktext=shown,
@@ -106,8 +106,8 @@ def token_projection(
         title="token",
     )
     fig.update_yaxes(type="category", showgrid=False)
-    about += f"from {plain(away)} to {plain(toward)}, {len(tokens)} tokens"
-    height = 250 + 26 * len(grid)
+    about += f"{len(tokens)} tokens"
+    height = 260 + 26 * len(grid)
     return house_style(fig, theme, "Projection on the direction, token by token", about, height)
 
 
@@ -138,9 +138,9 @@ def _color_scale(fig: go.Figure, limit: float, toward: str, away: str) -> None:
                 "thickness": 14,
                 "tickvals": [-limit, 0, limit],
                 "ticktext": [
-                    f"{plain(ends[0])}<br>{limit:.3g}",
+                    f"{limit:.3g}, {plain(ends[0])}",
                     "0",
-                    f"{plain(ends[1])}<br>{limit:.3g}",
+                    f"{limit:.3g}, {plain(ends[1])}",
                 ],
             },
         }
