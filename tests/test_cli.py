@@ -133,3 +133,9 @@ def test_a_file_that_lacks_an_answer_is_refused_before_the_model_is_loaded(tmp_p
     assert done.returncode == 1
     assert "`generalized`" in done.stderr
     assert "lab/none" not in done.stderr
+
+
+def test_progress_of_a_pipe_is_one_line_per_step():
+    done = run("check", "lab/addition-cued", "--format", "csv")
+    assert done.stderr.splitlines() == ["checking every site"]
+    assert "\r" not in done.stderr

@@ -58,6 +58,27 @@ def progress_bar(text: str) -> Iterator[Any]:
 
     from mechmem.models.quiet import quiet_transformers
 
+    if not sys.stderr.isatty():
+        with quiet_transformers():
+            yield _Lines(text)
+        return
     shape = "{desc:<60} {n_fmt} {elapsed}"
     with quiet_transformers(), tqdm(desc=text, file=sys.stderr, bar_format=shape) as bar:
         yield bar
+
+
+class _Lines:
+    """A bar for logs and pipes: every step once, on a line of its own."""
+
+    def __init__(self, text: str) -> None:
+        self.n = 0
+        self._said = ""
+        self.set_description_str(text)
+
+    def set_description_str(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            typer.echo(text, err=True)
+
+    def update(self, more: int = 1) -> None:
+        self.n += more

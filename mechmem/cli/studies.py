@@ -36,7 +36,10 @@ def demo(
 @command()
 def study(
     task: Annotated[
-        str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
+        str,
+        typer.Argument(
+            help="A task (see `mechmem tasks`), or a .csv/.jsonl/.parquet file of prompts."
+        ),
     ],
     model: Annotated[
         str | None,

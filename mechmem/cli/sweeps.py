@@ -31,7 +31,10 @@ class Family(StrEnum):
 @command()
 def sweep(
     task: Annotated[
-        str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
+        str,
+        typer.Argument(
+            help="A task (see `mechmem tasks`), or a .csv/.jsonl/.parquet file of prompts."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
     model: Annotated[

@@ -28,6 +28,7 @@ from mechmem.experiments.token_reading import read_answers
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.patching import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.own_prompts import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Study", "run_study"]
@@ -199,6 +200,8 @@ def run_study(
                 "run_study(model, task=mm.get_task('addition-cued'))."
             )
         prompts = task.pairs(n, seed)
+    else:
+        check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
     parts = prompts.split(**SHARES, seed=seed)._asdict()
     observed = {}
     for name, part in parts.items():

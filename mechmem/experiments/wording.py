@@ -198,7 +198,12 @@ def _effect(best: Tested) -> str:
     told = _and([f"{_points(gap)} toward {toward}" for toward, gap in gaps.items()])
     turned = [toward for toward, gap in gaps.items() if gap.low > 0]
     weak = [toward for toward in turned if gaps[toward].value < WEAK]
-    text = f"the chosen edit ({best.family or type(best.edit).__name__}) took {moved}"
+    idle = all(
+        rates.before is not None and rates.after.outcomes == rates.before.outcomes
+        for rates in best.rates.values()
+    )
+    did = "changed no answer" if idle else f"took {moved}"
+    text = f"the chosen edit ({best.family or type(best.edit).__name__}) {did}"
     if len(turned) == len(gaps):
         text += f", in {'both directions' if len(gaps) == 2 else 'every direction'} beyond every "
         text += f"control (by at least {told})"

@@ -117,7 +117,7 @@ def page(saved: Path) -> str:
 def test_an_edit_that_does_nothing_is_called_that() -> None:
     study = small_study()
     study = answering(study, dict.fromkeys(BOTH, same(study)))
-    assert "which is not beyond its controls" in study.answer()
+    assert "changed no answer, which is not beyond its controls" in study.answer()
     assert "both directions" not in study.answer()
     assert report.verdict(study) == "The edits do no more than their controls"
 
