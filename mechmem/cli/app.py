@@ -11,7 +11,7 @@ import typer
 
 from mechmem.cli.config import Command, configured
 
-__all__ = ["Seed", "app", "command", "progress_bar"]
+__all__ = ["Seed", "app", "command", "progress_bar", "step_of"]
 
 app = typer.Typer(
     name="mechmem",
@@ -65,6 +65,11 @@ def progress_bar(text: str) -> Iterator[Any]:
     shape = "{desc:<60} {n_fmt} {elapsed}"
     with quiet_transformers(), tqdm(desc=text, file=sys.stderr, bar_format=shape) as bar:
         yield bar
+
+
+def step_of(line: str) -> str:
+    """What a line of progress says, without the settings of the edit, which may follow."""
+    return line.partition(", {")[0].partition(": {")[0][:60]
 
 
 class _Lines:
