@@ -83,7 +83,13 @@ def sentence(study: StudyLike) -> str:
 
 def notes(study: StudyLike) -> list[str]:
     """What has to be said beside the sentence: cost, published form, probes, negative control."""
-    told = (_broken(study.sweep.best), _clean_cost(study), _paper_form(study), _probes(study))
+    told = (
+        _no_gain(study.sweep),
+        _broken(study.sweep.best),
+        _clean_cost(study),
+        _paper_form(study),
+        _probes(study),
+    )
     out = [text[0].upper() + text[1:] + "." for text in told if text]
     return [*out, negative_note(study)] if study.negative is not None else out
 
@@ -216,6 +222,17 @@ def _effect(best: Tested) -> str:
     if weak:
         text += f", a weak effect toward {_and(weak)}"
     return text
+
+
+def _no_gain(sweep: Sweep) -> str:
+    """Where the search found nothing, its winner is only the first of many that did nothing."""
+    best = max(cell.score for cell in sweep.cells)
+    if best > 0:
+        return ""
+    return (
+        f"none of the {len(sweep.cells)} settings tried gained both ways on validation prompts, so "
+        "what went to test was chosen for doing the least harm"
+    )
 
 
 def _broken(best: Tested) -> str:

@@ -138,6 +138,14 @@ def test_an_edit_that_turns_everything_is_said_to_turn_both_ways() -> None:
     assert f"by at least {100 * least:+.1f} " in text
 
 
+def test_a_search_that_found_nothing_is_called_that() -> None:
+    study = small_study()
+    assert not any("gained both ways" in note for note in study.notes())
+    cells = [replace(cell, score=min(cell.score, 0.0)) for cell in study.sweep.cells]
+    idle = replace(study, sweep=replace(study.sweep, cells=cells))
+    assert f"None of the {len(cells)} settings tried gained both ways" in idle.notes()[0]
+
+
 def test_a_one_way_effect_is_named_one_way() -> None:
     study = small_study()
     n = len(same(study))
