@@ -26,9 +26,10 @@ _HOME = {
     "analysis": (
         "CosineProfile DepthProfile Direction DirectionCosines Directions LayerDistribution "
         "LearningCurve NeuronClusters NeuronOverlap NeuronScores PrincipalCosines Probes "
-        "ScoreCorrelation SplitHalves StateMap compare_directions cosine_profile depth_profile "
-        "difference_of_means fit_directions fit_probes import_directions layer_distribution "
-        "learning_curve neuron_clusters neuron_mean_difference neuron_overlap principal_cosines "
+        "ScoreCorrelation SplitHalves StateMap TokenProjections compare_directions cosine_profile "
+        "depth_profile difference_of_means fit_directions fit_probes import_directions "
+        "layer_distribution learning_curve neuron_clusters neuron_mean_difference neuron_overlap "
+        "principal_cosines project_tokens "
         "score_correlation separation split_halves state_map"
     ),
     "patching": (

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import mechmem as mm
+from mechmem.cli.app import step_of
 
 COMMANDS = "bake check compare demo export extract merge report study sweep tasks train".split()
 
@@ -133,3 +134,17 @@ def test_a_file_that_lacks_an_answer_is_refused_before_the_model_is_loaded(tmp_p
     assert done.returncode == 1
     assert "`generalized`" in done.stderr
     assert "lab/none" not in done.stderr
+
+
+def test_progress_of_a_pipe_is_one_line_per_step():
+    done = run("check", "lab/addition-cued", "--format", "csv")
+    assert done.stderr.splitlines() == ["checking every site"]
+    assert "\r" not in done.stderr
+
+
+def test_a_step_is_named_without_the_settings_of_its_edit():
+    assert (
+        step_of("test, one layer: permuted, {'edit': 'ShiftNeurons'}")
+        == "test, one layer: permuted"
+    )
+    assert step_of("validation, one layer: {'edit': 1}") == "validation, one layer"

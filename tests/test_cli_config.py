@@ -153,6 +153,14 @@ def test_a_closed_pipe_ends_it_without_a_word():
     assert "BrokenPipe" not in done.stderr
 
 
+def test_a_reader_who_never_read_gives_the_status_of_a_pipe():
+    python = shlex.quote(sys.executable)
+    shell = f"{python} -m mechmem tasks --format csv | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "141\n"
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("name", ["mechmem", "mechmem.cli"])
 def test_importing_costs_next_to_nothing(name):
     heavy = "('torch', 'transformers', 'transformer_lens', 'pandas', 'plotly', 'sklearn', 'scipy')"

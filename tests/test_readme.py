@@ -9,10 +9,11 @@ import mechmem as mm
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_fifteen_lines_run_and_are_fifteen_at_most(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = CODE[0]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 15
     assert len(set(re.findall(r"mm\.(\w+)", code))) <= 12
@@ -20,6 +21,16 @@ def test_the_fifteen_lines_run_and_are_fifteen_at_most(capsys):
     printed = capsys.readouterr().out
     assert "generalized" in printed
     assert "random direction" in printed
+
+
+def test_the_code_for_your_own_prompts_runs_on_a_file_of_prompts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mm.get_task("addition-cued").pairs(120, 0).to_csv("my_prompts.csv")
+    assert len(CODE) == 2
+    code = CODE[1].replace("path/to/model", "lab/addition-cued")
+    exec(compile(code, "README.md", "exec"), {"mm": mm})
+    assert "unseen prompts" in capsys.readouterr().out
+    assert (tmp_path / "my-report" / "report.html").is_file()
 
 
 def test_the_example_of_your_own_prompts_is_a_valid_file(tmp_path):

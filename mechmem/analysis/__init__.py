@@ -23,6 +23,7 @@ from mechmem.analysis.learning_curve import LearningCurve, learning_curve
 from mechmem.analysis.neurons import NeuronScores, NeuronSet, neuron_mean_difference
 from mechmem.analysis.probes import Probes, fit_probes
 from mechmem.analysis.state_map import StateMap, state_map
+from mechmem.analysis.token_projections import TokenProjections, project_tokens
 
 __all__ = [
     "CosineProfile",
@@ -44,6 +45,7 @@ __all__ = [
     "Separation",
     "SplitHalves",
     "StateMap",
+    "TokenProjections",
     "compare_directions",
     "cosine_profile",
     "depth_profile",
@@ -58,6 +60,7 @@ __all__ = [
     "neuron_mean_difference",
     "neuron_overlap",
     "principal_cosines",
+    "project_tokens",
     "score_correlation",
     "separation",
     "split_halves",

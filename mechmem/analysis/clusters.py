@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,29 @@ class NeuronClusters:
             }
         )
         return frame.sort_values("cluster", kind="stable").reset_index(drop=True)
+
+    def correlations(self) -> pd.DataFrame:
+        """One row per pair of neurons, each with itself included, ordered by cluster: ``r`` on the
+        held-out half and ``r_fitting`` on the half that made the clusters, beside the means."""
+        order = np.argsort(self.labels, kind="stable")
+        one, other = (order[k] for k in np.triu_indices(len(order)))
+        columns: dict[str, Any] = {}
+        for prefix, rows in (("", one), ("other_", other)):
+            columns |= {
+                f"{prefix}cluster": self.labels[rows],
+                f"{prefix}stream": [self.neurons[k][0].stream for k in rows],
+                f"{prefix}layer": [self.neurons[k][0].layer for k in rows],
+                f"{prefix}neuron": [self.neurons[k][1] for k in rows],
+            }
+        return pd.DataFrame(columns).assign(
+            r=self.held_out[one, other],
+            r_fitting=self.correlation[one, other],
+            within=self.within.value,
+            between=self.between.value,
+            within_shuffled=self.shuffled["within"][0],
+            n=self.n,
+            groups=self.groups,
+        )
 
     def summary(self) -> pd.DataFrame:
         """One row per statistic, beside its control."""

@@ -174,7 +174,8 @@ class NeuronScores:
         return {site: ranking_score(by, values[site]) for site in self.sites}
 
     def table(self) -> pd.DataFrame:
-        """One row per neuron with all scores."""
+        """One row per neuron: all scores (``first`` minus ``second`` class) and the counts."""
+        counts = dict(self.provenance.counts)
         frames = []
         for site, difference in self.mean_difference.items():
             positions, width = difference.shape
@@ -191,6 +192,10 @@ class NeuronScores:
                         "p": self.p[site].flatten().numpy(),
                         "q": self.q[site].flatten().numpy(),
                         **({} if self.auc is None else {"auc": self.auc[site].flatten().numpy()}),
+                        "first": self.first,
+                        "second": self.second,
+                        "n_first": counts.get(self.first, 0),
+                        "n_second": counts.get(self.second, 0),
                     }
                 )
             )

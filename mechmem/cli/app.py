@@ -11,7 +11,7 @@ import typer
 
 from mechmem.cli.config import Command, configured
 
-__all__ = ["Seed", "app", "command", "progress_bar"]
+__all__ = ["Seed", "app", "command", "progress_bar", "step_of"]
 
 app = typer.Typer(
     name="mechmem",
@@ -58,6 +58,32 @@ def progress_bar(text: str) -> Iterator[Any]:
 
     from mechmem.models.quiet import quiet_transformers
 
+    if not sys.stderr.isatty():
+        with quiet_transformers():
+            yield _Lines(text)
+        return
     shape = "{desc:<60} {n_fmt} {elapsed}"
     with quiet_transformers(), tqdm(desc=text, file=sys.stderr, bar_format=shape) as bar:
         yield bar
+
+
+def step_of(line: str) -> str:
+    """What a line of progress says, without the settings of the edit, which may follow."""
+    return line.partition(", {")[0].partition(": {")[0][:60]
+
+
+class _Lines:
+    """A bar for logs and pipes: every step once, on a line of its own."""
+
+    def __init__(self, text: str) -> None:
+        self.n = 0
+        self._said = ""
+        self.set_description_str(text)
+
+    def set_description_str(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            typer.echo(text, err=True)
+
+    def update(self, more: int = 1) -> None:
+        self.n += more

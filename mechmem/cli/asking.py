@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from mechmem.models import Model
     from mechmem.tasks import PromptSet, Task
 
-__all__ = ["PAIRS", "Asked", "load_asked"]
+__all__ = ["PAIRS", "Asked", "load_asked", "read_prompts"]
 
 PAIRS = 600
+READERS = {".csv": "from_csv", ".jsonl": "from_jsonl", ".parquet": "from_parquet"}
 _TINY = 256
 
 
@@ -61,6 +62,23 @@ class Asked:
         return (8 if model.info.d_model <= _TINY else 1) * DEFAULT_TOKEN_BUDGET
 
 
+def read_prompts(file: Path) -> PromptSet:
+    """The prompts of a file, by its ending.
+
+    Raises:
+        PromptError: For another ending, or a file that cannot be used.
+    """
+    from mechmem.errors import PromptError
+    from mechmem.tasks import PromptSet
+
+    if file.suffix.lower() not in READERS:
+        raise PromptError(
+            f"Prompts come as {', '.join(READERS)}, not as {str(file)!r}; save the table as CSV."
+        )
+    prompts: PromptSet = getattr(PromptSet, READERS[file.suffix.lower()])(file)
+    return prompts
+
+
 def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
     """Check what was typed.
 
@@ -69,18 +87,19 @@ def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
         TaskError, PromptError: For an unknown task, or a file that cannot be used.
     """
     from mechmem.models import lab_models
-    from mechmem.tasks import PromptAnswers, PromptSet, available_tasks, get_task
+    from mechmem.tasks import PromptAnswers, available_tasks, get_task
 
     file = Path(task)
-    if file.suffix in (".jsonl", ".csv"):
+    if file.suffix.lower() in READERS:
         if model is None:
             raise typer.BadParameter("your own prompts need --model", param_hint="--model")
         if pairs is not None:
             raise typer.BadParameter("your own prompts are the pairs", param_hint="--pairs")
-        read = PromptSet.from_csv if file.suffix == ".csv" else PromptSet.from_jsonl
-        prompts = read(file)
+        prompts = read_prompts(file)
         PromptAnswers.for_prompts(prompts.require("study"))
         return Asked(model, None, prompts, None)
+    if file.suffix:
+        read_prompts(file)  # says which files there are
     if task not in available_tasks():
         get_task(task)  # says which tasks there are
     if model is None and f"lab/{task}" not in lab_models():

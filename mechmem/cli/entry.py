@@ -31,6 +31,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("mechmem: stopped", err=True)
         status = STOPPED
+    except SystemExit:
+        # typer ends a command whose reader has gone with status 1 and a stdout that keeps quiet.
+        if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+            raise
+        status = PIPE
     except BrokenPipeError:
         # Python flushes stdout once more at the end, which must find somebody who listens.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

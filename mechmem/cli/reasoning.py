@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mechmem.cli.app import progress_bar
+from mechmem.cli.app import progress_bar, step_of
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, is_first, print_result
 
@@ -40,7 +40,7 @@ def study_reasoning(
     with progress_bar("loading") as bar:
 
         def say(line: str) -> None:
-            bar.set_description_str(line[:60])
+            bar.set_description_str(step_of(line))
             bar.update(1)
 
         result = _run(model_name or LAB_MODEL, questions, examples, max_new_tokens, seed, say)

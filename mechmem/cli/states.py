@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mechmem.cli.app import Seed, command, progress_bar
+from mechmem.cli.asking import read_prompts
 from mechmem.cli.config import save_config
 
 __all__ = ["extract", "merge"]
@@ -17,7 +18,7 @@ __all__ = ["extract", "merge"]
 @command()
 def extract(
     model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
-    prompts: Annotated[Path, typer.Argument(help="A .jsonl or .csv file of prompts.")],
+    prompts: Annotated[Path, typer.Argument(help="A .csv, .jsonl or .parquet file of prompts.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
     sites: Annotated[
         list[str] | None, typer.Option(help="A stream, or stream.layer; several times for several.")
@@ -37,9 +38,8 @@ def extract(
     """
     from mechmem.caching import extract_activations, extract_moments, plan_extraction
     from mechmem.models import Site, load_model
-    from mechmem.tasks import PromptSet
 
-    asked = (PromptSet.from_csv if prompts.suffix == ".csv" else PromptSet.from_jsonl)(prompts)
+    asked = read_prompts(prompts)
     wanted = [Site.from_key(name) if "." in name else name for name in sites or ["resid_post"]]
     with progress_bar("loading"):
         loaded = load_model(model)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mechmem.cli.app import Seed, command, progress_bar
+from mechmem.cli.app import Seed, command, progress_bar, step_of
 from mechmem.cli.asking import Asked, load_asked
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, is_first, is_shared, print_result
@@ -37,7 +37,10 @@ def demo(
 @command()
 def study(
     task: Annotated[
-        str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
+        str,
+        typer.Argument(
+            help="A task (see `mechmem tasks`), or a .csv/.jsonl/.parquet file of prompts."
+        ),
     ],
     model: Annotated[
         str | None,
@@ -122,7 +125,7 @@ def _study(
     with progress_bar("loading") as bar:
 
         def say(line: str) -> None:
-            bar.set_description_str(line.partition(": {")[0][:60])
+            bar.set_description_str(step_of(line))
             bar.update(1)
 
         result = _run(asked, out / "cells" if is_shared() else None, seed, steered or {}, say)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mechmem.cli.app import Seed, command, progress_bar
+from mechmem.cli.app import Seed, command, progress_bar, step_of
 from mechmem.cli.asking import Asked, load_asked
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, is_first, print_result
@@ -31,7 +31,10 @@ class Family(StrEnum):
 @command()
 def sweep(
     task: Annotated[
-        str, typer.Argument(help="A task (see `mechmem tasks`), or a .jsonl/.csv file of prompts.")
+        str,
+        typer.Argument(
+            help="A task (see `mechmem tasks`), or a .csv/.jsonl/.parquet file of prompts."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
     model: Annotated[
@@ -70,7 +73,7 @@ def sweep(
     with progress_bar("loading") as bar:
 
         def say(line: str) -> None:
-            bar.set_description_str(line.partition(": {")[0][:60])
+            bar.set_description_str(step_of(line))
             bar.update(1)
 
         grid = {

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mechmem.evaluation.behavior import Observations
 from mechmem.experiments.html_parts import behavior_chip, csv_link, prompt_text, say
+from mechmem.experiments.token_html import tokens_folded
+from mechmem.experiments.token_reading import shown_answers
 from mechmem.experiments.wording import StudyLike
 
 __all__ = ["examples"]
 
-FLIPS = 5
 LONGEST = 600
 
 
 def examples(study: StudyLike) -> str:
-    """The first flips of the test part, both rephrasings, as a table."""
+    """The first flips of the test part, both rephrasings, as a table; their tokens on demand."""
     before = study.sweep.before
     steered = {toward: rates.after for toward, rates in study.sweep.best.rates.items()}
-    flips = [members[:2] for members in before.flips().by_group().values()][:FLIPS]
-    chosen = [prompt for pair in flips for prompt in pair] or list(before.prompts[: 2 * FLIPS])
+    chosen = shown_answers(before)
+    flips = {prompt.group for prompt in chosen} if len(before.flips()) else set()
     what = f"first {len(chosen)} prompts"
     if flips:
         what = "first flip" if len(flips) == 1 else f"first flips of {len(flips)} instances"
@@ -43,7 +46,22 @@ def examples(study: StudyLike) -> str:
         f"<caption>The {what} of the test part, in order, not picked by hand; two rows after each "
         f"other are rephrasings of one instance. All: {csv_link('observations_test')}."
         f"</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        + _tokens(study, {prompt.id: before.outcomes[row_of[prompt.id]] for prompt in chosen})
     )
+
+
+def _tokens(study: StudyLike, outcomes: Mapping[str, str]) -> str:
+    if study.tokens is None:
+        return ""
+    table = study.tokens.table()
+    read = set(table["id"])
+    heads = {
+        name: f"{say(name)}: {behavior_chip(outcome)}"
+        for name, outcome in outcomes.items()
+        if name in read
+    }
+    what = "It is the direction fitted on the training flips, not on these prompts."
+    return tokens_folded(table, heads, what) if heads else ""
 
 
 def _answer(part: Observations, row: int) -> str:

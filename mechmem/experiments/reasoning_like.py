@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import pandas as pd
 
 from mechmem.analysis.directions import Directions
+from mechmem.analysis.token_projections import TokenProjections
 from mechmem.caching.activations import Activations
 from mechmem.experiments.reasoning_edits import Trial
 from mechmem.experiments.reasoning_reading import Reading
@@ -51,6 +52,8 @@ class ReasoningStudyLike(Protocol):
     def selection(self) -> pd.DataFrame: ...
     @property
     def turning(self) -> Turning | None: ...
+    @property
+    def tokens(self) -> TokenProjections | None: ...
     @property
     def seconds(self) -> float: ...
     def manifest(self) -> dict[str, Any]: ...

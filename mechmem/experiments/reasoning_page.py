@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from mechmem.experiments.html_parts import facts, figure, frame_table, say
 from mechmem.experiments.reasoning_edits import FAMILIES
+from mechmem.experiments.reasoning_examples import questions
 from mechmem.experiments.reasoning_like import ReasoningStudyLike
 from mechmem.experiments.reasoning_summary import repairs, summary
 from mechmem.experiments.reasoning_wording import limits, notes, sentence, verdict
@@ -90,15 +91,14 @@ def _setting(study: ReasoningStudyLike, tables: Tables) -> str:
             f"{labels.count('reasoning'):,} reasoning and {labels.count('memory'):,} memory: "
             f"{purpose[name]}"
         )
-    first = study.splits["test"][0]
-    rows["A test question"] = f'<span class="prompt">{say(first.text)}</span>'
-    return facts(rows) + frame_table(
+    topics = frame_table(
         tables["topics"],
         f"Questions by topic and label; the topic alone gives the right label for "
         f"{100 * study.topics.by_topic:.0f} % of them",
         folded="Topics",
         link="topics",
     )
+    return facts(rows) + topics + questions(study)
 
 
 def _apart(tables: Tables, figures: Figures) -> str:

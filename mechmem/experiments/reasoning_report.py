@@ -54,6 +54,8 @@ def tables(study: ReasoningStudyLike) -> dict[str, pd.DataFrame]:
         "principal_cosines": principal_cosines(study.directions, train).table(),
         "topics": study.topics.counts.reset_index(),
     }
+    if study.tokens is not None:
+        out["tokens"] = study.tokens.table()
     scored = _scored(held.prompts)
     if scored is not None:
         found = score_correlation(study.directions, held.select(scored), "score", seed=study.seed)

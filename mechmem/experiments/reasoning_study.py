@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.token_projections import TokenProjections
 from mechmem.artifacts import versions
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
@@ -25,6 +26,7 @@ from mechmem.experiments.reasoning_reading import (
     subsets_of,
 )
 from mechmem.experiments.reasoning_turning import Turning, turn_answers
+from mechmem.experiments.token_reading import read_questions
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.patching.margins import behavior_margins
 from mechmem.tasks.base import Task
@@ -64,6 +66,7 @@ class ReasoningStudy:
             empty where questions lack two answers.
         turning: How often edits make the model take the other route; ``None`` where questions lack
             two answers.
+        tokens: Some test questions, token by token along the direction at the chosen site.
         seconds: Wall-clock time.
     """
 
@@ -81,6 +84,7 @@ class ReasoningStudy:
     unanswered: str
     selection: pd.DataFrame
     turning: Turning | None
+    tokens: TokenProjections | None
     seconds: float
 
     def answer(self) -> str:
@@ -228,6 +232,7 @@ def run_reasoning_study(
             seed=seed,
             say=say,
         ),
+        read_questions(model, directions[reading.chosen], splits["test"]),
         time.monotonic() - started,
     )
 

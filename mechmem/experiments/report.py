@@ -61,6 +61,8 @@ def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
         out[f"observations_{name}"] = part.table()
     for toward, rates in best.rates.items():
         out[f"observations_test_{toward}"] = rates.after.table()
+    if study.tokens is not None:
+        out["tokens"] = study.tokens.table()
     if study.negative is not None:
         out["negative_behavior_mix"] = plotting.mix_table(study.negative.observed)
         out["negative_test"] = study.negative.sweep.test_table()

@@ -21,10 +21,12 @@ from mechmem.experiments.costs import DOSES, clean_cost, dose_response
 from mechmem.experiments.grids import default_grid
 from mechmem.experiments.study_result import Study
 from mechmem.experiments.sweep import sweep
+from mechmem.experiments.token_reading import read_answers
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model
 from mechmem.patching import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.own_prompts import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Study", "run_study"]
@@ -105,6 +107,8 @@ def run_study(
                 "run_study(model, task=mm.get_task('addition-cued'))."
             )
         prompts = task.pairs(n, seed)
+    else:
+        check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
     parts = prompts.split(**SHARES, seed=seed)._asdict()
     observed = {}
     for name, part in parts.items():
@@ -177,6 +181,7 @@ def run_study(
         found,
         dose,
         clean,
+        read_answers(model, directions, probes, found),
         inner,
         time.monotonic() - started,
     )

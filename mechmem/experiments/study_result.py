@@ -14,6 +14,7 @@ from mechmem.analysis.directions import Directions
 from mechmem.analysis.geometry import Separation
 from mechmem.analysis.neurons import NeuronScores
 from mechmem.analysis.probes import Probes
+from mechmem.analysis.token_projections import TokenProjections
 from mechmem.artifacts import versions
 from mechmem.evaluation.behavior import Observations
 from mechmem.experiments.sweep import Sweep
@@ -45,6 +46,7 @@ class Study:
         sweep: Edits chosen on validation, tested once.
         dose: Rates over a range of alphas on the test part, the edit beside a placebo.
         clean: Accuracy on ordinary items, unedited and under the chosen edit.
+        tokens: The first test flips, token by token along the direction.
         negative: The same study on a model without a shared mode, if there is one.
         seconds: Wall-clock time.
     """
@@ -66,6 +68,7 @@ class Study:
     sweep: Sweep
     dose: pd.DataFrame
     clean: pd.DataFrame
+    tokens: TokenProjections | None
     negative: Study | None
     seconds: float
 

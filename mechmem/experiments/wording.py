@@ -13,6 +13,7 @@ from mechmem.analysis.geometry import Separation
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.neurons import NeuronScores
 from mechmem.analysis.probes import Probes
+from mechmem.analysis.token_projections import TokenProjections
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.experiments.sweep import Sweep, Tested
@@ -69,6 +70,8 @@ class StudyLike(Protocol):
     @property
     def negative(self) -> StudyLike | None: ...
     @property
+    def tokens(self) -> TokenProjections | None: ...
+    @property
     def seconds(self) -> float: ...
     def manifest(self) -> dict[str, Any]: ...
 
@@ -83,7 +86,13 @@ def sentence(study: StudyLike) -> str:
 
 def notes(study: StudyLike) -> list[str]:
     """What has to be said beside the sentence: cost, published form, probes, negative control."""
-    told = (_broken(study.sweep.best), _clean_cost(study), _paper_form(study), _probes(study))
+    told = (
+        _no_gain(study.sweep),
+        _broken(study.sweep.best),
+        _clean_cost(study),
+        _paper_form(study),
+        _probes(study),
+    )
     out = [text[0].upper() + text[1:] + "." for text in told if text]
     return [*out, negative_note(study)] if study.negative is not None else out
 
@@ -198,7 +207,12 @@ def _effect(best: Tested) -> str:
     told = _and([f"{_points(gap)} toward {toward}" for toward, gap in gaps.items()])
     turned = [toward for toward, gap in gaps.items() if gap.low > 0]
     weak = [toward for toward in turned if gaps[toward].value < WEAK]
-    text = f"the chosen edit ({best.family or type(best.edit).__name__}) took {moved}"
+    idle = all(
+        rates.before is not None and rates.after.outcomes == rates.before.outcomes
+        for rates in best.rates.values()
+    )
+    did = "changed no answer" if idle else f"took {moved}"
+    text = f"the chosen edit ({best.family or type(best.edit).__name__}) {did}"
     if len(turned) == len(gaps):
         text += f", in {'both directions' if len(gaps) == 2 else 'every direction'} beyond every "
         text += f"control (by at least {told})"
@@ -211,6 +225,17 @@ def _effect(best: Tested) -> str:
     if weak:
         text += f", a weak effect toward {_and(weak)}"
     return text
+
+
+def _no_gain(sweep: Sweep) -> str:
+    """Where the search found nothing, its winner is only the first of many that did nothing."""
+    best = max(cell.score for cell in sweep.cells)
+    if best > 0:
+        return ""
+    return (
+        f"none of the {len(sweep.cells)} settings tried gained both ways on validation prompts, so "
+        "what went to test was chosen for doing the least harm"
+    )
 
 
 def _broken(best: Tested) -> str:

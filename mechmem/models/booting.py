@@ -7,6 +7,7 @@ import copy
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,6 +136,13 @@ def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
             raise OSError("it has no tokenizer files")
         return found
     except _BOOT_ERRORS as error:
+        if not Path(where).exists():
+            folders = [path.name for path in Path(where).parent.glob("*/") if path.is_dir()]
+            raise ModelError(
+                f"There is no folder {where!r}, and the hub gave nothing by that name: "
+                f"{_first_words(error)}. Give the path of a folder with a model and its tokenizer, "
+                f"or a name on the hub.{did_you_mean(Path(where).name, folders)}"
+            ) from error
         raise ModelError(
             f"No tokenizer can be loaded from {where!r}: {_first_words(error)}. Save one there "
             "with "

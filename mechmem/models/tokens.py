@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -134,6 +134,16 @@ class Tokens:
     def token_text(self, token_id: int) -> str:
         """One token as text, special tokens included."""
         return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Every token as the text that it adds after the one before it, so that tokenizers which
+        leave out the blank of a first word show it everywhere else."""
+        out = []
+        for k, token in enumerate(ids):
+            before = self.token_text(ids[k - 1]) if k else ""
+            both = str(self.tokenizer.decode(list(ids[max(k - 1, 0) : k + 1])))
+            out.append(both[len(before) :] if both.startswith(before) else self.token_text(token))
+        return out
 
     def continuation(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         """Ids of ``text`` when it follows the prompt: from the joined text where the prompt's own

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.analysis.clusters import NeuronClusters
 from mechmem.evaluation.interaction import Interaction
-from mechmem.plotting.data import as_table, counted, plain
+from mechmem.plotting.data import as_array, as_table, counted, each_row, plain
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.style import COLORS, GRAY, house_style
 
@@ -17,22 +17,35 @@ __all__ = ["interaction", "neuron_clusters"]
 
 SUMS = ("joint", "sum of parts", "interaction")
 MAX_PARTS = 12
+NEURON = ("cluster", "stream", "layer", "neuron")
+CORRELATIONS = (
+    *NEURON, *(f"other_{name}" for name in NEURON),
+    "r", "within", "between", "within_shuffled", "n", "groups",
+)  # fmt: skip
 
 
-def neuron_clusters(clusters: NeuronClusters, *, theme: str = "light") -> go.Figure:
+def neuron_clusters(clusters: NeuronClusters | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Correlation of the chosen neurons within the classes, on examples that made no cluster.
 
     Args:
-        clusters: From `mechmem.neuron_clusters`.
+        clusters: From `mechmem.neuron_clusters`, or its saved `NeuronClusters.correlations`.
         theme: ``"light"`` or ``"dark"``.
     """
-    order = np.argsort(clusters.labels, kind="stable")
+    table = clusters.correlations() if isinstance(clusters, NeuronClusters) else clusters
+    frame = as_table(table, CORRELATIONS, "neuron_clusters")
+    # The first row of neurons has every pair: itself with each of the others, in their order.
+    first = frame.iloc[0]
+    members = frame[(frame[list(NEURON)] == first[list(NEURON)]).all(axis=1)]
+    labels = members["other_cluster"].to_numpy()
     names = [
-        f"{site.layer}:{index}" if site.stream == "resid_post" else f"{site}:{index}"
-        for site, index in (clusters.neurons[k] for k in order)
+        f"{row.other_layer}:{row.other_neuron}"
+        if row.other_stream == "resid_post"
+        else f"{row.other_stream}[{row.other_layer}]:{row.other_neuron}"
+        for row in each_row(members)
     ]
-    grid = clusters.held_out[np.ix_(order, order)]
-    labels = clusters.labels[order]
+    grid = np.empty((len(names), len(names)))
+    above = np.triu_indices(len(names))
+    grid[above] = grid[above[::-1]] = as_array(frame["r"])
     hover = [
         [
             f"{a} (cluster {i}) with {b} (cluster {j})<br>r = {value:+.2f}"
@@ -52,7 +65,8 @@ def neuron_clusters(clusters: NeuronClusters, *, theme: str = "light") -> go.Fig
         )
     )
     start = 0
-    for size in clusters.sizes:
+    sizes = [int(size) for size in np.bincount(labels)]
+    for size in sizes:
         if size > 1:
             fig.add_shape(
                 type="rect", x0=start - 0.5, x1=start + size - 0.5, y0=start - 0.5,
@@ -69,11 +83,11 @@ def neuron_clusters(clusters: NeuronClusters, *, theme: str = "light") -> go.Fig
     show = ticks if len(names) <= 40 else {"showticklabels": False, "showgrid": False}
     fig.update_xaxes(title="neuron (layer:coordinate)", **show)
     fig.update_yaxes(autorange="reversed", **show)
-    several = sum(size > 1 for size in clusters.sizes)
+    several = sum(size > 1 for size in sizes)
     text = (
-        f"{several} clusters of the other half; mean |r| within {clusters.within.value:.2f}, "
-        f"across {clusters.between.value:.2f}, exchanged {clusters.shuffled['within'][0]:.2f}; "
-        f"n = {clusters.n} / {clusters.groups} groups"
+        f"{several} clusters of the other half; mean |r| within {first['within']:.2f}, "
+        f"across {first['between']:.2f}, exchanged {first['within_shuffled']:.2f}; "
+        f"n = {first['n']} / {first['groups']} groups"
     )
     return house_style(fig, theme, "Which chosen neurons vary together", text, 560)
 

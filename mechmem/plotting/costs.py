@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -20,6 +21,7 @@ MEASURES = {
     "answer_perplexity": "perplexity,<br>right answer",
     "text_perplexity": "perplexity,<br>neutral text",
 }
+SHARE_AXIS = {"tickformat": ".0%", "range": [-0.06, 1.06]}
 
 
 def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> go.Figure:
@@ -31,15 +33,16 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
     """
     frame = as_table(costs, ("setting", "measure", "value", "low", "high"), "side_effects")
     found = [name for name in MEASURES if name in set(frame["measure"])]
-    fig = make_subplots(1, len(found), shared_yaxes=True, horizontal_spacing=0.06)
+    fig = make_subplots(1, len(found), shared_yaxes=True, horizontal_spacing=0.08)
     for number, measure in enumerate(found, 1):
         part = frame[frame["measure"] == measure]
         _points(fig, part, part["setting"], "value", number)
-        fig.update_xaxes(title=MEASURES[measure], nticks=4, tickangle=0, row=1, col=number)
+        title = {"text": MEASURES[measure], "font": {"size": 12.5}}
+        fig.update_xaxes(title=title, nticks=4, tickangle=0, row=1, col=number)
         if measure == "accuracy":
-            fig.update_xaxes(tickformat=".0%", row=1, col=number)
+            fig.update_xaxes(SHARE_AXIS, tickvals=[0, 0.5, 1], row=1, col=number)
         if part["low"].notna().any() and measure.endswith("perplexity") and part["high"].max() > 50:
-            fig.update_xaxes(type="log", row=1, col=number)
+            fig.update_xaxes(type="log", tickvals=_few(part), row=1, col=number)
     fig.update_yaxes(autorange="reversed")
     about = f"{counted(frame)}; lines: 95 % interval, groups resampled"
     rows = len(set(frame["setting"]))
@@ -60,7 +63,7 @@ def model_accuracy(models: ModelComparison | pd.DataFrame, *, theme: str = "ligh
     fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
     _points(fig, frame, frame["model"], "accuracy", 1)
     _points(fig, frame, frame["model"], "surprise", 2)
-    fig.update_xaxes(title="accuracy", tickformat=".1%", nticks=5, row=1, col=1)
+    fig.update_xaxes(SHARE_AXIS, title="accuracy", nticks=5, row=1, col=1)
     fig.update_xaxes(title="−log p of the right answer (nats)", nticks=5, row=1, col=2)
     fig.update_yaxes(autorange="reversed")
     about = f"{counted(frame)}, the same for all; lines: 95 % interval over items"
@@ -107,6 +110,21 @@ def effect_by_model(effects: EffectByModel | pd.DataFrame, *, theme: str = "ligh
     fig.update_yaxes(title="change of the share", tickformat="+.0%")
     about = f"{len(set(frame['model']))} models; {counted(frame)}; lines: 95 % interval"
     return house_style(fig, theme, "Does the effect change with size?", about, 440, bottom=62)
+
+
+def _few(part: pd.DataFrame) -> list[float]:
+    """At most three round numbers on a logarithmic axis."""
+    low, high = np.log10([part[["low", "value"]].min().min(), part[["high", "value"]].max().max()])
+    lowest, highest = 10**low, 10**high
+    steps: tuple[tuple[int, ...], ...] = ((1, 2, 5), (1, 3), (1,))
+    for within in steps:
+        marks = [
+            m * 10.0**k for k in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in within
+        ]
+        shown = [mark for mark in marks if 0.9 * lowest <= mark <= 1.1 * highest]
+        if len(shown) <= 3:
+            return shown
+    return shown[:: -(-len(shown) // 3)]
 
 
 def _points(

@@ -90,7 +90,8 @@ def learning_curve(curve: LearningCurve | pd.DataFrame, *, theme: str = "light")
     )
     kind = str(frame["classifier"].iloc[0]).replace("_", " ")
     about = (
-        f"{kind} classifier; {counted(frame)}, whole groups held out; lines and bands: 95 % "
-        f"interval; thin line: larger class"
+        f"{kind} classifier; {counted(frame)}, whole groups held out<br>lines and bands: 95 % "
+        "interval; thin line: larger class"
     )
-    return house_style(fig, theme, "How many pairs it takes to read the behavior", about, 420)
+    title = "How many pairs it takes to read the behavior"
+    return house_style(fig, theme, title, about, 460, bottom=62).update_layout(margin_t=100)

@@ -34,6 +34,7 @@ def memorization(
         cols=3 if changes is not None else 2, horizontal_spacing=0.09,
         subplot_titles=["perturbational", "counterfactual", "mean change under edits"],
     )  # fmt: skip
+    fig.update_annotations(font_size=13)
     for column, score in enumerate(SCORES, start=1):
         for k, kind in enumerate(dict.fromkeys(items["kind"])):
             part = items[items["kind"] == kind]
@@ -43,10 +44,13 @@ def memorization(
                 showlegend=column == 1,
                 x=as_array(part["projection"]),
                 y=as_array(part[score]),
+                # Only the counterfactual score of an item is an estimate with an interval.
+                error_y=None if column == 1 else {**error_bars(part, score), "thickness": 0.8},
                 mode="markers",
                 marker={"size": 8, "opacity": 0.75, "color": PALETTE[k % len(PALETTE)]},
                 hovertext=[
                     f"{plain(row.group)}, {plain(row.kind)}<br>{score} {getattr(row, score):.2f}"
+                    f"{f' [{row.low:.2f}, {row.high:.2f}]' * (column - 1)}"
                     f"<br>projection {row.projection:.2f}"
                     for row in each_row(part)
                 ],
@@ -54,7 +58,7 @@ def memorization(
                 row=1,
                 col=column,
             )
-        fig.update_xaxes(title="projection on the direction", row=1, col=column)
+        fig.update_xaxes(title="projection", row=1, col=column)
     fig.update_yaxes(title="score of the item", row=1, col=1)
     if changes is not None:
         _changes(fig, changes)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mechmem.analysis.neurons import NeuronScores, NeuronSet
 from mechmem.errors import MechmemError, listed
-from mechmem.plotting.data import as_array, as_table, each_row, percent
+from mechmem.plotting.data import as_array, as_table, each_row, percent, plain
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
 __all__ = ["distribution_table", "layer_distribution", "neuron_map"]
@@ -102,11 +102,11 @@ def neuron_map(
         type="category",
         showgrid=False,
     )
-    first, second = _classes(scores)
-    subtitle = f"{first} minus {second}; {sum(len(v) for *_, v in rows):,} neurons"
-    if isinstance(scores, NeuronScores):
-        counts = ", ".join(f"{n:,} {name}" for name, n in scores.provenance.counts)
-        subtitle += f", from {counts}" if counts else ""
+    counts = _counts(scores)
+    subtitle = f"{' minus '.join(map(plain, counts))}; {sum(len(v) for *_, v in rows):,} neurons"
+    if any(counts.values()):
+        told = ", ".join(f"{n:,} {plain(name)}" for name, n in counts.items())
+        subtitle += f", from {told}"
     height = 230 + min(max(22 * len(rows), 120), 640)
     return house_style(fig, theme, "Which neurons differ between the behaviors", subtitle, height)
 
@@ -227,7 +227,12 @@ def _grouped(
     return list(frame.sort_values("neuron", kind="stable").groupby(list(keys), sort=False))  # type: ignore[arg-type]
 
 
-def _classes(scores: NeuronScores | pd.DataFrame) -> tuple[str, str]:
+def _counts(scores: NeuronScores | pd.DataFrame) -> dict[str, int]:
+    """The two classes and how many examples each had; 0 where that is not known."""
     if isinstance(scores, NeuronScores):
-        return scores.first, scores.second
-    return "memorized", "generalized"
+        known = dict(scores.provenance.counts)
+        return {name: known.get(name, 0) for name in (scores.first, scores.second)}
+    if not {"first", "second", "n_first", "n_second"} <= set(scores.columns):
+        return {"memorized": 0, "generalized": 0}
+    row = scores.iloc[0]
+    return {row["first"]: int(row["n_first"]), row["second"]: int(row["n_second"])}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mechmem.errors import TaskError, did_you_mean, listed
+from mechmem.tasks.own_prompts import misspelt
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = [
@@ -99,6 +100,7 @@ class PromptAnswers(Task):
         raise TaskError(
             "Without a task every prompt needs `memorized` and `generalized` (or every prompt an "
             f"`answer`); missing on {listed(lacking, 5)}. Set them, or pass task=."
+            f"{misspelt(prompts, ('memorized', 'generalized', 'answer'))}"
         )
 
     def pairs(self, n: int, seed: int = 0) -> PromptSet:

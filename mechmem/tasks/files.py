@@ -51,9 +51,12 @@ def prompt_from_record(
         )
     values = {key: value for key, value in row.items() if value is not None}
     if "text" not in values:
+        whole = str(next(iter(row), ""))
+        mark = next((mark for mark in (";", "\t") if len(row) == 1 and mark in whole), None)
+        apart = f" Its cells seem to be parted by {mark!r}: save it with commas." if mark else ""
         raise PromptError(
             f"Row {index} has no 'text'; its columns are {listed(row)}. "
-            "Rename the column that holds the prompt to 'text'."
+            f"Rename the column that holds the prompt to 'text'.{apart}"
         )
     nested = {name: _decoded(values.pop(name, None), name, index) for name in NESTED}
     extra = {key: values.pop(key) for key in list(values) if key not in known}

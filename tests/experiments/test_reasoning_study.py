@@ -340,3 +340,32 @@ def test_the_notes_say_that_a_sign_by_label_is_an_oracle_only_where_it_is_one(st
     assert any("with the sign of the label" in text for text in told)
     assert any("for all questions alike" in text for text in told)
     assert any(text.startswith("With the other sign") for text in told)
+
+
+def test_the_page_shows_questions_answers_and_the_projection_of_their_tokens(study, report):
+    page = report.read_text(encoding="utf-8")
+    site = study.reading.chosen
+    model = mm.load_model("lab/recall-reasoning")
+    along = study.directions[site]
+    vector = along.vector.numpy() / np.linalg.norm(along.vector.numpy())
+    name = f"blocks.{site.layer}.hook_{site.stream}"
+    saved = pd.read_csv(report.parent / "tables" / "tokens.csv")
+    assert set(saved["id"]) == {
+        prompt.id
+        for label in ("reasoning", "memory")
+        for prompt in [p for p in study.splits["test"] if p.label == label][:4]
+    }
+    for prompt in study.splits["test"].select(list(saved["id"].unique())):
+        ids = model.token_ids(prompt)
+        _, cache = model.tl.run_with_cache(torch.tensor([ids]), names_filter=[name])
+        wanted = cache[name][0].double().numpy() @ vector
+        rows = saved[saved["id"] == prompt.id]
+        np.testing.assert_allclose(rows["projection"], wanted, atol=1e-5 * np.abs(wanted).max())
+        middle = (along.toward_mean + along.away_mean) / 2
+        np.testing.assert_allclose(rows["from_middle"], wanted - middle, atol=1e-4)
+        for value, place in zip(rows["from_middle"], rows["position"], strict=True):
+            side = "reasoning" if value > 0 else "memory"
+            assert f'title="token {place}, prompt: {value:+.3g}, {side} side"' in page
+    seen = study.trial.before["test"]
+    first = seen.prompts.ids.index(saved["id"].iloc[0])
+    assert f">{seen.completions[first].strip()}</span>" in page

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pages import open_page
-from small_study import small_study
+from small_study import LAYER, small_study
 
 import mechmem as mm
 from mechmem.analysis.intervals import Estimate
@@ -61,11 +62,13 @@ def hostile(study: mm.Study) -> mm.Study:
         )
         for part in study.sweep.tested
     ]
+    assert study.tokens is not None
     return replace(
         study,
         model=replace(study.model, name=HOSTILE),
         task=HOSTILE,
         card={"design": HOSTILE, "planted": True},
+        tokens=replace(study.tokens, rows=study.tokens.rows.assign(token=HOSTILE)),
         sweep=replace(study.sweep, before=spoiled(study.sweep.before), tested=tested),
     )
 
@@ -114,7 +117,7 @@ def page(saved: Path) -> str:
 def test_an_edit_that_does_nothing_is_called_that() -> None:
     study = small_study()
     study = answering(study, dict.fromkeys(BOTH, same(study)))
-    assert "which is not beyond its controls" in study.answer()
+    assert "changed no answer, which is not beyond its controls" in study.answer()
     assert "both directions" not in study.answer()
     assert report.verdict(study) == "The edits do no more than their controls"
 
@@ -133,6 +136,14 @@ def test_an_edit_that_turns_everything_is_said_to_turn_both_ways() -> None:
         for draws in study.sweep.best.controls["memorized"].values()
     )
     assert f"by at least {100 * least:+.1f} " in text
+
+
+def test_a_search_that_found_nothing_is_called_that() -> None:
+    study = small_study()
+    assert not any("gained both ways" in note for note in study.notes())
+    cells = [replace(cell, score=min(cell.score, 0.0)) for cell in study.sweep.cells]
+    idle = replace(study, sweep=replace(study.sweep, cells=cells))
+    assert f"None of the {len(cells)} settings tried gained both ways" in idle.notes()[0]
 
 
 def test_a_one_way_effect_is_named_one_way() -> None:
@@ -450,3 +461,73 @@ def test_a_study_without_doses_has_a_page_without_their_figure(page: str, tmp_pa
     told = "To the right the model is steered toward generalized"
     assert told in page
     assert told not in study.save(tmp_path / "out").read_text(encoding="utf-8")
+
+
+def token_spans(elements: Elements) -> list[dict[str, str | None]]:
+    """The tokens of the examples; those of the legend have no title."""
+    spans = [attributes for tag, attributes in elements.found if tag == "span"]
+    return [a for a in spans if "tok" in (a.get("class") or "").split() and "title" in a]
+
+
+def test_the_page_shows_the_projection_of_every_token_of_the_examples(page: str) -> None:
+    """Recomputed from TransformerLens's own cache of the model, without mechmem's engine."""
+    study = small_study()
+    model = mm.load_model("lab/addition-cued")
+    (tried,) = [t.edit for t in study.sweep.tested if isinstance(t.edit, mm.AddDirection)]
+    vector = tried.direction.vector.double().numpy()
+    middle = (tried.direction.toward_mean + tried.direction.away_mean) / 2
+    seen = study.sweep.before
+    flips = [p for pair in list(seen.flips().by_group().values())[:5] for p in pair[:2]]
+    titles = iter(token_spans(Elements(page)))
+    for prompt in flips:
+        head = model.token_ids(prompt)
+        text = seen.completions[seen.prompts.ids.index(prompt.id)]
+        ids = [*head, *model.tokens.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        name = f"blocks.{LAYER[1]}.hook_resid_post"
+        _, cache = model.tl.run_with_cache(torch.tensor([ids]), names_filter=[name])
+        wanted = cache[name][0].double().numpy() @ vector / np.linalg.norm(vector) - middle
+        for place, value in enumerate(wanted):
+            part = "prompt" if place < len(head) else "completion"
+            side = "generalized" if value > 0 else "memorized"
+            found = next(titles)
+            assert found["title"] == f"token {place}, {part}: {value:+.3g}, {side} side"
+            assert f"var(--{side})" in str(found["style"])
+            assert ("read" in str(found["class"])) == (place == len(head) - 1)
+    assert next(titles, None) is None
+
+
+def test_colors_of_tokens_grow_with_the_distance_from_zero(page: str) -> None:
+    values, shares = [], []
+    for attributes in token_spans(Elements(page)):
+        values.append(abs(float(str(attributes["title"]).split(": ")[1].split(",")[0])))
+        shares.append(float(str(attributes["style"]).split("--s:")[1].rstrip("%")))
+    limit = np.quantile(np.abs(small_study().tokens.rows["from_middle"]), 0.95)
+    np.testing.assert_allclose(shares, 55 * np.minimum(1, np.array(values) / limit), atol=0.8)
+
+
+def test_tokens_are_closed_until_asked_for_and_open_in_print(saved: Path, chromium: str) -> None:
+    seen = open_page(chromium, saved / "report.html")
+    assert '<details class="tokens"><summary>' in seen.dom
+    text = (saved / "report.html").read_text(encoding="utf-8")
+    asked = saved.parent / "printed.html"
+    asked.write_text(
+        text.replace("</body>", "<script>dispatchEvent(new Event('beforeprint'))</script></body>"),
+        encoding="utf-8",
+    )
+    printed = open_page(chromium, asked)
+    assert printed.console == []
+    assert '<details class="tokens" open=""><summary>' in printed.dom
+    asked.write_text(
+        asked.read_text(encoding="utf-8").replace(
+            "</body>", "<script>dispatchEvent(new Event('afterprint'))</script></body>"
+        ),
+        encoding="utf-8",
+    )
+    assert '<details class="tokens"><summary>' in open_page(chromium, asked).dom
+
+
+def test_a_study_without_token_projections_has_a_page_without_them(tmp_path: Path) -> None:
+    study = replace(small_study(), tokens=None)
+    assert "tokens" not in study.tables()
+    text = study.save(tmp_path / "out").read_text(encoding="utf-8")
+    assert "token by token" not in text

@@ -107,15 +107,15 @@ def test_too_few_flips_are_an_error_that_says_what_the_model_wrote_instead(lab_m
     def pairs(group):
         return mm.PromptSet(
             mm.Prompt(
-                f"{k}-{j}", "1 + 2 + 3 + 4", group=group(k, j), memorized="a", generalized="b"
+                f"{k}-{j}", f"1 + 2 + 3 + {k}", group=group(k, j), memorized="a", generalized="b"
             )
-            for k in range(20)
+            for k in range(30)
             for j in range(2)
         )
 
-    with pytest.raises(mm.PromptError, match="Only 0 of 8 training pairs are flips") as caught:
+    with pytest.raises(mm.PromptError, match="Only 0 of 12 training pairs are flips") as caught:
         mm.run_study(lab_model, prompts=pairs(lambda k, j: str(k)))
-    assert "'other': 16" in str(caught.value)
+    assert "'other': 24" in str(caught.value)
     assert "where 'a' or 'b' was looked for" in str(caught.value)
     with pytest.raises(mm.PromptError, match="no two share a `group`"):
         mm.run_study(lab_model, prompts=pairs(lambda k, j: f"{k}-{j}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,30 @@ class Failing(Word):
 class Inventing(Word):
     def classify(self, prompt: mm.Prompt, completion: str) -> str:
         return "memorised"
+
+
+def many(group: Callable[[int, int], str]) -> mm.PromptSet:
+    """Thirty pairs; the first two have the same texts when their groups say so."""
+    same = group is twice_same
+    return mm.PromptSet(
+        mm.Prompt(
+            id=f"{k}-{j}",
+            text=f"w{0 if same and k < 2 else k} w{j}",
+            group=group(k, j),
+            memorized="w1",
+            generalized="w2",
+        )
+        for k in range(30)
+        for j in range(2)
+    )
+
+
+def str_pair(k: int, j: int) -> str:
+    return f"{k}-{j}"
+
+
+def twice_same(k: int, j: int) -> str:
+    return str(k)
 
 
 def project(s: Scene) -> mm.Edit:
@@ -290,14 +314,37 @@ FAULTS = [
         "run a study of too few prompts",
         lambda s: mm.run_study(s.model, prompts=s.prompts[:2]),
         mm.PromptError,
-        "of 1 groups is less than one group",
-        "use more groups or a larger share.",
+        "There are 1 pairs of rephrasings (2 prompts in 1 groups).",
+        "give 25 pairs at the very least",
+    ),
+    Fault(
+        "run a study of prompts without rephrasings",
+        lambda s: mm.run_study(s.model, prompts=many(lambda k, j: f"{k}-{j}")),
+        mm.PromptError,
+        "None of 60 prompts has a rephrasing: no two share a `group`.",
+        "Give the rephrasings of one question the same group.",
+    ),
+    Fault(
+        "run a study of prompts whose column for the group is misspelt",
+        lambda s: mm.run_study(
+            s.model, prompts=mm.PromptSet(replace(p, meta={"groups": "g"}) for p in many(str_pair))
+        ),
+        mm.PromptError,
+        "None of 60 prompts has a rephrasing: no two share a `group`.",
+        "The column 'groups': Did you mean 'group'?",
+    ),
+    Fault(
+        "run a study of prompts of which one text stands in two groups",
+        lambda s: mm.run_study(s.model, prompts=many(twice_same)),
+        mm.PromptError,
+        "2 prompts stand in two groups, so the same text could be fitted on and tested on: 'w0 w0'",
+        "Give them one group, or leave one out.",
     ),
     Fault(
         "run a study of a model that never flips",
-        lambda s: mm.run_study(s.model, prompts=s.prompts),
+        lambda s: mm.run_study(s.model, prompts=many(lambda k, j: f"{k}")),
         mm.PromptError,
-        "Only 0 of 3 training pairs are flips",
+        "Only 0 of 12 training pairs are flips",
         "Use more pairs, or a model that shows both behaviors.",
     ),
     Fault(

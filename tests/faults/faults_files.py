@@ -44,6 +44,13 @@ def own_file(content: str):
     return trigger
 
 
+def missing_model(s: Scene) -> None:
+    s.patch.chdir(s.folder)
+    s.file("my-model/config.json", "{}")
+    s.file("my.csv", "text,group,memorized,generalized\nw1,g,a,b\nw2,g,a,b\n")
+    command("study", "my.csv", "--model", "mymodel", "--out", "out")
+
+
 def blocked_out(s: Scene) -> None:
     command("demo", "--out", str(s.blocked()))
 
@@ -153,6 +160,34 @@ FAULTS = [
         Exited,
         "mechmem: Without a task every prompt needs `memorized` and `generalized`",
         "Set them, or pass task=.",
+    ),
+    Fault(
+        "study a CSV file whose cells are parted by semicolons",
+        own_file("text;group;memorized;generalized\nw1;g;a;b\n"),
+        Exited,
+        "mechmem: Row 0 has no 'text'",
+        "Its cells seem to be parted by ';': save it with commas.",
+    ),
+    Fault(
+        "study a CSV file with a misspelt column",
+        own_file("text,group,memorised,generalized\n1+2=,g,3,4\n"),
+        Exited,
+        "mechmem: Without a task every prompt needs `memorized` and `generalized`",
+        "The column 'memorised': Did you mean 'memorized'?",
+    ),
+    Fault(
+        "study a file of another kind",
+        cli("study", "prompts.xlsx", "--model", "lab/addition-cued", "--out", "out"),
+        Exited,
+        "mechmem: Prompts come as .csv, .jsonl, .parquet, not as 'prompts.xlsx'",
+        "save the table as CSV.",
+    ),
+    Fault(
+        "study a model folder that does not exist",
+        missing_model,
+        Exited,
+        "mechmem: There is no folder 'mymodel', and the hub gave nothing by that name",
+        "Did you mean 'my-model'?",
     ),
     Fault(
         "write a report where a file blocks the folder",

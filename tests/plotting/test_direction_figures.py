@@ -1,22 +1,18 @@
-"""The direction figures: what is drawn is what was measured, from result and saved table alike."""
+"""The direction figures: what is drawn is what was measured."""
 
 from __future__ import annotations
 
 import io
 import json
-from functools import cache
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from helpers import made_states
+from figure_scenes import RESULTS, SITES, directions, grid, states
 
 import mechmem as mm
 from mechmem import plotting
-from mechmem.caching.provenance import Seen
-
-SITES = [("resid_post", k) for k in range(3)]
 
 
 def saved(table: pd.DataFrame) -> pd.DataFrame:
@@ -36,73 +32,11 @@ def trace(fig: go.Figure, name: str) -> go.Figure:
     return found
 
 
-@cache
-def states(prefix: str, n: int = 24) -> mm.Activations:
-    rng = np.random.default_rng(len(prefix))
-    names = ["memorized", "generalized"] * (n // 2)
-    arrays = {site: rng.normal(size=(n, 1, 6)) for site in SITES}
-    for site in SITES:
-        arrays[site][1::2] += 0.8 * (site[1] + 1)
-    first = {"fit": 100, "held": 200, "other!": 300}[prefix]
-    ids = [(0, first + k) for k in range(n)]
-    return made_states(arrays, names, [f"{prefix}{k // 2}" for k in range(n)], token_ids=ids)
-
-
-@cache
-def directions(toward: str = "generalized", method: str = "difference_of_means") -> mm.Directions:
-    return mm.fit_directions(states("fit"), method=method, toward=toward)
-
-
-@cache
-def grid() -> mm.SteeringGrid:
-    rows = []
-    for layer in range(2):
-        for alpha in (-1.0, 0.0, 1.0):
-            for kind in ("edit", "random direction"):
-                for j, name in enumerate(("memory", "reasoning")):
-                    share = 0.5 + 0.1 * layer + 0.2 * alpha * (kind == "edit") - 0.05 * j
-                    row = {"stream": "resid_pre", "layer": layer, "alpha": alpha, "kind": kind}
-                    row |= {"class": name, "share": share, "low": share - 0.1, "high": share + 0.1}
-                    row |= {"change": share - 0.5, "n": 40, "groups": 20}
-                    if kind == "edit" and alpha:
-                        edge = 0.2 * alpha
-                        row |= {"beyond": edge, "beyond_low": edge - 0.1 - 0.15 * j}
-                        row |= {"beyond_high": edge + 0.1 + 0.15 * j}
-                    rows.append(row)
-    return mm.SteeringGrid(pd.DataFrame(rows), "correct", "reasoning", 1, Seen())
-
-
-RESULTS = {
-    "state_map": lambda: mm.state_map(
-        states("fit"),
-        SITES[1],
-        direction=directions(),
-        others={"held <out>": states("held")},
-        by="behavior",
-    ),
-    "cosine_profile": lambda: mm.cosine_profile(directions(), states("held")),
-    "direction_cosines": lambda: mm.compare_directions(
-        {name: directions(method=name) for name in ("difference_of_means", "pca", "logistic")}
-    ),
-    "principal_cosines": lambda: mm.principal_cosines(directions(), states("held"), components=4),
-    "score_correlation": lambda: mm.score_correlation(
-        directions(), states("held"), np.arange(24.0), by="behavior", name="the score"
-    ),
-    "steering_grid": grid,
-}
 OPTIONS = {"score_correlation": {"site": SITES[1]}}
 
 
 def figure(name: str, result, **more) -> go.Figure:
     return getattr(plotting, name)(result, **OPTIONS.get(name, {}), **more)
-
-
-@pytest.mark.parametrize("name", RESULTS)
-def test_a_saved_table_draws_the_same_figure(name) -> None:
-    result = RESULTS[name]()
-    fig = figure(name, result)
-    assert fig.data
-    assert drawn(fig) == drawn(figure(name, saved(result.table())))
 
 
 @pytest.mark.parametrize("name", RESULTS)

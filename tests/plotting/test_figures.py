@@ -1,10 +1,9 @@
-"""Figures: what is drawn is what was measured, from the result and from its saved table alike."""
+"""Figures: what is drawn is what was measured, and nothing else is touched."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 import torch
 from small_study import small_study
 
-import mechmem as mm
 from mechmem import plotting
 from mechmem.errors import MechmemError
 
@@ -39,65 +37,6 @@ def trace(fig: go.Figure, name: str) -> go.Figure:
 def ends(bars: go.Figure, middle: object) -> tuple[np.ndarray, np.ndarray]:
     at = np.asarray(middle, dtype=float)
     return at - np.asarray(bars.arrayminus), at + np.asarray(bars.array)
-
-
-FROM_TABLE: dict[str, Callable[[mm.Study], tuple[go.Figure, go.Figure]]] = {
-    "depth_profile": lambda s: (
-        plotting.depth_profile(s.depth),
-        plotting.depth_profile(saved(s.depth.table())),
-    ),
-    "behavior_mix": lambda s: (
-        plotting.behavior_mix(s.observed),
-        plotting.behavior_mix(saved(plotting.mix_table(s.observed))),
-    ),
-    "margins": lambda s: (
-        plotting.margins(s.observed["test"]),
-        plotting.margins(saved(s.observed["test"].table())),
-    ),
-    "neuron_map": lambda s: (
-        plotting.neuron_map(s.window_scores),
-        plotting.neuron_map(saved(s.window_scores.table())),
-    ),
-    "layer_distribution": lambda s: (
-        plotting.layer_distribution(s.scores, top=0.1),
-        plotting.layer_distribution(saved(plotting.distribution_table(s.scores, top=0.1))),
-    ),
-    "separation_profile": lambda s: (
-        plotting.separation_profile(s.separation),
-        plotting.separation_profile(saved(s.separation.table())),
-    ),
-    "probe_accuracy": lambda s: (
-        plotting.probe_accuracy(s.probes),
-        plotting.probe_accuracy(saved(s.probes.table())),
-    ),
-    "rates_bars of a sweep": lambda s: (
-        plotting.rates_bars(s.sweep),
-        plotting.rates_bars(saved(s.sweep.test_table())),
-    ),
-    "rates_bars of rates": lambda s: (
-        plotting.rates_bars(s.sweep.best.rates["memorized"]),
-        plotting.rates_bars(saved(s.sweep.best.rates["memorized"].table())),
-    ),
-    "dose_response": lambda s: (
-        plotting.dose_response(s.dose),
-        plotting.dose_response(saved(s.dose)),
-    ),
-    "sweep_cells": lambda s: (
-        plotting.sweep_cells(s.sweep),
-        plotting.sweep_cells(saved(s.sweep.table())),
-    ),
-    "transitions": lambda s: (
-        plotting.transitions(s.sweep.best.rates["memorized"]),
-        plotting.transitions(saved(s.sweep.best.rates["memorized"].transitions.reset_index())),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FROM_TABLE)
-def test_a_saved_table_draws_the_same_figure(name: str) -> None:
-    fig, again = FROM_TABLE[name](small_study())
-    assert drawn(fig) == drawn(again)
-    assert fig.data
 
 
 def test_nothing_is_set_for_other_figures() -> None:

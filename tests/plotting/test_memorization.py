@@ -5,29 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from figure_scenes import CHANGES, ITEMS
 
 import mechmem as mm
-
-ITEMS = pd.DataFrame(
-    {
-        "group": ["a", "b", "c", "d"],
-        "kind": ["fact", "fact", "computation", "disputed"],
-        "projection": [-1.0, -2.0, 3.0, 0.5],
-        "perturbational": [0.0, 0.1, 0.2, 0.3],
-        "counterfactual": [1.0, 0.9, 0.0, 0.4],
-        "low": [0.8, 0.7, -0.1, 0.2],
-        "high": [1.0, 1.0, 0.1, 0.6],
-    }
-)
-CHANGES = pd.DataFrame(
-    [
-        {"score": score, "edit": edit, "kind": kind, "change": change, "low": change - 0.1,
-         "high": change + 0.1, "n": 4, "groups": 4}
-        for score, change in (("perturbational", 0.2), ("counterfactual", -0.3))
-        for edit in ("toward reasoning", "random direction")
-        for kind in ("all", "fact")
-    ]
-)  # fmt: skip
 
 
 def test_every_item_is_drawn_with_both_scores(tmp_path):

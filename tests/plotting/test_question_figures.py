@@ -1,55 +1,22 @@
-"""The figures of the reviewers' questions: drawn from the result and from its saved table alike."""
+"""The figures of the reviewers' questions: what is drawn is what was measured."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from figure_scenes import results
 from question_scene import scene
 
 import mechmem as mm
 from mechmem import plotting
 from mechmem.errors import MechmemError
-
-
-@lru_cache
-def results() -> dict[str, Any]:
-    """Every result once, on the tiny model."""
-    here = scene()
-    model, acts, test = here.lab.model, here.acts, here.test
-    edit = mm.ShiftNeurons(here.scores, top=6, alpha=4.0)
-    halves = {"one": acts.take(range(12)), "two": acts.take(range(12, 24))}
-    edits = {
-        name: mm.ShiftNeurons(mm.neuron_mean_difference(half), top=6, alpha=4.0)
-        for name, half in halves.items()
-    }
-    clusters = mm.neuron_clusters(acts, here.scores.top(6), threshold=0.3)
-    parts = {f"part {k}": clusters.members(k) for k in range(len(clusters.sizes))}
-    seen = mm.observe(model, test)
-    outcomes = ["memorized", "generalized"] * (len(test) // 2)
-    return {
-        "layers": mm.layer_distribution(acts, top=6, draws=20),
-        "halves": mm.split_halves(acts, top=6, splits=10),
-        "clusters": clusters,
-        "interaction": mm.interaction(model, edit, test, parts=parts),
-        "response": mm.margin_response(model, edit, test, doses=(0.5, 1.0)),
-        "ties": mm.near_ties(replace(seen, outcomes=tuple(outcomes)), bins=3),
-        "probes": mm.probe_transfer(halves, site=("resid_post", 1)),
-        "edits": mm.edit_transfer(model, edits, {"a": test[:10], "b": test[10:]}),
-        "costs": mm.side_effects(model, edit, clean=test, texts=["w1 w2 w3"]),
-        "prompting": mm.prompting(model, test, {"in front": "w3 w4 "}, edits={"edit": edit}),
-        "sampling": mm.sampling(model, test, temperatures=(0.5, 1.0), draws=3),
-        "models": mm.compare_models({"a": model, "b": model}, test),
-    }
-
 
 DRAWN: dict[str, Callable[..., go.Figure]] = {
     "layers": plotting.layer_shares,
@@ -64,23 +31,6 @@ DRAWN: dict[str, Callable[..., go.Figure]] = {
     "sampling": plotting.sampling,
     "models": plotting.model_accuracy,
 }
-
-
-def saved(table: pd.DataFrame) -> pd.DataFrame:
-    exact = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    return pd.read_csv(io.StringIO(table.to_csv(index=False)), **exact)
-
-
-def traces(fig: go.Figure) -> object:
-    return json.loads(fig.to_json())["data"]
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_saved_table_draws_the_same_figure(name: str) -> None:
-    result = results()[name]
-    fig = DRAWN[name](result)
-    assert fig.data
-    assert traces(fig) == traces(DRAWN[name](saved(result.table())))
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "clusters"])
@@ -119,7 +69,7 @@ class TestWhatIsDrawn:
         found = results()["clusters"]
         fig = plotting.neuron_clusters(found)
         order = np.argsort(found.labels, kind="stable")
-        np.testing.assert_array_equal(fig.data[0].z, found.held_out[np.ix_(order, order)])
+        np.testing.assert_allclose(fig.data[0].z, found.held_out[np.ix_(order, order)], rtol=1e-9)
         assert len(fig.layout.shapes) == sum(size > 1 for size in found.sizes)
 
     def test_the_sums_stand_right_of_the_parts(self) -> None:
@@ -178,7 +128,6 @@ class TestWhatIsDrawn:
         bars = next(t for t in fig.data if t.name == "to the memorized answer")
         rows = summary[(summary["answer"] == "memorized") & (summary["n"] > 0)]
         np.testing.assert_array_equal(bars.y, rows["similarity"])
-        assert traces(fig) == traces(plotting.graded_answers(saved(summary)))
 
     def test_effects_by_size(self) -> None:
         row = {"toward": "memorized", "change": 0.3, "change_low": 0.2, "change_high": 0.4}
