@@ -119,6 +119,7 @@ def test_extract_plans_then_reads_and_merge_adds_up(tmp_path):
         (["study", "mine.jsonl"], "need --model"),
         (["study", "mine.csv"], "need --model"),
         (["study", "mine.csv", "--model", "x", "--pairs", "5"], "your own prompts are the pairs"),
+        (["study", "reasoning", "--test", "60"], "this study divides its questions itself"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error(arguments, words):
