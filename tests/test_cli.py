@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -143,7 +144,7 @@ def test_progress_of_a_pipe_is_one_line_per_step():
 
 
 def test_a_long_step_is_counted_now_and_then(monkeypatch, capsys):
-    monkeypatch.setitem(step_of.__globals__, "SILENCE", 0.0)
+    monkeypatch.setattr(import_module("mechmem.cli.app"), "SILENCE", -1.0)
     with progress_bar("training") as bar:
         bar.update(3)
         bar.set_description_str("training")
