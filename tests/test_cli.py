@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 import mechmem as mm
-from mechmem.cli.app import step_of
+from mechmem.cli.app import progress_bar, step_of
 
 COMMANDS = "bake check compare demo export extract merge report study sweep tasks train".split()
 
@@ -141,6 +142,15 @@ def test_progress_of_a_pipe_is_one_line_per_step():
     done = run("check", "lab/addition-cued", "--format", "csv")
     assert done.stderr.splitlines() == ["checking every site"]
     assert "\r" not in done.stderr
+
+
+def test_a_long_step_is_counted_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(import_module("mechmem.cli.app"), "SILENCE", -1.0)
+    with progress_bar("training") as bar:
+        bar.update(3)
+        bar.set_description_str("training")
+        bar.set_description_str("writing")
+    assert capsys.readouterr().err.splitlines() == ["training", "training: 3", "writing"]
 
 
 def test_a_step_is_named_without_the_settings_of_its_edit():

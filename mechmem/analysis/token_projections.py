@@ -86,7 +86,7 @@ def project_tokens(
     Raises:
         PromptError: When there are more or fewer completions than prompts, or one does not fit.
         ModelError: For completions inside `patched`, where they would count as prompt.
-        SiteError: When the direction is as wide as another model's states, or zero.
+        SiteError: When the direction is zero, or not as wide as the states at its site.
     """
     asked = as_prompts(prompts).require("project")
     if completions is not None and len(completions) != len(asked):

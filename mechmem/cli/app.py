@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ import typer
 from mechmem.cli.config import Command, configured
 
 __all__ = ["Seed", "app", "command", "progress_bar", "step_of"]
+
+SILENCE = 20.0
+"""Seconds after which a step that goes on is told again where nobody sees a bar."""
 
 app = typer.Typer(
     name="mechmem",
@@ -73,17 +77,23 @@ def step_of(line: str) -> str:
 
 
 class _Lines:
-    """A bar for logs and pipes: every step once, on a line of its own."""
+    """A bar for logs and pipes: every step once, on its own line, and a count for long ones."""
 
     def __init__(self, text: str) -> None:
         self.n = 0
-        self._said = ""
+        self._said, self._when = "", time.monotonic()
         self.set_description_str(text)
 
     def set_description_str(self, text: str) -> None:
         if text != self._said:
             self._said = text
-            typer.echo(text, err=True)
+            self._tell(text)
 
     def update(self, more: int = 1) -> None:
         self.n += more
+        if time.monotonic() - self._when > SILENCE:
+            self._tell(f"{self._said}: {self.n}")
+
+    def _tell(self, text: str) -> None:
+        self._when = time.monotonic()
+        typer.echo(text, err=True)

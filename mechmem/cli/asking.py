@@ -98,9 +98,9 @@ def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
         prompts = read_prompts(file)
         PromptAnswers.for_prompts(prompts.require("study"))
         return Asked(model, None, prompts, None)
-    if file.suffix:
-        read_prompts(file)  # says which files there are
     if task not in available_tasks():
+        if file.suffix:
+            read_prompts(file)  # says which files there are
         get_task(task)  # says which tasks there are
     if model is None and f"lab/{task}" not in lab_models():
         raise typer.BadParameter(

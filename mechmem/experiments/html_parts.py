@@ -11,6 +11,7 @@ import pandas as pd
 __all__ = ["behavior_chip", "csv_link", "figure", "frame_table", "prompt_text", "say"]
 
 MAX_ROWS = 60
+COLORED = ("memorized", "generalized", "correct", "wrong")
 
 
 def say(text: object) -> str:
@@ -29,7 +30,7 @@ def prompt_text(text: str) -> str:
 
 def behavior_chip(behavior: str) -> str:
     """The name of an outcome in its color."""
-    known = behavior if behavior in ("memorized", "generalized") else "other"
+    known = behavior if behavior in COLORED else "other"
     return f'<span class="chip {known}">{say(behavior)}</span>'
 
 

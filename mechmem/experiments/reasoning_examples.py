@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from mechmem.experiments.html_parts import csv_link, prompt_text, say
+from mechmem.experiments.html_parts import behavior_chip, csv_link, prompt_text, say
 from mechmem.experiments.reasoning_like import ReasoningStudyLike
 from mechmem.experiments.token_html import tokens_folded
 from mechmem.experiments.token_reading import shown_questions
@@ -34,7 +34,7 @@ def questions(study: ReasoningStudyLike) -> str:
                 right = prompt_text(_short(before.prompts[row].answer or "–"))
                 cells += (
                     f'<td class="text">{right}</td><td class="text">{wrote}<br>'
-                    f'<span class="chip other">{say(before.outcomes[row])}</span></td>'
+                    f"{behavior_chip(before.outcomes[row])}</td>"
                 )
         body.append(f'<tr><th scope="row">{prompt_text(_short(prompt.text))}</th>{cells}</tr>')
     columns = "".join(f'<th scope="col">{name}</th>' for name in heads)

@@ -60,6 +60,7 @@ def tokens_folded(table: pd.DataFrame, heads: Mapping[str, str], what: str) -> s
         f"<h4>{head}</h4>{_tokens(shown[shown['id'] == name], scale)}"
         for name, head in heads.items()
     )
+    wrote = bool((shown["part"] == "completion").any())
     zero = "the middle of the two class means" if known else "no projection at all"
     return (
         '<details class="tokens"><summary>Projection on the direction, token by token</summary>'
@@ -67,8 +68,8 @@ def tokens_folded(table: pd.DataFrame, heads: Mapping[str, str], what: str) -> s
         f"lies along the direction from {say(scale.away)} to {say(scale.toward)}, in units of the "
         f"activation; 0 is {zero}. {say(what)} It was fitted at the last token of prompts only "
         "(framed). At other tokens the number says where their state lies on the same line, not "
-        f"that anything is decided there. All: {csv_link('tokens')}.</p>{_legend(scale)}{texts}"
-        "</details>"
+        f"that anything is decided there. All: {csv_link('tokens')}.</p>"
+        f"{_legend(scale, wrote)}{texts}</details>"
     )
 
 
@@ -95,13 +96,13 @@ def _token(token: str, value: float, position: int, part: str, framed: bool, sca
     )
 
 
-def _legend(scale: _Scale) -> str:
+def _legend(scale: _Scale, wrote: bool) -> str:
     steps = "".join(
         f'<span class="tok" style="{scale.style(k * scale.limit)}"><b>{say(name) or "&nbsp;"}</b>'
         f"<i>{f'{k * scale.limit:+.2g}' if k else 0}</i></span>"
         for k, name in ((-1, scale.away), (-0.5, ""), (0, "between"), (0.5, ""), (1, scale.toward))
     )
     return (
-        f'<p class="tokens">{steps} <span class="soft">colors are full from ±{scale.limit:.2g} on; '
-        "right of the bar: what the model wrote</span></p>"
+        f'<p class="tokens">{steps} <span class="soft">colors are full from ±{scale.limit:.2g} on'
+        f"{'; right of the bar: what the model wrote' * wrote}</span></p>"
     )

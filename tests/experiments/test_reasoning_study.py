@@ -369,3 +369,5 @@ def test_the_page_shows_questions_answers_and_the_projection_of_their_tokens(stu
     seen = study.trial.before["test"]
     first = seen.prompts.ids.index(saved["id"].iloc[0])
     assert f">{seen.completions[first].strip()}</span>" in page
+    assert f'<span class="chip {seen.outcomes[first]}">' in page
+    assert "right of the bar" not in page

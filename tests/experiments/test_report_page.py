@@ -494,6 +494,7 @@ def test_the_page_shows_the_projection_of_every_token_of_the_examples(page: str)
             assert f"var(--{side})" in str(found["style"])
             assert ("read" in str(found["class"])) == (place == len(head) - 1)
     assert next(titles, None) is None
+    assert "right of the bar: what the model wrote" in page
 
 
 def test_colors_of_tokens_grow_with_the_distance_from_zero(page: str) -> None:
