@@ -63,7 +63,7 @@ def pass_cost(backend: Backend) -> float:
     cfg, device = backend.model.cfg, model_device(backend.model)
     width, d_mlp = int(cfg.d_model), int(cfg.d_mlp or 4 * cfg.d_model)
     weights = int(cfg.n_layers) * (4 * width * width + 3 * width * d_mlp)
-    bytes_per_second, flops = (1e10, 1e11) if device.type == "cpu" else (2e12, 2e14)
+    bytes_per_second, flops = (1e10, 1.5e11) if device.type == "cpu" else (2e12, 2e14)
     start = int(cfg.n_layers) * 1.2e-3 + 4 * weights / bytes_per_second
     return start / (2 * weights / flops)
 
