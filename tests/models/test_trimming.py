@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import HOOKED, bench, close
+from helpers import HOOKED, bench, close, fresh_bench
 
 import mechmem as mm
 from mechmem.models.engine import trimming
@@ -83,6 +83,15 @@ def test_other_tokens_are_left_out(model, fed) -> None:
     read(model, [TOP, Site("mlp_post", 1)])
     assert trimmed == len(asked_of(model))
     assert sum(fed) >= sum(len(item.ids) for item in asked_of(model))
+
+
+def test_a_stream_that_is_examined_on_first_use_is_examined_whole() -> None:
+    model = fresh_bench().model
+    got = read(model, [Site("mlp_post", 0), TOP])
+    assert not model.backend.verdicts[Site("mlp_post", 0)].reason
+    for key, value in read(model, [Site("mlp_post", 0), TOP, Site("mlp_post", 1)]).items():
+        if key in got:
+            close(got[key], value, 1e-5)
 
 
 class TestEverythingRuns:

@@ -100,8 +100,8 @@ def take_states(
         feed = ready.batch.feed()
         with (
             running(backend),
-            trimmed(backend, last, feed, positions),
             wired(backend, feed, interventions, takes, True),
+            trimmed(backend, last, feed, positions),  # after the check of sites, which runs passes
             suppress(StopForward),
         ):
             backend.forward(ready.batch.ids, ready.mask, cache=ready.cache)
