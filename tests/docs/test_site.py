@@ -70,4 +70,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
 def test_no_page_loads_anything_from_another_server():
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert "font: false" in config  # the theme would ask for web fonts otherwise
-    assert not re.search(r"extra_(javascript|css):", config)
+    assert "extra_javascript:" not in config
+    (styles,) = re.findall(r"^extra_css:\n((?:  - .*\n)+)", config, re.M)
+    for style in re.findall(r"- (.*)", styles):
+        text = (ROOT / "docs" / style).read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\(|//", text)

@@ -223,10 +223,11 @@ def test_a_stream_is_examined_once_whatever_the_number_of_calls_and_views(monkey
     )
     for _ in range(3):
         mm.cache_activations(model, TEXT)
-    assert len(passes) == 3 + 1
+    once = 1 + 2  # the examination, and the trial of what the last block may leave out
+    assert len(passes) == 3 + once
     view = model.with_interventions([Edit(Site("resid_post", 0), lambda h: h)])
     view.logits(TEXT)
-    assert len(passes) == 3 + 1 + 1
+    assert len(passes) == 3 + once + 1
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "olmo2"])

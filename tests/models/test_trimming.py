@@ -37,7 +37,7 @@ def fed(model, monkeypatch) -> list[int]:
             seen.append(states.shape[0] * states.shape[1])
         return own(self, states, *args, **kwargs)
 
-    trims_truly(model.backend)
+    trims_truly(model.backend, 1)
     vouch(model.backend, [TOP, Site("mlp_post", 1), Site("attn_out", 1)])
     monkeypatch.setattr(kind, "forward", forward)
     return seen
@@ -132,14 +132,14 @@ def test_an_mlp_that_mixes_tokens_is_not_trimmed(monkeypatch) -> None:
     monkeypatch.setattr(kind, "forward", mixing)
     trimming._TRIED.pop(model.backend, None)
     try:
-        assert not trims_truly(model.backend)
+        assert not trims_truly(model.backend, 1)
         assert last_block(model.backend, [TOP], []) is None
     finally:
         trimming._TRIED.pop(model.backend, None)
 
 
 def test_the_mlp_is_its_own_again_after_an_error(model, monkeypatch) -> None:
-    trims_truly(model.backend)
+    trims_truly(model.backend, 1)
     monkeypatch.setattr(
         type(model.backend), "forward", lambda *a, **k: (_ for _ in ()).throw(KeyError("broken"))
     )

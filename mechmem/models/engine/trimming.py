@@ -48,7 +48,7 @@ def last_block(
         return None
     if any(item.site.layer >= layer for item in interventions) or has_hooks(backend.model):
         return None
-    return layer if trims_truly(backend) else None
+    return layer if trims_truly(backend, layer) else None
 
 
 @contextmanager
@@ -85,46 +85,43 @@ def trimmed(
             mlp.__dict__["forward"] = before
 
 
-def trims_truly(backend: Backend) -> bool:
-    """Whether trimming leaves the tokens that are read as they are; tried once per model."""
-    if backend not in _TRIED:
+def trims_truly(backend: Backend, layer: int) -> bool:
+    """Whether trimming a block leaves the tokens that are read as they are; tried once."""
+    known = _TRIED.setdefault(backend, {})
+    if layer not in known:
         with torch.no_grad(), without_hooks(backend.model):
             try:
-                _TRIED[backend] = _try(backend)
+                known[layer] = _try(backend, Site("resid_post", layer))
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-                _TRIED[backend] = False  # a block without such an MLP runs whole
-    return _TRIED[backend]
+                known[layer] = False  # a block without such an MLP runs whole
+    return known[layer]
 
 
-_TRIED: WeakKeyDictionary[Backend, bool] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[Backend, dict[int, bool]] = WeakKeyDictionary()
 
 
-def _try(backend: Backend) -> bool:
-    """A padded and an unpadded prompt of random tokens, at every layer."""
-    cfg = backend.model.cfg
-    sites = [Site("resid_post", layer) for layer in range(int(cfg.n_layers))]
-    vouch(backend, sites)
+def _try(backend: Backend, site: Site) -> bool:
+    """A padded and an unpadded prompt of random tokens, read at both ends."""
+    vouch(backend, [site])
     rng = keyed_rng(0, "trimming check")
-    ids = tuple(rng.integers(0, int(cfg.d_vocab), size=8).tolist())
+    ids = tuple(rng.integers(0, int(backend.model.cfg.d_vocab), size=8).tolist())
     prompts = [TokenizedPrompt("long", ids, {}), TokenizedPrompt("short", ids[3:], {})]
     batch = Batch.collate(prompts, range(2), ids[0], model_device(backend.model))
-    feed, ends = batch.feed(), Positions((0, -1))
-    plain = _run(backend, batch, sites)
-    allowed = max(1e-4, 16 * torch.finfo(plain[sites[0]].dtype).eps)
-    for site in sites:
-        with trimmed(backend, site.layer, feed, ends):
-            found = _run(backend, batch, [site])[site]
-        for row, column in ((0, 0), (0, 7), (1, 3), (1, 7)):
-            want, got = (state[row, column].double() for state in (plain[site], found))
-            if not float((got - want).norm()) <= allowed * float(want.norm()):
-                return False
-        if torch.equal(found[0, 5], plain[site][0, 5]):
-            return False  # that token still has its MLP, so this is not where it runs
-    return True
+    plain = _run(backend, batch, site)
+    with trimmed(backend, site.layer, batch.feed(), Positions((0, -1))):
+        found = _run(backend, batch, site)
+    allowed = max(1e-4, 16 * torch.finfo(plain.dtype).eps)
+    for row, column in ((0, 0), (0, 7), (1, 3), (1, 7)):
+        want, got = (state[row, column].double() for state in (plain, found))
+        if not float((got - want).norm()) <= allowed * float(want.norm()):
+            return False
+    # A token in between that still has its MLP would say that this is not where it runs.
+    return not torch.equal(found[0, 5], plain[0, 5])
 
 
-def _run(backend: Backend, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
-    keeps = [Keep(site) for site in sites]
-    with connected(backend, batch.feed(), (), keeps):
+def _run(backend: Backend, batch: Batch, site: Site) -> Tensor:
+    keep = Keep(site)
+    with connected(backend, batch.feed(), (), [keep]):
         backend.forward(batch.ids, batch.mask)
-    return {keep.site: keep.value for keep in keeps if keep.value is not None}
+    assert keep.value is not None
+    return keep.value
