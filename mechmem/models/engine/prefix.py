@@ -38,6 +38,8 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
     def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.front, self.grows = (keys, values), grows
+        # Compared here, on the CPU: asking later would make an accelerator wait at every layer.
+        self._in_order = torch.equal(root_of, torch.arange(keys.shape[0]))
         self.root_of = root_of.to(keys.device)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -68,7 +70,7 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some of the rows."""
-        self.root_of = self.root_of[indices]
+        self.root_of, self._in_order = self.root_of[indices], False
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[indices], self.values[indices]
 
@@ -83,12 +85,6 @@ class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ig
         elif not self._in_order:
             front = front.index_select(0, self.root_of)
         return torch.cat([front, own], dim=-2)
-
-    @property
-    def _in_order(self) -> bool:
-        """Whether every row continues the beginning in its own place."""
-        places = torch.arange(self.front[0].shape[0], device=self.root_of.device)
-        return torch.equal(self.root_of, places)
 
 
 @dataclass
