@@ -45,7 +45,8 @@ def cache_activations(
         positions: Which tokens to read, for example ``"last"``, ``"mean"`` or a span's name.
         dtype: Stored precision.
         token_budget: Most tokens in one batch, padding included.
-        share_prefixes: Whether prompts that begin alike run their common beginning once.
+        share_prefixes: Whether prompts that begin alike run their common beginning once, and short
+            ones share rows; without it every prompt is run whole in a row of its own.
         progress: ``True`` for a bar with tokens per second on stderr, or a function that is called
             with the number of prompts after every batch.
 

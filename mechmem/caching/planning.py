@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.memory import peak_bytes
-from mechmem.models.engine.passes import plan_passes
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.passes import pass_cost, plan_passes
+from mechmem.models.engine.plan import Plan, Work
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.engine.run import take_states
 from mechmem.models.hooked import Model
@@ -81,25 +81,26 @@ def plan_extraction(
         token_budget,
         interventions=model.interventions,
         share=share_prefixes,
+        reads=True,
     )
     # One prompt tells how wide the states are; beside the others it takes no time.
     sample = min(range(len(tokenized)), key=lambda row: len(tokenized[row].ids))
     (one,) = take_states(model.backend, [tokenized[sample]], wanted, where, share=False)
     per_prompt = sum(state[0].numel() for state in one.states.values()) * dtype.itemsize
-    seconds = None
+    seconds, cost = None, pass_cost(model.backend)
     if timed:
         work = min(plan.works, key=lambda item: item.fed)
-        alone = replace(work, prefixes=(), root_of=()) if work.prefixes else work
-        chosen = [tokenized[row] for row in alone.rows]
-        fed = len(chosen) * max(len(prompt.ids) for prompt in chosen)
+        if work.prefixes:  # whole prompts, so that one pass is timed and not two
+            work = Work(work.rows, max(len(tokenized[row].ids) for row in work.rows))
+        alone = Plan((work,), plan.prompts)
         for _ in range(2):
             start = time.perf_counter()
             for _taken in take_states(
-                model.backend, chosen, wanted, where, interventions=model.interventions,
-                pad_id=model.tokens.pad_id, token_budget=fed, share=False,
+                model.backend, tokenized, wanted, where, interventions=model.interventions,
+                pad_id=model.tokens.pad_id, plan=alone,
             ):  # fmt: skip
                 pass
-            seconds = (time.perf_counter() - start) * plan.fed / fed
+            seconds = (time.perf_counter() - start) * plan.cost(cost) / alone.cost(cost)
     parameter = next(model.tl.parameters())
     return ExtractionPlan(
         plan,

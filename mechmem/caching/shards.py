@@ -237,6 +237,7 @@ def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, 
         own["token_budget"],
         interventions=model.interventions,
         share=own["share_prefixes"],
+        reads=True,
     )
 
 

@@ -381,10 +381,10 @@ class TestThePlan:
     @settings(deadline=None, max_examples=200)
     @given(token_lists())
     def test_no_other_choice_of_beginnings_saves_more(self, lists) -> None:
-        from mechmem.models.engine.plan import _families
+        from mechmem.models.engine.families import families
 
         keys = [ids[:-1] for ids in lists]
-        found = _families(keys)
+        found = families(keys)
         rows = [row for _, family in found for row in family]
         assert len(rows) == len(set(rows))
         assert sum((len(family) - 1) * depth for depth, family in found) == most_saved(keys)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,15 @@ from torch import Tensor
 from mechmem.errors import ModelError
 from mechmem.models.sites import Site
 
-__all__ = ["Backend", "BridgeBackend", "HookedTransformerBackend", "backend_for"]
+__all__ = [
+    "Backend",
+    "BridgeBackend",
+    "HookedTransformerBackend",
+    "attached",
+    "backend_for",
+    "model_device",
+    "model_dtype",
+]
 
 HookFunction = Callable[[Tensor], Tensor | None]
 
@@ -208,3 +216,11 @@ def model_device(model: Any) -> torch.device:
         if parameter.device.type != "meta":
             return torch.device(parameter.device)
     return torch.device("cpu")
+
+
+def model_dtype(model: Any) -> torch.dtype:
+    """In which activations are computed: the dtype of the first parameter that holds fractions."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return cast(torch.dtype, parameter.dtype)
+    return torch.get_default_dtype()

@@ -36,11 +36,13 @@ class Batch:
     """Prompts padded to one length.
 
     Attributes:
-        rows: Index of every row in the list that was planned.
-        prompts: The tokenised prompt of every row.
+        rows: Index of every prompt in the list that was planned.
+        prompts: The tokenised prompts.
         ids: Token ids, padding included.
         mask: 1 on real tokens.
         index: Position of every token within its own prompt, -1 on padding.
+        starts: Where prompts share rows: the row in which each stands, and its first column there;
+            ``None`` when each has a row of its own.
     """
 
     rows: tuple[int, ...]
@@ -48,6 +50,7 @@ class Batch:
     ids: Int[Tensor, "row token"]
     mask: Int[Tensor, "row token"]
     index: Int[Tensor, "row token"]
+    starts: Int[Tensor, "prompt 2"] | None = None
 
     @classmethod
     def collate(
@@ -58,30 +61,41 @@ class Batch:
         device: torch.device | str = "cpu",
         side: str = "left",
         skip: Sequence[int] = (),
+        lane_of: Sequence[int] = (),
     ) -> Batch:
-        """Pad the chosen prompts to the longest of them.
+        """Pad the chosen prompts to the longest row.
 
         Args:
             skip: How many tokens at the start of every row are left out, because their keys and
                 values are known already; none by default.
+            lane_of: In which row every prompt stands, one behind the other; by default each in one
+                of its own.
         """
         chosen = tuple(prompts[row] for row in rows)
         skip = skip or [0] * len(chosen)
-        width = max(len(prompt.ids) - cut for prompt, cut in zip(chosen, skip, strict=True))
-        ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
-        index = torch.full((len(chosen), width), -1, dtype=torch.long)
-        for k, (prompt, cut) in enumerate(zip(chosen, skip, strict=True)):
-            length = len(prompt.ids) - cut
-            at = slice(width - length, width) if side == "left" else slice(0, length)
-            ids[k, at] = torch.tensor(prompt.ids[cut:], dtype=torch.long)
-            index[k, at] = torch.arange(cut, cut + length)
+        lanes = lane_of or range(len(chosen))
+        used = [0] * (max(lanes) + 1)
+        for prompt, cut, lane in zip(chosen, skip, lanes, strict=True):
+            used[lane] += len(prompt.ids) - cut
+        width = max(used)
+        ids = torch.full((len(used), width), pad_id, dtype=torch.long)
+        index = torch.full((len(used), width), -1, dtype=torch.long)
+        free = [width - taken if side == "left" else 0 for taken in used]
+        starts = torch.tensor([lanes, [0] * len(chosen)]).T
+        for k, (prompt, cut, lane) in enumerate(zip(chosen, skip, lanes, strict=True)):
+            length, start = len(prompt.ids) - cut, free[lane]
+            at = slice(start, start + length)
+            ids[lane, at] = torch.tensor(prompt.ids[cut:], dtype=torch.long)
+            index[lane, at] = torch.arange(cut, cut + length)
+            starts[k, 1], free[lane] = start, start + length
         ids, index = ids.to(device), index.to(device)
-        return cls(tuple(rows), chosen, ids, (index >= 0).long(), index)
+        shared = starts.to(device) if lane_of else None
+        return cls(tuple(rows), chosen, ids, (index >= 0).long(), index, shared)
 
     def feed(self) -> Feed:
         """What the first forward pass over this batch sees."""
-        lengths = torch.tensor([len(prompt.ids) for prompt in self.prompts])
-        return Feed(self.prompts, self.index, lengths.to(self.index.device), self.rows)
+        lengths = torch.tensor([len(prompt.ids) for prompt in self.prompts]).to(self.index.device)
+        return Feed(self.prompts, self.index, lengths, self.rows, starts=self.starts)
 
 
 class Feed:
@@ -93,21 +107,24 @@ class Feed:
     Attributes:
         prompts: The prompt of every row.
         index: ``[row, token]`` position of every token in its own text, -1 on padding.
-        lengths: ``[row]`` prompt length; larger positions are generated.
-        rows: Index of every row in the list that was planned.
+        lengths: ``[prompt]`` prompt length; larger positions are generated.
+        rows: Index of every prompt in the list that was planned.
         decodes: Whether every token of the pass is a generated one.
+        starts: ``[prompt, 2]`` row and first column of every prompt, where they share rows; nothing
+            is generated there.
     """
 
     def __init__(
         self,
         prompts: tuple[TokenizedPrompt, ...],
         index: Int[Tensor, "row token"],
-        lengths: Int[Tensor, " row"],
+        lengths: Int[Tensor, " prompt"],
         rows: tuple[int, ...],
         decodes: bool = False,
+        starts: Int[Tensor, "prompt 2"] | None = None,
     ) -> None:
         self.prompts, self.index, self.lengths, self.rows = prompts, index, lengths, rows
-        self.decodes = decodes
+        self.decodes, self.starts = decodes, starts
         self._masks: dict[Positions, Tensor] = {}
         self._columns: dict[Positions, Tensor] = {}
         self._covers: dict[Positions, bool | None] = {}
@@ -146,17 +163,24 @@ class Feed:
         if positions not in self._masks:
             meant = torch.zeros_like(self.index, dtype=torch.bool)
             if positions.touches_prompt and not self.decodes:
-                for column in self.columns(positions).unbind(1):
-                    here = column >= 0
-                    meant[here.nonzero()[:, 0], column[here]] = True
-            if positions.touches_generated:
+                rows, columns = self.at(positions)
+                here = columns >= 0
+                meant[rows.expand_as(columns)[here], columns[here]] = True
+            if positions.touches_generated and self.starts is None:
                 meant |= self.index >= self.lengths[:, None]
             self._masks[positions] = meant
         return self._masks[positions]
 
+    def at(self, positions: Positions) -> tuple[Int[Tensor, "prompt 1"], Tensor]:
+        """The row of every prompt, and its `columns` there."""
+        columns = self.columns(positions)
+        if self.starts is not None:
+            return self.starts[:, :1], columns
+        return torch.arange(len(columns), device=columns.device)[:, None], columns
+
     def columns(self, positions: Positions) -> Tensor:
-        """``[row, position]`` tensor column of every prompt position meant, -1 where this pass does
-        not see it (or the row has fewer positions than others)."""
+        """``[prompt, position]`` tensor column of every prompt position meant, -1 where this pass
+        does not see it (or the prompt has fewer positions than others)."""
         if positions not in self._columns and self.decodes:
             none = torch.full((len(self.prompts), 1), -1, device=self.index.device)
             self._columns[positions] = none
@@ -166,11 +190,13 @@ class Feed:
             padded = [row + [-2] * (width - len(row)) for row in wanted]
             absolute = torch.tensor(padded, dtype=torch.long, device=self.index.device)
             absolute = absolute.reshape(len(wanted), width)
-            start = _first_column(self.index)
-            column = absolute - start[:, None]
-            last = self.index.max(dim=1).values
-            first = self.index.masked_fill(self.index < 0, 1 << 40).min(dim=1).values
-            seen = (absolute >= first[:, None]) & (absolute <= last[:, None])
+            if self.starts is not None:
+                column, seen = absolute + self.starts[:, 1:], absolute >= 0
+            else:
+                column = absolute - _first_column(self.index)[:, None]
+                last = self.index.max(dim=1).values
+                first = self.index.masked_fill(self.index < 0, 1 << 40).min(dim=1).values
+                seen = (absolute >= first[:, None]) & (absolute <= last[:, None])
             self._columns[positions] = column.masked_fill(~seen, -1)
         return self._columns[positions]
 

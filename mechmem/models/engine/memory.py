@@ -85,8 +85,8 @@ def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
             _release()
             if not work.halves():
                 raise ModelError(
-                    f"A prompt of {work.width + work.reach} tokens does not fit in memory even "
-                    "alone; load the model in a smaller dtype, spread it over devices "
+                    f"A single prompt in a batch of {work.width + work.reach} tokens does not fit "
+                    "in memory; load the model in a smaller dtype, spread it over devices "
                     "(device_map=), or shorten the prompt."
                 )
             too_large = min(too_large, size)
@@ -120,7 +120,7 @@ def batch_bytes(cfg: Any, work: Work, itemsize: int, *, keeps: bool, logits: boo
         keeps: Whether keys and values of every layer are kept (generation).
         logits: Whether the last tokens' logits are computed.
     """
-    rows, keys, fed = len(work.rows), work.width + work.reach, work.fed
+    rows, keys, fed = work.lanes, work.width + work.reach, work.fed
     heads, head = int(cfg.n_heads), int(cfg.d_head)
     groups = int(getattr(cfg, "n_key_value_heads", None) or heads)
     d_mlp = int(cfg.d_mlp or 4 * cfg.d_model)

@@ -2,6 +2,7 @@
 
 Prompts that begin alike run their common beginning once. Which ones, is read off the token ids: of
 all ways to give each prompt at most one shared beginning, the one that saves most tokens is taken.
+Prompts that share nothing may share rows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 from mechmem.models.engine.batching import (
@@ -22,16 +22,18 @@ from mechmem.models.engine.batching import (
     rows_that_fit,
     unpadded,
 )
+from mechmem.models.engine.families import families
+from mechmem.models.engine.packing import pack
 from mechmem.models.tokens import TokenizedPrompt
 
 __all__ = ["Plan", "Prefix", "Work", "make_plan"]
 
-MIN_PREFIX = 8
-"""Shorter beginnings are not worth a pass of their own."""
 PASS_COST = 128.0
 """What starting a forward pass costs, in tokens, when the model is not known."""
 MUST_SAVE = 0.1
-"""Share of the work that sharing must save, or it is left."""
+"""Share of the work that shared beginnings must save, or they are left."""
+LANES_MUST_SAVE = 0.05
+"""And shared rows, which cost nothing to make."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,23 @@ class Work:
 
     Attributes:
         rows: The prompts, by their place in the list that was planned.
-        width: Tokens of the longest row, without what is shared.
+        width: Tokens of the longest row of the pass, without what is shared.
         prefixes: Beginnings that are run first; empty when nothing is shared.
         root_of: For every row, which of `prefixes` it continues.
+        lane_of: For every prompt, in which row of the pass it stands, one behind the other; empty
+            when each has one of its own.
     """
 
     rows: tuple[int, ...]
     width: int
     prefixes: tuple[Prefix, ...] = ()
     root_of: tuple[int, ...] = ()
+    lane_of: tuple[int, ...] = ()
+
+    @property
+    def lanes(self) -> int:
+        """Rows of the pass."""
+        return max(self.lane_of) + 1 if self.lane_of else len(self.rows)
 
     @property
     def skip(self) -> tuple[int, ...]:
@@ -71,21 +81,25 @@ class Work:
     @property
     def fed(self) -> int:
         """Tokens that the pass over the rows computes, padding included."""
-        return len(self.rows) * self.width
+        return self.lanes * self.width
 
     def halves(self) -> list[Work]:
-        """The same rows in two batches; nothing for a single row."""
+        """The same prompts in two batches; nothing for a single one."""
         middle = len(self.rows) // 2
+        if self.lane_of and self.lanes > 1:
+            middle = self.lane_of.index(self.lanes // 2)  # rows stay whole
         parts = (slice(0, middle), slice(middle, None)) if middle else ()
         return [self._only(part) for part in parts]
 
     def _only(self, part: slice) -> Work:
         used = sorted(set(self.root_of[part]))
+        lanes = self.lane_of[part]
         return Work(
             self.rows[part],
             self.width,
             tuple(self.prefixes[root] for root in used),
             tuple(used.index(root) for root in self.root_of[part]),
+            tuple(lane - lanes[0] for lane in lanes),
         )
 
 
@@ -148,6 +162,11 @@ class Plan:
         """Forward passes."""
         return len(self.works) + len(self.roots)
 
+    @property
+    def packs(self) -> bool:
+        """Whether prompts share rows."""
+        return any(work.lane_of for work in self.works)
+
     def cost(self, pass_cost: float) -> float:
         """Tokens computed, passes counted as tokens too."""
         steps = len(self.works) * (1 + self.extra) + len(self.roots)
@@ -170,6 +189,7 @@ def make_plan(
     extra: int = 0,
     limits: Sequence[int] | None = None,
     pass_cost: float = PASS_COST,
+    pair_cost: float | None = None,
 ) -> Plan:
     """Batches of the prompts under a token budget.
 
@@ -181,8 +201,10 @@ def make_plan(
             a prompt always runs by itself. ``None`` shares nothing.
         pass_cost: What starting a forward pass costs, in tokens: what is saved by padding less, or
             by sharing, must be worth more.
+        pair_cost: What it costs, in tokens, that a token stands in a row one token wider; ``None``
+            gives every prompt a row of its own.
     """
-    fill = _Fill(token_budget, extra, pass_cost * (1 + extra))
+    fill = _Fill(token_budget, extra, pass_cost * (1 + extra), pair_cost)
     plain = Plan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
     if limits is None or len(prompts) < 2:
         return plain
@@ -190,10 +212,10 @@ def make_plan(
         prompt.ids[: max(0, min(len(prompt.ids) - 1, limit))]
         for prompt, limit in zip(prompts, limits, strict=True)
     ]
-    families = _families(keys)
-    if not families:
+    found = families(keys)
+    if not found:
         return plain
-    works = list(_shared(prompts, families, fill))
+    works = list(_shared(prompts, found, fill))
     alone = set(range(len(prompts))) - {row for work in works for row in work.rows}
     works += _plain(prompts, sorted(alone), fill)
     shared = Plan(tuple(works), tuple(prompts), extra)
@@ -206,19 +228,34 @@ class _Fill(NamedTuple):
     token_budget: int
     extra: int
     padding: float
+    pair: float | None
 
 
 def _plain(prompts: Sequence[TokenizedPrompt], rows: Sequence[int], fill: _Fill) -> list[Work]:
-    chosen = [prompts[row] for row in rows]
-    return [
+    """Without shared beginnings: a row for every prompt, or rows that prompts share."""
+    chosen, budget = [prompts[row] for row in rows], fill.token_budget
+    alone = [
         Work(tuple(rows[k] for k in batch), len(chosen[batch[0]].ids))
-        for batch in plan_batches(chosen, *fill)
+        for batch in plan_batches(chosen, budget, fill.extra, fill.padding)
     ]
+    if fill.pair is None:
+        return alone
+    lengths = [len(prompt.ids) for prompt in chosen]
+    packed = [
+        Work(tuple(rows[k] for k in batch.rows), batch.width, lane_of=batch.lane_of)
+        for batch in pack(lengths, budget, fill.padding, fill.pair)
+    ]
+
+    def cost(works: Sequence[Work], pair: float) -> float:
+        return sum(work.fed * (1 + pair * work.width) + fill.padding for work in works)
+
+    saves = cost(packed, fill.pair) <= (1 - LANES_MUST_SAVE) * cost(alone, fill.pair)
+    return packed if saves else alone
 
 
 def _shared(
     prompts: Sequence[TokenizedPrompt],
-    families: Sequence[tuple[int, list[int]]],
+    found: Sequence[tuple[int, list[int]]],
     fill: _Fill,
 ) -> Iterator[Work]:
     """Batches of whole families; a family that fills a batch alone is cut into several."""
@@ -227,7 +264,7 @@ def _shared(
         return len(prompts[row].ids) - length
 
     sized = []
-    for length, rows in families:
+    for length, rows in found:
         ordered = sorted(rows, key=lambda row: (-rest(row, length), row))
         sized.append((length, rest(ordered[0], length), ordered))
     sized.sort(key=lambda family: (-family[0], -family[1], family[2]))
@@ -274,59 +311,3 @@ def _shared(
             start += size
     if waiting:
         yield work(waiting)
-
-
-@dataclass
-class _Node:
-    """A beginning shared by the prompts from ``left`` on in sorted order."""
-
-    depth: int
-    left: int
-    saved: int = 0
-    families: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def take(self, child: _Node) -> None:
-        self.saved += child.saved
-        self.families += child.families
-
-    def close(self, right: int) -> None:
-        """Share at this depth, where that saves more than sharing deeper."""
-        own = (right - self.left) * self.depth
-        if self.depth >= MIN_PREFIX and own >= self.saved:
-            self.saved, self.families = own, [(self.depth, self.left, right)]
-
-
-def _families(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
-    """Which rows share how long a beginning: the choice that saves most tokens."""
-    everywhere = _common(min(keys), max(keys))  # a header of all of them: not worth comparing
-    order = sorted(range(len(keys)), key=lambda row: (keys[row][everywhere:], row))
-    same = [0, *(_common(keys[a], keys[b]) for a, b in pairwise(order)), -1]
-    stack = [_Node(0, 0)]
-    for place in range(len(order)):
-        depth, child, left = same[place + 1], _Node(0, place), place
-        while stack and stack[-1].depth > depth:
-            node = stack.pop()
-            node.take(child)
-            node.close(place)
-            child, left = node, node.left
-        if depth < 0:
-            break
-        if stack and stack[-1].depth == depth:
-            stack[-1].take(child)
-        else:
-            node = _Node(depth, left)
-            node.take(child)
-            stack.append(node)
-    return [(depth, sorted(order[left : right + 1])) for depth, left, right in child.families]
-
-
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Length of the common beginning, by comparing slices: long ones compare fast."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

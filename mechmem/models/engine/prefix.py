@@ -22,7 +22,15 @@ from mechmem.models.engine.wiring import Intervention
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
-__all__ = ["Root", "continues_truly", "has_hooks", "limits", "lone_prompts", "run_root"]
+__all__ = [
+    "Root",
+    "continues_truly",
+    "has_hooks",
+    "limits",
+    "lone_prompts",
+    "run_root",
+    "sees_everything",
+]
 
 
 class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
@@ -158,7 +166,9 @@ def limits(
     if len(prompts) < least or backend.kind != "TransformerBridge":
         return None
     longest = max(len(prompt.ids) for prompt in prompts) + extra
-    if not _sees_everything(backend.model, 2 * longest) or has_hooks(backend.model):
+    # The gap of padding between a beginning and a shorter rest widens distances, so a window that
+    # prompts just fit into is not enough.
+    if not sees_everything(backend.model, 2 * longest) or has_hooks(backend.model):
         return None
     touched = [getattr(item, "where", None) for item in interventions]
     if not all(isinstance(where, Positions) for where in touched):
@@ -187,12 +197,8 @@ def has_hooks(model: Any) -> bool:
     ) or any(point.fwd_hooks for point in model.hook_dict.values())
 
 
-def _sees_everything(model: Any, tokens: int) -> bool:
-    """Whether attention of every layer reaches back over this many tokens.
-
-    The gap of padding between a beginning and a shorter rest widens distances, so a window that
-    prompts just fit into is not enough.
-    """
+def sees_everything(model: Any, tokens: int) -> bool:
+    """Whether attention of every layer reaches back over this many tokens."""
     config = getattr(getattr(model, "original_model", None), "config", None)
     if config is None:
         return False

@@ -63,7 +63,8 @@ def take_states(
     No logits are computed; the pass ends after the deepest site.
 
     Args:
-        share: Whether prompts that begin alike run their common beginning once.
+        share: Whether prompts that begin alike run their common beginning once, and short ones
+            share rows.
         plan: Made before, for these prompts; otherwise made now.
         works: Only these batches of the plan.
 
@@ -79,6 +80,7 @@ def take_states(
             token_budget,
             interventions=interventions,
             share=share and side == "left",
+            reads=True,
         )
     works = plan.works if works is None else works
     wanted = wanted_in_front(works, prompts, positions)
@@ -104,7 +106,9 @@ def take_states(
             trimmed(backend, last, feed, positions),  # after the check of sites, which runs passes
             suppress(StopForward),
         ):
-            backend.forward(ready.batch.ids, ready.mask, cache=ready.cache)
+            backend.forward(
+                ready.batch.ids, ready.mask, cache=ready.cache, positions=ready.positions
+            )
         unread = [str(take.site) for take in takes if take.value is None]
         if unread:
             raise ModelError(

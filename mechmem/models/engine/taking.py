@@ -113,15 +113,15 @@ class Take:
     def read(self, activation: Tensor, feed: Feed) -> None:
         """Called by the hook."""
         device = activation.device
+        rows, columns = (where.to(device) for where in feed.at(self.positions))
         if self.positions.pooled:
-            total = _summed(activation, feed.mask(self.positions).to(device))
+            own = activation[rows, columns.clamp_min(0)]
+            total = _summed(own, columns >= 0)
             if self.front is not None and self.behind is not None:
                 assert self.front.value is not None
                 total += self.front.value[self.behind.root_of.to(device)]
             self.value = total / over_features(feed.lengths.to(device)[:, None], total)
             return
-        columns = feed.columns(self.positions).to(device)
-        rows = torch.arange(columns.shape[0], device=device)[:, None]
         value = activation[rows, columns].detach()  # indexing copies: no view stays alive
         if (
             self.front is not None

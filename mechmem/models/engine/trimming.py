@@ -65,16 +65,17 @@ def trimmed(
     if layer is None:
         yield
         return
-    columns = feed.columns(positions)
+    rows, columns = feed.at(positions)
     mlp = backend.model.blocks[layer].mlp
     own, before = mlp.forward, mlp.__dict__.get("forward")
 
     def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if columns.numel() > FEW * states.shape[0] * states.shape[1]:
             return own(states, *args, **kwargs)  # type: ignore[no-any-return]
-        at = columns.to(states.device).clamp_min(0)[..., None].expand(-1, -1, states.shape[2])
-        made = own(states.gather(1, at), *args, **kwargs)
-        return torch.zeros_like(states).scatter(1, at, made)
+        at = rows.to(states.device), columns.to(states.device).clamp_min(0)
+        made = torch.zeros_like(states)
+        made[at] = own(states[at], *args, **kwargs)
+        return made
 
     try:
         mlp.__dict__["forward"] = forward
