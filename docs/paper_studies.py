@@ -37,7 +37,8 @@ def steering(found: Sequence[Entry]) -> str:
         "",
         "The winner of every family on the test prompts. *Change* is in points of the share "
         "steered to. *Beyond random neurons*: minus the same shift on as many random neurons, "
-        "scaled to the same length. *Beyond all*: minus the control that comes nearest. Nothing "
+        "scaled to the same length. *Beyond all*: minus the control, strength 0 among "
+        "them, whose interval reaches lowest. Nothing "
         "counts whose interval holds 0. Three families were tried on the same test prompts, so the "
         "best of the three is a little flattered; *chosen* is the one that validation chose.",
         "",
@@ -70,12 +71,16 @@ def steering(found: Sequence[Entry]) -> str:
 
 
 def controls(found: Sequence[Entry]) -> str:
-    names = ("random neurons", "permuted", "low-rank neurons", "random direction", "uniform noise")
+    names = (
+        "alpha 0", "random neurons", "permuted", "low-rank neurons", "random direction",
+        "uniform noise",
+    )  # fmt: skip
     rows = [
         "## The paper's own form against every control",
         "",
         f"*{OWN}*: the edit minus each control, in points of the share steered to. `uniform noise` "
-        "is the control of the paper's code, not matched in length; the others are.",
+        "is the control of the paper's code, not matched in length; the others are. `alpha 0` is the "
+        "unedited model: the edit's own change.",
         "",
         *head("model", "toward", *names),
     ]

@@ -47,6 +47,9 @@ prompts: **window** shifts block 0 at the cue words and the last token, each pos
 mean difference, alpha 1; **published** shifts the top 10 % of residual coordinates of all layers
 at the last position, ranked by correlation, alpha 1. Intervals are 95 %, from resampling instances.
 A control is the same shift on as many random neurons, scaled to the same length.
+In the snippets `edit` is one of the two, `test` those 480 prompts, `acts` and `scores` the states and
+the differences that they were fitted on, `seen` and `rates` what was observed; how each was made stands
+in `docs/questions.py`.
 """
 
 
@@ -586,7 +589,8 @@ def training(scene: Scene) -> tuple[str, object]:
         drawn[seed] = found
     text = (
         "The comparison model is trained on the ordinary half of every batch alone: the same sums "
-        "in the same order, the same number of steps, no special prompt. 1,000 held-out sums per "
+        "in the same order, the same number of steps, no special prompt. 1,000 held-out sums (`seed=1`; "
+        "[the lab models](lab-models.md) draws others) per "
         "training seed.\n\n"
         + table(
             [
@@ -702,7 +706,7 @@ SECTIONS = [
         "costs",
         "What does an edit cost?",
         "On prompts that it is not about: KL, accuracy, perplexity.",
-        "found = mm.side_effects(model, edit, clean=task.clean_prompts(400), task=task)\n"
+        "found = mm.side_effects(model, edit, clean=task.clean_prompts(400, seed=1), task=task)\n"
         "mm.plotting.side_effects(found)",
         costs,
     ),
@@ -743,7 +747,7 @@ SECTIONS = [
         "On clean items, against a model trained without it.",
         "mm.train_lab_model('addition-cued', 'without', special=False)\n"
         "found = mm.compare_models({'without': without, 'with': model},\n"
-        "                          task.clean_prompts(1000), task=task)\n"
+        "                          task.clean_prompts(1000, seed=1), task=task)\n"
         "mm.plotting.model_accuracy(found)",
         training,
     ),

@@ -30,7 +30,7 @@ four layers, trained here. A question is `Q: what is the price of Feldor given 3
 number answers it. For 36 of 96 entities training always gave the attribute's stored value (a
 fact), for 36 the sum of the three numbers (a computation), for 24 now the one, now the other
 (disputed). An item's score is the share of its training prompts that were answered with the sum;
-above 0.5 it is labelled reasoning and the sum is right. Every question of the study has a phrasing
+above 0.5 it is labeled reasoning and the sum is right. Every question of the study has a phrasing
 of its item and numbers that training never used. Of a third of the computed pairs ("unseen")
 training never asked anything. Directions are fitted on half of the entities, edits chosen on a
 fifth, and everything below was measured on the other entities, whose names the fit has not met.

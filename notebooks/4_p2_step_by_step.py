@@ -249,5 +249,5 @@ limem.summary().round(3)
 #
 # ## In one call
 #
-# `mm.run_reasoning_study(model)` or `mechmem study reasoning` does all of this with its own splits,
+# `mm.run_reasoning_study(model, task=task)` or `mechmem study reasoning` does all of this with its own splits,
 # tests once, and writes the page.

@@ -235,7 +235,7 @@ with mm.patched(model, mm.AddDirection(r[site], alpha=0.0)) as view:
 # %% [markdown]
 # ## 7. Taking it away
 #
-# Where the maths allows it an edit becomes weights. `bake` returns a new transformers model, compared
+# Where the mathematics allow it an edit becomes weights. `bake` returns a new transformers model, compared
 # with the hooks before you get it; what no weights can say is refused.
 
 # %%

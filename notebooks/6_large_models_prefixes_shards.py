@@ -153,8 +153,8 @@ mm.plotting.neuron_map(mm.neuron_mean_difference(moments))
 # ## 5. Several processes
 #
 # Under `torchrun`, or in a SLURM array with `RANK` and `WORLD_SIZE` set, every process makes the same
-# plan and takes every `WORLD_SIZE`-th shard. They never talk to each other. Two ranks, here one after
-# the other in this process:
+# plan and takes its share of the shards, dealt out by the tokens in them. They never talk to each
+# other. Two ranks, here one after the other in this process:
 
 # %%
 for rank in range(2):
