@@ -115,5 +115,5 @@ render-notebooks: $(VENV)/installed
 	$(PY) notebooks/render.py
 
 clean:
-	rm -rf $(VENV) $(VENV3) $(VENVP) .venv-wheel build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV3) $(VENVP) .venv-wheel .bench build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -100,7 +100,8 @@ def steering(studies: dict) -> str:
         "One edit per family, chosen on validation sets, measured once on 40 test sets that no "
         "fitting and no choice has seen. Changes in points of the share steered to, 95 % "
         "intervals from resampling sets. *Beyond* is the edit minus the control it beats by least, "
-        "the one whose interval reaches lowest (strength 0; and at the same strength: shift values permuted, random neurons, a random direction, uniform noise "
+        "the one whose interval reaches lowest (strength 0; and at the same strength: shift "
+        "values permuted, random neurons, a random direction, uniform noise "
         "within the largest difference, three draws each; and the lowest-ranking neurons).",
         "",
         "| model | family | edit | toward | before | after | other | change | beyond |",

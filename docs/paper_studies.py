@@ -79,8 +79,8 @@ def controls(found: Sequence[Entry]) -> str:
         "## The paper's own form against every control",
         "",
         f"*{OWN}*: the edit minus each control, in points of the share steered to. `uniform noise` "
-        "is the control of the paper's code, not matched in length; the others are. `alpha 0` is the "
-        "unedited model: the edit's own change.",
+        "is the control of the paper's code, not matched in length; the others are. `alpha 0` is "
+        "the unedited model: the edit's own change.",
         "",
         *head("model", "toward", *names),
     ]

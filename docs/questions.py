@@ -47,9 +47,9 @@ prompts: **window** shifts block 0 at the cue words and the last token, each pos
 mean difference, alpha 1; **published** shifts the top 10 % of residual coordinates of all layers
 at the last position, ranked by correlation, alpha 1. Intervals are 95 %, from resampling instances.
 A control is the same shift on as many random neurons, scaled to the same length.
-In the snippets `edit` is one of the two, `test` those 480 prompts, `acts` and `scores` the states and
-the differences that they were fitted on, `seen` and `rates` what was observed; how each was made stands
-in `docs/questions.py`.
+In the snippets `edit` is one of the two, `test` those 480 prompts, `acts` and `scores` the states
+and the differences that they were fitted on, `seen` and `rates` what was observed; how each was
+made stands in `docs/questions.py`.
 """
 
 
@@ -589,9 +589,8 @@ def training(scene: Scene) -> tuple[str, object]:
         drawn[seed] = found
     text = (
         "The comparison model is trained on the ordinary half of every batch alone: the same sums "
-        "in the same order, the same number of steps, no special prompt. 1,000 held-out sums (`seed=1`; "
-        "[the lab models](lab-models.md) draws others) per "
-        "training seed.\n\n"
+        "in the same order, the same number of steps, no special prompt. 1,000 held-out sums "
+        "(`seed=1`; [the lab models](lab-models.md) draws others) per training seed.\n\n"
         + table(
             [
                 "training seed",

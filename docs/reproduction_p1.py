@@ -125,8 +125,9 @@ def intervention(studies: Studies) -> Claim:
         "prompts, measured once on test prompts. P1 gives the share of the prompts that did the "
         "other behavior which now does the wanted one; beside it stands what a random shift of the "
         "same length does. Points: the share steered to, minus the control. Rule: the interval "
-        "beyond every control, strength 0 among them, lies above 0; shown is the one that reaches lowest. Answers that became neither, and other forms of the "
-        "edit: [the lab models](lab-models-paper.md#turning-the-models).",
+        "beyond every control, strength 0 among them, lies above 0; shown is the one that reaches "
+        "lowest. Answers that became neither, and other forms of the edit: "
+        "[the lab models](lab-models-paper.md#turning-the-models).",
         rows,
     )
 

@@ -99,7 +99,7 @@ def _separates(rows: list[dict[str, str]]) -> str:
     seeds, control = above[: len(SEEDS)], above[-1]
     return (
         f"interval above the input tokens and shuffled labels on {sum(seeds)} of {len(seeds)} "
-        f"seeds after block 3 (the studies' own sentence compares the value itself, after the block "
+        "seeds after block 3 (the studies' own sentence compares the value itself, after the block "
         f"that validation chose); the control {'too' if control else 'not'}"
     )
 

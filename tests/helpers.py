@@ -231,7 +231,7 @@ def contrast_set(n_groups: int = 12, seed: int = 0, spread: bool = True) -> mm.P
 
 
 def tokenized(length: int, name: str = "p", spans: Mapping[str, tuple[int, ...]] | None = None):
-    """A tokenised prompt of a given length, ids 10, 11, ..."""
+    """A tokenized prompt of a given length, ids 10, 11, ..."""
     return TokenizedPrompt(name, tuple(range(10, 10 + length)), spans or {})
 
 

@@ -260,9 +260,9 @@ def neuron_mean_difference(
             sort of every neuron), or the `Histograms` that were streamed beside the moments.
 
     Raises:
-        PromptError: When a class is missing or has fewer than two examples, or states are not
-            finite.
-        MechmemError: For ``auc=True`` with moments, which do not hold it.
+        PromptError: When a class is missing, or states are not finite.
+        MechmemError: When a class has fewer than two examples, and for ``auc=True`` with moments,
+            which do not hold it.
     """
     moments = Moments.from_activations(states, by) if isinstance(states, Activations) else states
     moments.pair(first, second)

@@ -17,10 +17,12 @@ from mechmem.caching.shards import Part, as_dtype, described_edits, parts_of, ru
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.engine.progress import Progress
 from mechmem.models.engine.run import take_states
+from mechmem.models.engine.truth import vouch
+from mechmem.models.engine.work import Work
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
@@ -67,6 +69,7 @@ def extract_activations(
     """
     asked = as_prompts(prompts).require("extract")
     wanted = model.sites(sites)
+    vouch(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
 
     def make(
         part: Part,
@@ -129,6 +132,7 @@ def extract_moments(
     if not any(class_names(asked, by)):
         raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
     wanted = model.sites(sites)
+    vouch(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
     full = frozenset(() if covariance is None else model.sites(covariance))
 
     def make(

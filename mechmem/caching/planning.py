@@ -9,10 +9,11 @@ import torch
 
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.memory import peak_bytes
-from mechmem.models.engine.passes import pass_cost, plan_passes
-from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.passes import pair_cost, pass_cost, plan_passes
+from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.engine.run import take_states
+from mechmem.models.engine.work import Work
 from mechmem.models.hooked import Model
 from mechmem.models.sites import SiteSpec
 from mechmem.models.tokens import PromptsLike, as_prompts
@@ -81,13 +82,13 @@ def plan_extraction(
         token_budget,
         interventions=model.interventions,
         share=share_prefixes,
-        reads=True,
+        pack=not where.pooled,
     )
     # One prompt tells how wide the states are; beside the others it takes no time.
     sample = min(range(len(tokenized)), key=lambda row: len(tokenized[row].ids))
     (one,) = take_states(model.backend, [tokenized[sample]], wanted, where, share=False)
     per_prompt = sum(state[0].numel() for state in one.states.values()) * dtype.itemsize
-    seconds, cost = None, pass_cost(model.backend)
+    seconds, costs = None, (pass_cost(model.backend), pair_cost(model.backend))
     if timed:
         work = min(plan.works, key=lambda item: item.fed)
         if work.prefixes:  # whole prompts, so that one pass is timed and not two
@@ -100,7 +101,7 @@ def plan_extraction(
                 pad_id=model.tokens.pad_id, plan=alone,
             ):  # fmt: skip
                 pass
-            seconds = (time.perf_counter() - start) * plan.cost(cost) / alone.cost(cost)
+            seconds = (time.perf_counter() - start) * plan.cost(*costs) / alone.cost(*costs)
     parameter = next(model.tl.parameters())
     return ExtractionPlan(
         plan,

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from mechmem.artifacts import versions, write_text
 from mechmem.caching.provenance import Provenance, Seen
-from mechmem.errors import ArtifactError, ModelError, listed
+from mechmem.errors import ArtifactError, ModelError, PositionError, listed
 from mechmem.models.engine.passes import pass_cost, plan_passes
-from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.work import Work
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
@@ -134,6 +135,8 @@ class Part:
                 left.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError) and target.is_file():
+                return  # another process was first, and took our file for one left behind
             raise ArtifactError(f"Cannot write {target}: {error}.") from error
 
 
@@ -168,6 +171,7 @@ def run_shards(
     Raises:
         ArtifactError: When the folder was made with other settings, or knows a prompt's id with
             other tokens.
+        PositionError: When the positions mean more or fewer tokens than in the prompts before.
     """
     mine, every = share_of_work(rank, world)
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
@@ -193,6 +197,13 @@ def run_shards(
             _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
     if len(fresh):
         tokenized = model.tokenize(fresh)
+        columns = Positions.parse(own["positions"]).check_stackable(tokenized)
+        if known and columns != known[0].index["columns"]:
+            raise PositionError(
+                f"positions={own['positions']!r} means {listed(columns)} in the new prompts and "
+                f"{listed(known[0].index['columns'])} in those of {folder}, so their states cannot "
+                "lie in one store; choose another folder, or positions with as many tokens."
+            )
         plan = _plan(model, tokenized, own)
         part = _begin(Path(folder) / f"part-{len(known):04d}", fresh, tokenized, plan, own)
         _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
@@ -237,7 +248,7 @@ def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, 
         own["token_budget"],
         interventions=model.interventions,
         share=own["share_prefixes"],
-        reads=True,
+        pack=not Positions.parse(own["positions"]).pooled,
     )
 
 

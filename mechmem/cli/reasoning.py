@@ -1,4 +1,4 @@
-"""`mechmem study reasoning`: P2 on the lab model, or on any model and labelled questions."""
+"""`mechmem study reasoning`: P2 on the lab model, or on any model and labeled questions."""
 
 from __future__ import annotations
 

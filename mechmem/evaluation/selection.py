@@ -61,7 +61,7 @@ class Selection:
         candidates: In the order given.
         best: The chosen one; ``None`` when every candidate was dropped.
         before: Mean score of the unedited model on prompts of the class, and of the other.
-        limits: What was asked of a candidate, in words.
+        limits: What was asked of a candidate, by name.
         seen: Everything that fitting and choosing has seen.
     """
 

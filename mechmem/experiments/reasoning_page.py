@@ -42,7 +42,7 @@ def header(study: ReasoningStudyLike) -> str:
         f'<div class="answer"><p class="verdict">{say(verdict(study))}</p>'
         f"<p>{say(sentence(study))}</p>"
         f"<ul>{''.join(f'<li>{say(note)}</li>' for note in notes(study))}</ul></div>"
-        "<p>Every question is labelled by what it asks for: to recall something (<b "
+        "<p>Every question is labeled by what it asks for: to recall something (<b "
         'class="memorized">memory</b>) or to work something out (<b class="generalized">reasoning'
         "</b>). The direction is the mean state of the one minus the mean state of the other, at "
         "the last token, before any answer is written.</p>"

@@ -112,7 +112,7 @@ class ReasoningStudy:
         return figures(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``report.html``, the tables as CSV, directions and labelled questions.
+        """Write ``report.html``, the tables as CSV, directions and labeled questions.
 
         Returns:
             The path of the report.
@@ -253,7 +253,7 @@ def _asked(
         return found, found
     if not isinstance(reader, Reasoning):
         raise TaskError(
-            f"The study of reasoning and memory needs a task with labelled questions, got "
+            f"The study of reasoning and memory needs a task with labeled questions, got "
             f"{reader.name!r}; use get_task('reasoning', data=...) or get_task('recall-reasoning')."
         )
     given = questions if questions is not None else reader.data
@@ -279,7 +279,7 @@ def _split(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
         groups = len(set(mine.groups))
         if groups < SMALLEST:
             raise PromptError(
-                f"The study needs at least {SMALLEST} groups of questions labelled {label!r}, got "
+                f"The study needs at least {SMALLEST} groups of questions labeled {label!r}, got "
                 f"{groups}; give every question a 'label' ({' or '.join(LABELS)}) or a 'score', "
                 "and more of them."
             )
@@ -320,7 +320,7 @@ def _too_few(parts: Mapping[str, PromptSet]) -> str:
         for label in LABELS:
             if not any(prompt.label == label for prompt in part):
                 return (
-                    f"no {name} question labelled {label} has an answer, so no accuracy could be "
+                    f"no {name} question labeled {label} has an answer, so no accuracy could be "
                     "measured and no edit was tried"
                 )
     return ""

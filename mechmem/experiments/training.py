@@ -49,7 +49,8 @@ def train_lab_model(
         progress: Called with (steps done, steps in all).
         **options: Of the recipe. ``addition-cued`` takes ``strength`` (0 trains the negative
             control), ``steps``, ``width``, ``layers`` and ``special`` (False leaves the special
-            prompts out); the others take ``steps``.
+            prompts out); the others take ``steps``, ``addition`` and ``colors`` also
+            ``reasoning_steps``, ``recall-reasoning`` also ``shared``.
 
     Returns:
         The folder.

@@ -83,7 +83,7 @@ def encode(texts: Sequence[TrainingText], tokens: Tokens) -> list[Item]:
 
 
 def collate(items: Sequence[Item], loss: str, pad: int) -> dict[str, torch.Tensor]:
-    """A batch, padded on the right; what does not count for the loss is labelled -100."""
+    """A batch, padded on the right; what does not count for the loss is labeled -100."""
     longest = max(len(ids) for ids, _ in items)
     ids = torch.full((len(items), longest), pad)
     mask = torch.zeros_like(ids)

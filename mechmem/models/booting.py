@@ -49,7 +49,7 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
     """
     given = {} if body is None else {"hf_model": body}
     if body is not None and not getattr(body.config, "architectures", None):
-        # A model made from a config does not name its class there, and is not recognised by it.
+        # A model made from a config does not name its class there, and is not recognized by it.
         body.config.architectures = [type(body).__name__]
     try:
         with _private(tokenizer) as private, kept_still():

@@ -82,6 +82,9 @@ def check_model(model: Model) -> CheckReport:
 
     Args:
         model: From `load_model`.
+
+    Raises:
+        ModelError: When the model is in train mode.
     """
     findings: list[Finding] = []
     for stream in STREAMS:

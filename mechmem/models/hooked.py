@@ -37,7 +37,7 @@ class ModelInfo:
         n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes.
         dtype: Of the weights.
         fingerprint: Hash of names, shapes and sampled values of all weights, and of `processing`.
-        tokenizer: Hash of the vocabulary and the tokeniser's habits.
+        tokenizer: Hash of the vocabulary and the tokenizer's habits.
     """
 
     name: str

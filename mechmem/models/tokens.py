@@ -162,7 +162,7 @@ class Tokens:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the vocabulary and of how a probe text is tokenised."""
+        """A hash of the vocabulary and of how a probe text is tokenized."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         probe = self._ids("One 1+2=3 probe.\n")[0]
         return hashlib.sha256(repr((vocabulary, probe)).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Labels are data: reasoning scores of questions, who gave them, saved, versioned, and compared.
 
 A score lies in [0, 1]: 0 is recalled, 1 is worked out. Above the threshold (0.5, arXiv 2503.23084)
-an item is labelled ``"reasoning"``, at or below it ``"memory"``.
+an item is labeled ``"reasoning"``, at or below it ``"memory"``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Reasoning(Task):
         data: Questions that `pairs` and `clean_prompts` draw from: a `PromptSet` from `read`, or
             anything that `read` takes.
         source: What the columns of ``data`` mean (`mechmem.tasks.reasoning_sources.SOURCES`).
-        threshold: A score above it is labelled reasoning.
+        threshold: A score above it is labeled reasoning.
         chat: Wrap every prompt in the tokenizer's chat template; the paper does not.
         reading: ``"strict"``, or ``"paper"`` for the paper's own expressions.
         max_new_tokens: How far to generate. The paper stops at 200, which cuts many a worked

@@ -38,7 +38,7 @@ class TopicBalance:
 
 
 def topic_balance(prompts: PromptSet, by: str = "category") -> TopicBalance:
-    """Counts of topic by label over the labelled prompts.
+    """Counts of topic by label over the labeled prompts.
 
     Args:
         prompts: With labels; those without one are left out.

@@ -214,7 +214,7 @@ def _compare(options: Options, shape: Shape, target: str) -> list[dict[str, Any]
         f"{shape.prompts} prompts of {shape.shortest} to {shape.longest} tokens, "
         f"{shape.new} new token{'s' if shape.new > 1 else ''}"
     )
-    equality = f"{alike} of {parts} texts equal P1's style, {same} of {total} the vectorised one's"
+    equality = f"{alike} of {parts} texts equal P1's style, {same} of {total} the vectorized one's"
     return [
         result(
             "P1's grid, times faster than P1's style",
@@ -228,7 +228,7 @@ def _compare(options: Options, shape: Shape, target: str) -> list[dict[str, Any]
             f"{statistics.median(fast):.1f} s",
         ),
         result(
-            "P1's grid, times faster than a vectorised shift in batches of 8",
+            "P1's grid, times faster than a vectorized shift in batches of 8",
             called,
             statistics.median(a / b for a, b in zip(vector, fast, strict=True)),
             equality=equality,

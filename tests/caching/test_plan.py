@@ -85,7 +85,7 @@ class TestOutOfMemory:
         lab = bench()
         lab.model.logits("w1")
         Short(monkeypatch, lab.model, 4, CPU)
-        with pytest.raises(mm.ModelError, match=r"batch of 6 tokens does not fit.*device_map"):
+        with pytest.raises(mm.ModelError, match=r"prompt of 6 tokens does not fit.*device_map"):
             lab.model.logits(["w1 w2 w3 w4 w5", "w1"])
 
     @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("no")])

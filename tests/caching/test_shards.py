@@ -14,7 +14,7 @@ from test_store import KillAfter, hashes, killed
 
 import mechmem as mm
 from mechmem.caching.shards import dealt, share_of_work
-from mechmem.models.engine.plan import Work
+from mechmem.models.engine.work import Work
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
 STATS = {**OPTIONS, "by": "behavior", "bootstrap": 8, "covariance": ("resid_post", 1)}

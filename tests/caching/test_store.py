@@ -6,6 +6,8 @@ import hashlib
 import os
 import signal
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,10 @@ OPTIONS = {"sites": SITES, "token_budget": 40, "shard_rows": 5}
 
 def stored(folder: Path, n: int = 23, **options) -> mm.ActivationStore:
     return mm.extract_activations(bench().model, ragged(n), folder, **{**OPTIONS, **options})
+
+
+def labeled(n: int) -> mm.PromptSet:
+    return mm.PromptSet(replace(prompt, label=f"l{k % 2}") for k, prompt in enumerate(ragged(n)))
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -181,6 +187,52 @@ class TestAppending:
         store = stored(tmp_path, 12)
         assert store.complete
         assert store.prompts == ragged(12)
+
+    def test_prompts_with_another_number_of_positions_are_refused_before_they_run(
+        self, tmp_path
+    ) -> None:
+        def prompts(name: str, words: str) -> mm.PromptSet:
+            text = f"w1 {words} w5"
+            return mm.PromptSet([mm.Prompt(id=name, text=text, spans={"cue": (3, 3 + len(words))})])
+
+        store = stored(tmp_path, 1)  # makes the model; another folder below
+        assert store.complete
+        for name, words in (("a", "w2"), ("b", "w3")):
+            mm.extract_activations(
+                bench().model, prompts(name, words), tmp_path / "cue", sites=SITES, positions="cue"
+            )
+        before = hashes(tmp_path / "cue")
+        with pytest.raises(mm.PositionError, match=r"'cue' means .* in the new prompts"):
+            mm.extract_activations(
+                bench().model, prompts("c", "w2 w3"), tmp_path / "cue", sites=SITES,
+                positions="cue",
+            )  # fmt: skip
+        assert hashes(tmp_path / "cue") == before
+
+    def test_a_site_that_does_not_hold_leaves_the_folder_as_it_was(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        backend = bench().model.backend
+        bad = mm.Site("attn_out", 0)
+        mm.cache_activations(bench().model, "w1", sites=[bad])
+        found = replace(backend.verdicts[bad], reason="tried out")
+        monkeypatch.setitem(backend.verdicts, bad, found)
+        for run in (mm.extract_activations, partial(mm.extract_moments, by="label")):
+            with pytest.raises(mm.SiteError, match="tried out"):
+                run(bench().model, labeled(3), tmp_path / "states", sites=[bad])
+        assert not (tmp_path / "states").exists()
+
+    def test_a_shard_that_another_process_finished_meanwhile(self, tmp_path, monkeypatch) -> None:
+        want = hashes(stored(tmp_path / "one", 9).folder)
+        own = os.replace
+
+        def late(source, target):
+            if str(target).endswith(".safetensors"):
+                own(source, target)  # the other one: its file is there, and ours is swept away
+            own(source, target)
+
+        monkeypatch.setattr("mechmem.caching.shards.os.replace", late)
+        assert hashes(stored(tmp_path / "two", 9).folder) == want
 
     def test_an_id_with_another_text_is_refused(self, tmp_path) -> None:
         stored(tmp_path, 5)

@@ -1,4 +1,4 @@
-"""No measurement takes an item that fitted, chose or labelled anything: each is tried."""
+"""No measurement takes an item that fitted, chose or labeled anything: each is tried."""
 
 from __future__ import annotations
 

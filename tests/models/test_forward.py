@@ -21,6 +21,8 @@ from helpers import (
 )
 
 import mechmem as mm
+from mechmem.models.engine.tiling import stands_abreast
+from mechmem.models.engine.truth import vouch
 
 KINDS = ["gpt2", "llama"]
 
@@ -164,6 +166,18 @@ class TestLogprobs:
         with pytest.raises(mm.PromptError, match=rf"'0'.*{N_CTX + 1}.*at most {N_CTX}"):
             lab.model.logprobs([text], ["w1 w2 w3"])
 
+    def test_no_more_logits_than_answers_need_are_computed(self, lab, monkeypatch) -> None:
+        own, seen = type(lab.model.backend).forward, []
+
+        def forward(self, *args, **options):
+            logits, cache = own(self, *args, **options)
+            seen.append(logits.shape[1])
+            return logits, cache
+
+        monkeypatch.setattr(type(lab.model.backend), "forward", forward)
+        lab.model.logprobs(["w1 w2 w3 w4 w5", "w6 w7"], ["w1 w2 w3", "w4"])
+        assert seen == [3]
+
     def test_one_answer_for_every_prompt(self, lab) -> None:
         with pytest.raises(mm.PromptError, match=r"2 prompts.*1 answer"):
             lab.model.logprobs(["w1", "w2"], ["w3"])
@@ -212,6 +226,25 @@ class TestNothingIsChanged:
         ):
             with pytest.raises(mm.ModelError, match=r"train mode.*model\.eval\(\)"):
                 run()
+
+    def test_nothing_that_was_asked_in_train_mode_is_remembered(self) -> None:
+        lab = fresh_bench("gpt2")
+        for module in lab.model.tl.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        prompts = ["w1 w2 w3", "w4", "w1 w2 w5 w6"]
+        lab.model.tl.train()
+        for run in (lab.model.logits, lambda p: mm.cache_activations(lab.model, p)):
+            with pytest.raises(mm.ModelError, match="train mode"):
+                run(prompts)
+        for ask in (stands_abreast, lambda backend: vouch(backend, [mm.Site("resid_post", 0)])):
+            with pytest.raises(mm.ModelError, match="train mode"):
+                ask(lab.model.backend)
+        assert not lab.model.backend.verdicts
+        lab.model.tl.eval()
+        want = mm.cache_activations(fresh_bench("gpt2").model, prompts)
+        close(mm.cache_activations(lab.model, prompts).values, want.values, 1e-6)
+        assert stands_abreast(lab.model.backend) == (lab.model.backend.kind == "TransformerBridge")
 
     def test_fingerprints_tell_weights_apart_and_nothing_else(self) -> None:
         one, same, other = fresh_bench(seed=1), fresh_bench(seed=1), fresh_bench(seed=2)

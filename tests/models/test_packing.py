@@ -3,6 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -13,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
-from mechmem.models.engine import packing
+from mechmem.models.engine import lanes
 from mechmem.models.engine.batching import Batch
+from mechmem.models.engine.lanes import packs_truly, sees_its_own
 from mechmem.models.engine.memory import batch_bytes
-from mechmem.models.engine.packing import ENOUGH, pack, packs_truly, sees_its_own
+from mechmem.models.engine.packing import ENOUGH, pack
 from mechmem.models.engine.passes import plan_passes
-from mechmem.models.engine.plan import Plan, Work, make_plan
+from mechmem.models.engine.plan import Plan, make_plan
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.run import take_states
 from mechmem.models.engine.trimming import last_block
+from mechmem.models.engine.work import Work
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.plain import PARALLEL, plain_pass
@@ -54,7 +57,7 @@ def load(family: str = "gpt2") -> mm.Model:
 
 
 def packed(model: mm.Model, prompts: Sequence[TokenizedPrompt], **how) -> bool:
-    return plan_passes(model.backend, prompts, 8192, reads=True, **how).packs
+    return plan_passes(model.backend, prompts, 8192, pack=True, **how).packs
 
 
 def read(model, prompts, sites, positions="last", **how) -> dict[tuple[Site, int], torch.Tensor]:
@@ -108,47 +111,64 @@ class TestTheArrangement:
         st.lists(st.integers(1, 60), min_size=1, max_size=60),
         st.integers(1, 300),
         st.integers(0, 60),
+        st.integers(40, 120),
     )
     def test_every_prompt_stands_once_in_rows_that_are_wide_enough(
-        self, lengths, budget, cost
+        self, lengths, budget, cost, context
     ) -> None:
-        batches = list(pack(lengths, budget, cost, 0.01))
+        batches = list(pack(lengths, budget, cost, 0.01, context))
         assert sorted(row for item in batches for row in item.rows) == list(range(len(lengths)))
         for item in batches:
-            lanes: dict[int, int] = {}
-            for row, lane in zip(item.rows, item.lane_of or range(len(item.rows)), strict=True):
-                lanes[lane] = lanes.get(lane, 0) + lengths[row]
-            assert list(lanes) == list(range(len(lanes)))
-            assert item.width == max(lanes.values())
+            work = Work.of(item.rows, item.lane_of, [lengths[row] for row in item.rows])
+            used: dict[int, int] = {}
+            for row, lane in zip(item.rows, item.lane_of, strict=True):
+                used[lane] = used.get(lane, 0) + lengths[row]
+            assert list(used) == list(range(work.lanes))
+            assert work.width == max(used.values())
+            assert bool(work.lane_of) == (len(used) < len(item.rows))
             if len(item.rows) > 1:
-                assert len(lanes) * item.width <= max(budget, max(lengths))
-                assert len(lanes) * item.width <= max(ENOUGH * cost, 2 * max(lengths))
-            assert bool(item.lane_of) == (len(lanes) < len(item.rows))
+                assert work.fed <= max(budget, max(lengths))
+                assert work.fed <= max(ENOUGH * cost, 2 * max(lengths))
+            if len(item.rows) > len(used):
+                assert work.width <= max(context, max(lengths))
 
     def test_gaps_are_filled_with_the_longest_that_fits(self) -> None:
         (item,) = pack([10, 3, 7, 4, 2, 2, 2], 1000, 100, 0.01)
-        assert item == ((0, 2, 1, 3, 4, 5, 6), (0, 1, 1, 2, 2, 2, 2), 10)
+        assert item == ((0, 2, 1, 3, 4, 5, 6), (0, 1, 1, 2, 2, 2, 2))
 
     def test_short_prompts_are_not_put_into_rows_much_wider_than_they_are(self) -> None:
         batches = list(pack([400, *[10] * 200], 8192, 100, 1 / 128))
-        assert batches[0] == ((0,), (), 400)
-        assert all(item.width <= 20 for item in batches[1:])
+        assert batches[0].rows == (0,)
+        assert all(item.lane_of.count(0) <= 2 for item in batches[1:])
+
+    def test_no_row_of_several_outgrows_the_context_or_the_bound_on_pairs(self) -> None:
+        for most, context in ((1500, 1500), (2048, math.inf)):
+            batches = list(pack([1100, *[400] * 9], 10**6, 10**5, 0.0, context))
+            wide = [
+                sum([1100, *[400] * 9][row] for row, at in zip(*item, strict=True) if at == lane)
+                for item in batches
+                for lane in set(item.lane_of)
+            ]
+            assert sum(wide) == 1100 + 9 * 400
+            assert max(wide) <= most
+        assert [item.lane_of for item in pack([3000, 2], 10**6, 10**5, 0.0, 4096)] == [(0,), (0,)]
 
     def test_it_is_left_where_rows_are_full_anyway(self) -> None:
         assert not make_plan(asked([9] * 20), pass_cost=50, pair_cost=0.01).packs
 
     def test_halves_hold_whole_rows_then_whole_prompts(self) -> None:
-        work = Work(tuple(range(6)), 10, lane_of=(0, 0, 1, 1, 1, 2))
-        assert (work.lanes, work.fed) == (3, 30)
+        work = Work.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
+        assert (work.lanes, work.width, work.fed) == (3, 10, 30)
         one, other = work.halves()
-        assert (one.rows, one.lane_of) == ((0, 1), (0, 0))
-        assert (other.rows, other.lane_of) == ((2, 3, 4, 5), (0, 0, 0, 1))
-        assert [part.rows for part in one.halves()] == [(0,), (1,)]
+        assert (one.rows, one.lane_of, one.width) == ((0, 1), (0, 0), 10)
+        assert (other.rows, other.lane_of, other.width) == ((2, 3, 4, 5), (0, 0, 0, 1), 9)
+        # So a part of a row that did not fit is tried, and named by its own length.
+        assert [(part.rows, part.width) for part in one.halves()] == [((0,), 6), ((1,), 4)]
         assert one.halves()[0].halves() == []
 
     def test_memory_is_that_of_the_rows(self) -> None:
         cfg = SimpleNamespace(n_heads=4, d_head=8, d_mlp=48, d_model=32, n_layers=2, d_vocab=64)
-        shared = Work(tuple(range(6)), 10, lane_of=(0, 0, 1, 1, 1, 2))
+        shared = Work.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
         alone = Work((0, 1, 2), 10)
         one, other = (
             batch_bytes(cfg, work, 4, keeps=False, logits=False) for work in (shared, alone)
@@ -157,16 +177,14 @@ class TestTheArrangement:
 
     def test_the_digest_knows_the_rows(self) -> None:
         prompts = asked((2, 2))
-        plans = [
-            Plan((Work((0, 1), 4, lane_of=lanes),), tuple(prompts)) for lanes in ((0, 0), (0, 1))
-        ]
+        plans = [Plan((Work.of((0, 1), at, (2, 2)),), tuple(prompts)) for at in ((0, 0), (0, 1))]
         assert plans[0].digest != plans[1].digest
 
 
 @pytest.mark.skipif(HOOKED, reason="rows are shared on bridges only")
 class TestOnModels:
     @pytest.mark.parametrize("family", FAMILIES)
-    @pytest.mark.parametrize("positions", ["last", "mean", [0, -1]], ids=str)
+    @pytest.mark.parametrize("positions", ["last", [0, -1]], ids=str)
     def test_states_equal_plain_transformers(self, family, positions) -> None:
         model = load(family)
         lengths = [n for n in LENGTHS if n <= WINDOW] if family in SLIDING else LENGTHS
@@ -179,11 +197,7 @@ class TestOnModels:
         for row, prompt in enumerate(prompts):
             want, _ = plain_pass(plain, family, prompt.ids)
             for site in sites:
-                state = want[site].flatten(1)
-                if positions == "mean":
-                    state = state.double().mean(0, keepdim=True)
-                else:
-                    state = state[[-1] if positions == "last" else positions]
+                state = want[site].flatten(1)[[-1] if positions == "last" else positions]
                 close(got[site, row].flatten(1), state, 1e-4)
 
     @pytest.mark.parametrize("positions", ["last", [0]], ids=str)
@@ -203,9 +217,9 @@ class TestOnModels:
         assert packed(model, prompts)
         site = Site("resid_post", 1)
         short = [item for item in prompts if len(item.ids) == 3]
-        plan = plan_passes(model.backend, prompts, 8192, reads=True)
+        plan = plan_passes(model.backend, prompts, 8192, pack=True)
         (work,) = [work for work in plan.works if len(set(work.lane_of)) < len(work.rows)]
-        mine = Plan((Work(tuple(range(3)), 9, lane_of=(0, 0, 0)),), tuple(short))
+        mine = Plan((Work.of(range(3), (0, 0, 0), (3, 3, 3)),), tuple(short))
         assert set(work.rows) >= {1, 2, 3}
         got = read(model, short, [site], "all", plan=mine)
         for row, prompt in enumerate(short):
@@ -251,6 +265,7 @@ class TestOnModels:
     def test_half_precision_stays_finite_and_near(self, dtype) -> None:
         model = mm.load_model(build("llama", dtype), tokenizer=tokenizer())
         prompts, sites = asked(), [Site("resid_post", 1)]
+        assert packed(model, prompts)
         got = read(model, prompts, sites)
         for key, value in read(model, prompts, sites, share=False).items():
             close(got[key], value, 16 * torch.finfo(dtype).eps)
@@ -267,6 +282,15 @@ class TestARowForEveryPrompt:
     def test_where_more_than_states_is_wanted(self) -> None:
         assert not plan_passes(load().backend, asked(), 8192).packs
 
+    def test_where_means_over_prompts_are_read(self, monkeypatch) -> None:
+        model, site = load(), Site("resid_post", 1)
+        monkeypatch.setattr(lanes, "sees_its_own", lambda *args: pytest.fail("rows were shared"))
+        monkeypatch.setattr("mechmem.models.engine.passes.sees_its_own", lanes.sees_its_own)
+        got = read(model, asked(), [site], "mean")
+        for row, prompt in enumerate(asked()):
+            want = plain_pass(build("gpt2"), "gpt2", prompt.ids)[0][site]
+            close(got[site, row], want.double().mean(0, keepdim=True), 1e-4)
+
     def test_when_told_not_to_share(self) -> None:
         assert not packed(load(), asked(), share=False)
 
@@ -278,6 +302,15 @@ class TestARowForEveryPrompt:
             assert not packed(model, asked())
         finally:
             point.remove_hooks()
+
+    def test_for_hooks_inside_the_transformers_model(self) -> None:
+        model = load()
+        handle = model.tl.original_model.transformer.register_forward_hook(lambda *args: None)
+        try:
+            assert not packed(model, asked())
+        finally:
+            handle.remove()
+        assert packed(model, asked())
 
     @pytest.mark.parametrize("family", SLIDING)
     def test_where_a_prompt_is_longer_than_a_window(self, family) -> None:
@@ -336,5 +369,5 @@ class TestARowForEveryPrompt:
     def test_it_is_tried_once_per_model(self, monkeypatch) -> None:
         model = load()
         assert packs_truly(model.backend)
-        monkeypatch.setattr(packing, "_try", lambda backend: pytest.fail("tried again"))
+        monkeypatch.setattr(lanes, "_try", lambda backend: pytest.fail("tried again"))
         assert packs_truly(model.backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from functools import cache
 
@@ -11,13 +12,17 @@ import torch
 from helpers import close, differs, fresh_bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import mechmem as mm
 from mechmem.models.engine import caches, generation
 from mechmem.models.engine import prefix as prefixes
+from mechmem.models.engine.passes import plan_passes
 from mechmem.models.engine.plan import make_plan
 from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.prefix import limits
 from mechmem.models.engine.run import answer_logprobs, generate, last_logits, take_states
+from mechmem.models.engine.trials import forget
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.plain import greedy, plain_pass
 from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer
@@ -119,6 +124,42 @@ class TestAgainstPlainTransformers:
                     )
                     expected = want[site][at]
                 close(value[k].flatten(1), expected, 1e-4)
+
+    @pytest.mark.parametrize("family", SHARING)
+    def test_what_enters_the_first_block_alone(self, family) -> None:
+        # Of equal length, so that no row is padded and nobody but the cache tells where they begin.
+        plain, model = loaded(family)
+        start = " ".join(f"w{k}" for k in range(12))
+        prompts = [f"{start} w{k} w3" for k in range(4)]
+        tokenized, site = model.tokenize(prompts), mm.Site("resid_pre", 0)
+        assert plan_passes(model.backend, tokenized, 8192).shared
+        for taken in take_states(model.backend, tokenized, [site], Positions.parse("last")):
+            for k, row in enumerate(taken.rows):
+                want, _ = plain_pass(plain, family, tokenized[row].ids)
+                close(taken.states[site][k, 0], want[site][-1], 1e-5)
+
+    @pytest.mark.parametrize("family", SHARING)
+    def test_edits_deeper_than_what_is_read(self, family, monkeypatch) -> None:
+        # What those blocks see behind the beginning must be the beginning.
+        _, model = loaded(family)
+        tokenized, site, deep = model.tokenize(few_shot(4)), mm.Site("resid_post", 0), []
+
+        class Look:
+            site, where = mm.Site("resid_post", 1), Positions.parse("last")
+
+            def apply(self, activation, feed):
+                deep[-1].update(zip(feed.rows, activation[:, -1].clone(), strict=True))
+                return activation
+
+        for share in (True, False):
+            deep.append({})
+            list(take_states(
+                model.backend, tokenized, [site], Positions.parse("last"),
+                interventions=[Look()], share=share,
+            ))  # fmt: skip
+        assert len(deep[0]) == len(tokenized)
+        for row, state in deep[1].items():
+            close(deep[0][row], state, 1e-5)
 
     @pytest.mark.parametrize("family", SHARING)
     def test_logits_and_text(self, family) -> None:
@@ -306,7 +347,7 @@ class TestNotShared:
         _, model = loaded("olmo2")
         prompts = few_shot()
         want = model.logits(prompts)
-        monkeypatch.setattr(prefixes, "_TRIED", {})
+        forget(model.backend)
         own = type(model.backend).forward
 
         def forgetful(self, ids, mask, *, cache=None, **options):
@@ -315,6 +356,25 @@ class TestNotShared:
         monkeypatch.setattr(type(model.backend), "forward", forgetful)
         assert not prefixes.continues_truly(model.backend)
         close(model.logits(prompts), want, 1e-5)
+        forget(model.backend)
+
+    def test_local_attention_of_gpt_neo_that_a_prompt_could_outgrow(self) -> None:
+        config = GPTNeoConfig(
+            vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64,
+            attention_types=[[["global", "local"], 1]], window_size=16,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        plain = GPTNeoForCausalLM(config).eval()
+        model = mm.load_model(copy.deepcopy(plain), tokenizer=tokenizer())
+        for header, shares in ((11, False), (4, False), (1, True)):
+            tokenized = model.tokenize(few_shot(4, header=header))
+            longest = max(len(item.ids) for item in tokenized)
+            assert (2 * longest <= 16) == shares
+            assert (limits(model.backend, tokenized, []) is not None) == shares
+            got = last_logits(model.backend, tokenized)
+            for k, item in enumerate(tokenized):
+                with torch.no_grad():
+                    close(got[k], plain(torch.tensor([item.ids])).logits[0, -1], 1e-4)
 
     def test_when_told_not_to(self, monkeypatch) -> None:
         _, model = loaded("gpt2")
@@ -388,6 +448,25 @@ class TestThePlan:
         rows = [row for _, family in found for row in family]
         assert len(rows) == len(set(rows))
         assert sum((len(family) - 1) * depth for depth, family in found) == most_saved(keys)
+
+    def test_beginnings_side_by_side_stay_within_the_context(self) -> None:
+        long, short = tuple(range(60)), tuple(range(100, 150))
+        lists = [(*long, 200 + k) for k in range(10)]
+        lists += [(*short, 300 + k, *range(19)) for k in range(10)]
+        prompts = [TokenizedPrompt(str(k), ids, {}) for k, ids in enumerate(lists)]
+        limits = [len(ids) for ids in lists]
+        for n_ctx, together in ((1000, True), (80, True), (79, False)):
+            plan = make_plan(prompts, limits=limits, pass_cost=110, n_ctx=n_ctx)
+            assert plan.shared
+            assert (len(plan.works) == 1) == together
+            assert all(len(w.prefixes) == 1 or w.reach + w.width <= n_ctx for w in plan.works)
+
+    def test_what_looking_back_costs_counts(self) -> None:
+        prompts = [TokenizedPrompt(str(k), (1, 2, 3), {}) for k in range(4)]
+        plan = make_plan(prompts, 6, pass_cost=5)
+        assert [(w.fed, w.width) for w in plan.works] == [(6, 3), (6, 3)]
+        assert plan.cost(5) == 12 + 2 * 5
+        assert plan.cost(5, 0.5) == 12 + 2 * 5 + 0.5 * 12 * 3
 
     def test_halves_hold_the_same_rows_and_beginnings(self) -> None:
         _, model = loaded("gpt2")

@@ -191,7 +191,7 @@ class TestTheCallersTokenizer:
 
 
 class TestContinuation:
-    def test_it_is_tokenised_as_it_would_follow(self) -> None:
+    def test_it_is_tokenized_as_it_would_follow(self) -> None:
         tokenizer = bpe_tokenizer()
         tokens = Tokens(tokenizer)
         prompt = mm.Prompt(id="p", text="the answer is")

@@ -7,9 +7,9 @@ import torch
 from helpers import HOOKED, bench, close, fresh_bench
 
 import mechmem as mm
-from mechmem.models.engine import trimming
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.run import take_states
+from mechmem.models.engine.trials import forget
 from mechmem.models.engine.trimming import last_block, trims_truly
 from mechmem.models.engine.truth import vouch
 from mechmem.models.sites import Site
@@ -130,12 +130,12 @@ def test_an_mlp_that_mixes_tokens_is_not_trimmed(monkeypatch) -> None:
         return own(self, states + states.mean(1, keepdim=True), *args, **kwargs)
 
     monkeypatch.setattr(kind, "forward", mixing)
-    trimming._TRIED.pop(model.backend, None)
+    forget(model.backend)
     try:
         assert not trims_truly(model.backend, 1)
         assert last_block(model.backend, [TOP], []) is None
     finally:
-        trimming._TRIED.pop(model.backend, None)
+        forget(model.backend)
 
 
 def test_the_mlp_is_its_own_again_after_an_error(model, monkeypatch) -> None:

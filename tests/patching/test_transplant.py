@@ -256,10 +256,10 @@ def test_pairs_that_did_not_flip_are_left_out_and_none_at_all_is_refused():
     assert result.recipients.groups == ["g1", "g2", "g3", "g4"]
     with pytest.raises(PromptError, match=r"the classes found are 'memorized'.*flips\(\)"):
         mm.activation_patching(model, mixed.filter(lambda p: p.behavior == "memorized"))
-    labelled = mm.activation_patching(
+    labeled = mm.activation_patching(
         model, mixed, by="label", toward="reasoning", sites=("mlp_out", 0)
     )
-    assert len(labelled) == 5
+    assert len(labeled) == 5
     bare = mm.PromptSet(replace(p, memorized=None) for p in PAIRS)
     with pytest.raises(PromptError, match="needs `memorized` and `generalized`"):
         mm.activation_patching(model, bare)

@@ -16,7 +16,7 @@ __all__ = [
     "Anatomy",
     "anatomy",
     "end_of_blocks",
-    "is_internal",
+    "has_hooks",
     "overheard",
     "without_hooks",
 ]
@@ -77,14 +77,14 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
 
     aside: list[tuple[nn.Module, str, Any]] = []
     try:
-        for module in model.modules():
+        for module in _modules(model):
             for kind in ("_forward_hooks", "_forward_pre_hooks"):
                 hooks = getattr(module, kind)
                 keep = {
                     key: hook
                     for key, hook in hooks.items()
                     if getattr(hook, "part_of_model", False)
-                    or (not isinstance(module, HookPoint) and is_internal(hook))
+                    or (not isinstance(module, HookPoint) and _is_internal(hook))
                 }
                 if len(keep) < len(hooks):
                     aside.append((module, kind, hooks))
@@ -97,10 +97,31 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
             setattr(module, kind, hooks)
 
 
-def is_internal(hook: Any) -> bool:
-    """Whether a hook belongs to the libraries themselves."""
-    home = str(getattr(hook, "__module__", ""))
-    return home.split(".")[0] in ("transformer_lens", "transformers", "accelerate", "torch")
+def has_hooks(model: Any) -> bool:
+    """Whether somebody other than the libraries themselves has hooked the model."""
+    return any(
+        not _is_internal(hook)
+        for module in _modules(model)
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ) or any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All of the model's modules, those of the transformers model inside a bridge too: a bridge
+    names that one beside its own modules, not among them."""
+    seen = set()
+    for root in (model, getattr(model, "original_model", None)):
+        for module in root.modules() if isinstance(root, nn.Module) else ():
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+
+
+def _is_internal(hook: Any) -> bool:
+    """Whether a hook belongs to the libraries themselves, or was put there by us for good."""
+    home = str(getattr(hook, "__module__", "")).split(".")[0]
+    libraries = ("transformer_lens", "transformers", "accelerate", "torch")
+    return getattr(hook, "part_of_model", False) or home in libraries
 
 
 def _telling(tell: Callable[[Tensor], None]) -> Callable[[nn.Module, Any, Any], None]:

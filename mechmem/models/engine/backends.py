@@ -22,8 +22,10 @@ __all__ = [
     "HookedTransformerBackend",
     "attached",
     "backend_for",
+    "masking",
     "model_device",
     "model_dtype",
+    "refuse_training",
 ]
 
 HookFunction = Callable[[Tensor], Tensor | None]
@@ -52,7 +54,7 @@ class Backend(Protocol):
         use_cache: bool = False,
         last_only: bool = False,
         positions: Tensor | None = None,
-        keep: Tensor | None = None,
+        keep: Tensor | int | None = None,
     ) -> tuple[Tensor, Any]:
         """Logits ``[row, token, vocab]`` and the grown cache.
 
@@ -63,7 +65,7 @@ class Backend(Protocol):
             last_only: Logits of the last token only.
             positions: ``[row, token]`` with a mask of four dimensions: where tokens stand in their
                 prompts.
-            keep: Columns whose logits are wanted; default all.
+            keep: Columns whose logits are wanted, or how many at the end; default all.
         """
         ...
 
@@ -94,14 +96,14 @@ class BridgeBackend:
         use_cache: bool = False,
         last_only: bool = False,
         positions: Tensor | None = None,
-        keep: Tensor | None = None,
+        keep: Tensor | int | None = None,
     ) -> tuple[Tensor, Any]:
         extra: dict[str, Any] = {"use_cache": use_cache or cache is not None}
         if last_only and ids.shape[1] > 1:
             extra["logits_to_keep"] = 1
         if positions is not None:
             extra["position_ids"] = positions
-        if keep is not None and len(keep) < ids.shape[1]:
+        if keep is not None and (keep if isinstance(keep, int) else len(keep)) < ids.shape[1]:
             extra["logits_to_keep"] = keep
         try:
             logits, grown = self.model(
@@ -148,14 +150,16 @@ class HookedTransformerBackend:
         use_cache: bool = False,
         last_only: bool = False,
         positions: Tensor | None = None,
-        keep: Tensor | None = None,
+        keep: Tensor | int | None = None,
     ) -> tuple[Tensor, Any]:
-        if positions is not None or keep is not None:
+        if positions is not None:
             raise NotImplementedError("HookedTransformer derives positions from its mask")
         if use_cache and cache is None:
             cache = self._new_cache(ids)
         seen = mask[:, -ids.shape[1] :]  # its own cache remembers the earlier mask
         logits = self.model(ids, attention_mask=seen, return_type="logits", past_kv_cache=cache)
+        if keep is not None:
+            logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
         return (logits[:, -1:] if last_only else logits), cache
 
     def _new_cache(self, ids: Tensor) -> Any:
@@ -224,3 +228,22 @@ def model_dtype(model: Any) -> torch.dtype:
         if parameter.is_floating_point():
             return cast(torch.dtype, parameter.dtype)
     return torch.get_default_dtype()
+
+
+def refuse_training(backend: Backend) -> None:
+    """Let no pass begin in which dropout would go unseen.
+
+    Raises:
+        ModelError: When the model is in train mode.
+    """
+    if getattr(backend.model, "training", False):
+        raise ModelError(
+            "The model is in train mode, where dropout makes every pass different; "
+            "call model.eval() on it first."
+        )
+
+
+def masking(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores: 0 where a token sees a key, the lowest number else."""
+    out = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return out.masked_fill_(~sees, torch.finfo(dtype).min)

@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         rows: Index of every prompt in the list that was planned.
-        prompts: The tokenised prompts.
+        prompts: The tokenized prompts.
         ids: Token ids, padding included.
         mask: 1 on real tokens.
         index: Position of every token within its own prompt, -1 on padding.
@@ -105,7 +105,7 @@ class Feed:
     per row. Everything is asked in absolute positions, so padding side and cache do not matter.
 
     Attributes:
-        prompts: The prompt of every row.
+        prompts: One per row, or several where they share rows.
         index: ``[row, token]`` position of every token in its own text, -1 on padding.
         lengths: ``[prompt]`` prompt length; larger positions are generated.
         rows: Index of every prompt in the list that was planned.
@@ -140,7 +140,8 @@ class Feed:
         return Feed(self.prompts, index, self.lengths, self.rows, decodes=True)
 
     def only(self, keep: Sequence[int]) -> Feed:
-        """The feed of some of the rows."""
+        """The feed of some of the rows, where prompts do not share them."""
+        assert self.starts is None
         at = torch.tensor(list(keep), dtype=torch.long, device=self.index.device)
         return Feed(
             tuple(self.prompts[row] for row in keep),

@@ -17,10 +17,10 @@ from mechmem.models.engine.choosing import Choose, likeliest
 from mechmem.models.engine.ending import Completion, Ending
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
-from mechmem.models.engine.plan import Work
 from mechmem.models.engine.progress import Progress, told
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention
+from mechmem.models.engine.work import Work
 from mechmem.models.tokens import TokenizedPrompt
 
 __all__ = ["Completion", "generate"]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError
-from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.backends import Backend, model_device, refuse_training
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.truth import wired
@@ -46,8 +46,7 @@ class _Tap:
 
     def apply(self, activation: Tensor, feed: Feed) -> Tensor:
         """The same activation, differentiable in `zeros`."""
-        columns = feed.columns(self.positions).to(activation.device)
-        rows = torch.arange(columns.shape[0], device=activation.device)[:, None]
+        rows, columns = (where.to(activation.device) for where in feed.at(self.positions))
         state = activation[rows, columns].detach()
         zeros = torch.zeros_like(state, requires_grad=True)
         self.state, self.zeros = state, zeros
@@ -94,7 +93,7 @@ def margin_gradients(
             lengths = torch.tensor([len(prompt.ids) for prompt in own], device=batch.ids.device)
             taps = [_Tap(site, part) for site in sites for part in parts]
             feed = Feed(own, batch.index, lengths, rows)
-            _refuse_training(backend)
+            refuse_training(backend)
             with torch.enable_grad(), wired(backend, feed, [*interventions, *taps]):
                 logits, _ = backend.forward(batch.ids, batch.mask, last_only=short)
                 total = score(logits, rows)
@@ -152,11 +151,3 @@ def _keep(
     at = torch.tensor(list(rows))
     out[key].states[at] = state
     out[key].gradients[at] += slope.to("cpu", torch.float64)
-
-
-def _refuse_training(backend: Backend) -> None:
-    if getattr(backend.model, "training", False):
-        raise ModelError(
-            "The model is in train mode, where dropout makes every pass different; "
-            "call model.eval() on it first."
-        )

@@ -16,19 +16,21 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.models.engine.anatomy import has_hooks
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, rows_that_fit
 from mechmem.models.engine.cells import Cell, choir, touched
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
-from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.prefix import has_hooks, limits
+from mechmem.models.engine.prefix import limits
 from mechmem.models.engine.resuming import resumed, resumes_truly, start_of
 from mechmem.models.engine.run import last_logits
 from mechmem.models.engine.stored import Base, make_base
 from mechmem.models.engine.tiling import Abreast, Stacked, Tiling, stands_abreast
 from mechmem.models.engine.truth import vouch, wired
+from mechmem.models.engine.work import Work
 from mechmem.models.tokens import TokenizedPrompt
 
 __all__ = ["Grid", "Taker"]

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 
 from mechmem.errors import ModelError
-from mechmem.models.engine.plan import Plan, Work
+from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.work import Work
 
 __all__ = ["batch_bytes", "is_out_of_memory", "peak_bytes", "retried"]
 
@@ -22,7 +23,7 @@ class Divisible(Protocol):
 
     @property
     def rows(self) -> Sized:
-        """One entry per row."""
+        """One entry per prompt."""
         ...
 
     @property
@@ -85,8 +86,8 @@ def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
             _release()
             if not work.halves():
                 raise ModelError(
-                    f"A single prompt in a batch of {work.width + work.reach} tokens does not fit "
-                    "in memory; load the model in a smaller dtype, spread it over devices "
+                    f"A prompt of {work.width + work.reach} tokens does not fit in memory even "
+                    "alone; load the model in a smaller dtype, spread it over devices "
                     "(device_map=), or shorten the prompt."
                 )
             too_large = min(too_large, size)

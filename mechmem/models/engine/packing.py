@@ -1,27 +1,19 @@
 """Short prompts in one row, one behind the other: little is padded, and passes are few and long.
 
 A mask keeps the prompts of a row from seeing each other, and every token has its own place in its
-prompt.
+prompt; see `mechmem.models.engine.lanes`. Here it is decided which prompts stand where.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from mechmem.models.engine.batching import MAX_PAIRS, MAX_ROWS, rows_that_fit
 
-from mechmem.models.engine.anatomy import without_hooks
-from mechmem.models.engine.backends import Backend, model_device, model_dtype
-from mechmem.models.engine.batching import MAX_ROWS, Batch, rows_that_fit
-from mechmem.models.tokens import TokenizedPrompt
-from mechmem.seeding import keyed_rng
-
-__all__ = ["Packed", "pack", "packs_truly", "sees_its_own"]
+__all__ = ["Packed", "pack"]
 
 ENOUGH = 16
 """A pass this many times as long as what starting it costs gains little by being longer, and small
@@ -35,17 +27,19 @@ class Packed(NamedTuple):
 
     Attributes:
         rows: The prompts, lane by lane.
-        lane_of: For every prompt, in which row of the pass it stands; empty when each has its own.
-        width: Tokens of the longest row.
+        lane_of: For every prompt, in which row of the pass it stands.
     """
 
     rows: tuple[int, ...]
     lane_of: tuple[int, ...]
-    width: int
 
 
 def pack(
-    lengths: Sequence[int], token_budget: int, pass_cost: float, pair_cost: float
+    lengths: Sequence[int],
+    token_budget: int,
+    pass_cost: float,
+    pair_cost: float,
+    n_ctx: float = math.inf,
 ) -> Iterator[Packed]:
     """Rows filled with the longest prompts that fit, from the longest one on.
 
@@ -58,9 +52,11 @@ def pack(
             than that is wasted in this one, on padding or on attention of rows that are wider than
             their longest prompt.
         pair_cost: What it costs, in tokens, that a token stands in a row one token wider.
+        n_ctx: No row of several prompts is wider.
     """
     pool = _Pool(lengths)
     largest = min(float(token_budget), ENOUGH * pass_cost)
+    widest = min(largest, n_ctx, math.isqrt(MAX_PAIRS))
 
     def fill(width: int) -> list[list[int]]:
         lanes: list[list[int]] = []
@@ -92,12 +88,10 @@ def pack(
     while pool.sizes:
         longest = pool.sizes[-1]
         widths = [int(longest * times) for times in _WIDTHS]
-        lanes = fill(min((w for w in widths if w <= max(longest, largest)), key=price))
-        shared = any(len(lane) > 1 for lane in lanes)
+        lanes = fill(min((w for w in widths if w <= max(longest, widest)), key=price))
         yield Packed(
             tuple(row for lane in lanes for row in lane),
-            tuple(k for k, lane in enumerate(lanes) for _ in lane if shared),
-            max(map(tokens, lanes)),
+            tuple(k for k, lane in enumerate(lanes) for _ in lane),
         )
 
 
@@ -134,56 +128,3 @@ class _Pool:
                 self.stacks[size] = []
                 insort(self.sizes, size)
             self.stacks[size].append(row)
-
-
-def sees_its_own(batch: Batch, dtype: torch.dtype) -> Float[Tensor, "row 1 token key"]:
-    """What is added to attention scores: 0 where a token sees an earlier one of its own prompt, the
-    lowest number elsewhere. Padding sees padding, so that no token is without any."""
-    prompt = (batch.index == 0).cumsum(1)
-    width = prompt.shape[1]
-    earlier = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()
-    sees = (prompt[:, :, None] == prompt[:, None, :]) & earlier
-    out = torch.zeros(sees.shape, dtype=dtype, device=prompt.device)
-    return out.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
-
-
-def packs_truly(backend: Backend) -> bool:
-    """Whether prompts that share rows get the model's own logits; tried once per model, on random
-    tokens."""
-    if backend not in _TRIED:
-        with torch.no_grad(), without_hooks(backend.model):
-            try:
-                _TRIED[backend] = _try(backend)
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-                _TRIED[backend] = False  # a model that takes no such mask gets a row per prompt
-    return _TRIED[backend]
-
-
-_TRIED: WeakKeyDictionary[Backend, bool] = WeakKeyDictionary()
-
-
-def _try(backend: Backend) -> bool:
-    """Prompts of five lengths in two rows, one of them padded, against a row for each."""
-    cfg, device = backend.model.cfg, model_device(backend.model)
-    rng = keyed_rng(0, "packing check")
-    prompts = [
-        TokenizedPrompt(str(n), tuple(rng.integers(0, int(cfg.d_vocab), size=n).tolist()), {})
-        for n in (5, 3, 4, 2, 1)
-    ]
-    rows, pad = range(len(prompts)), prompts[0].ids[0]
-    alone = Batch.collate(prompts, rows, pad, device)
-    plain, _ = backend.forward(alone.ids, alone.mask)
-    batch = Batch.collate(prompts, rows, pad, device, lane_of=(0, 0, 1, 1, 1))
-    found, _ = backend.forward(
-        batch.ids, sees_its_own(batch, model_dtype(backend.model)),
-        positions=batch.index.clamp_min(0),
-    )  # fmt: skip
-    assert batch.starts is not None
-    allowed = max(1e-4, 16 * torch.finfo(plain.dtype).eps)
-    for row, prompt in enumerate(prompts):
-        lane, start = batch.starts[row].tolist()
-        want = plain[row, -len(prompt.ids) :].double()
-        got = found[lane, start : start + len(prompt.ids)].double()
-        if not bool(((got - want).norm(dim=-1) <= allowed * want.norm(dim=-1)).all()):
-            return False
-    return True

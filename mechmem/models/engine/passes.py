@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,15 +12,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.errors import ModelError
-from mechmem.models.engine.backends import Backend, model_device, model_dtype
+from mechmem.models.engine.anatomy import has_hooks
+from mechmem.models.engine.backends import Backend, model_device, model_dtype, refuse_training
 from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.packing import packs_truly, sees_its_own
-from mechmem.models.engine.plan import Plan, Prefix, Work, make_plan
+from mechmem.models.engine.lanes import packs_truly, sees_its_own
+from mechmem.models.engine.plan import Plan, make_plan
 from mechmem.models.engine.prefix import (
     Root,
     continues_truly,
-    has_hooks,
     limits,
     lone_prompts,
     run_root,
@@ -27,9 +27,10 @@ from mechmem.models.engine.prefix import (
 )
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention, Reader, StopForward
+from mechmem.models.engine.work import Prefix, Work
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["Passes", "Ready", "pass_cost", "plan_passes", "running"]
+__all__ = ["Passes", "Ready", "pair_cost", "pass_cost", "plan_passes", "running"]
 
 Readers = Callable[[tuple[Prefix, ...]], Sequence[Reader]]
 
@@ -43,7 +44,7 @@ def plan_passes(
     extra: int = 0,
     share: bool = True,
     own: Sequence[TokenizedPrompt] | None = None,
-    reads: bool = False,
+    pack: bool = False,
 ) -> Plan:
     """The plan for these prompts on this model.
 
@@ -55,16 +56,21 @@ def plan_passes(
         share: Whether prompts may share anything: those that begin alike, their beginning, which
             then runs once; and short ones a row.
         own: The prompts without what follows them, when ``prompts`` carry more (answers).
-        reads: Whether states are read and nothing else is wanted; only then rows are shared.
+        pack: Whether short prompts may share rows: only where states at positions of theirs are
+            read and nothing else is wanted.
+
+    Raises:
+        ModelError: When the model is in train mode.
     """
+    refuse_training(backend)
     allowed = limits(backend, own or prompts, interventions, extra) if share else None
     pair = None
-    if share and reads and not interventions and _may_pack(backend, prompts):
+    if share and pack and not interventions and _may_pack(backend, prompts):
         pair = pair_cost(backend)
     while True:
         plan = make_plan(
             prompts, token_budget, extra=extra, limits=allowed, pass_cost=pass_cost(backend),
-            pair_cost=pair,
+            pair_cost=pair, n_ctx=int(getattr(backend.model.cfg, "n_ctx", 0) or 0) or math.inf,
         )  # fmt: skip
         if plan.packs and not packs_truly(backend):
             pair = None
@@ -190,10 +196,6 @@ class Passes:
 @contextmanager
 def running(backend: Backend) -> Iterator[None]:
     """No gradients, and no dropout unseen."""
-    if getattr(backend.model, "training", False):
-        raise ModelError(
-            "The model is in train mode, where dropout makes every pass different; "
-            "call model.eval() on it first."
-        )
+    refuse_training(backend)
     with torch.no_grad():
         yield

@@ -8,6 +8,7 @@ Prompts that share nothing may share rows.
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +25,10 @@ from mechmem.models.engine.batching import (
 )
 from mechmem.models.engine.families import families
 from mechmem.models.engine.packing import pack
+from mechmem.models.engine.work import Prefix, Work
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["Plan", "Prefix", "Work", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
 PASS_COST = 128.0
 """What starting a forward pass costs, in tokens, when the model is not known."""
@@ -34,73 +36,6 @@ MUST_SAVE = 0.1
 """Share of the work that shared beginnings must save, or they are left."""
 LANES_MUST_SAVE = 0.05
 """And shared rows, which cost nothing to make."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The first ``length`` tokens of the prompt in ``row``."""
-
-    row: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """One batch.
-
-    Attributes:
-        rows: The prompts, by their place in the list that was planned.
-        width: Tokens of the longest row of the pass, without what is shared.
-        prefixes: Beginnings that are run first; empty when nothing is shared.
-        root_of: For every row, which of `prefixes` it continues.
-        lane_of: For every prompt, in which row of the pass it stands, one behind the other; empty
-            when each has one of its own.
-    """
-
-    rows: tuple[int, ...]
-    width: int
-    prefixes: tuple[Prefix, ...] = ()
-    root_of: tuple[int, ...] = ()
-    lane_of: tuple[int, ...] = ()
-
-    @property
-    def lanes(self) -> int:
-        """Rows of the pass."""
-        return max(self.lane_of) + 1 if self.lane_of else len(self.rows)
-
-    @property
-    def skip(self) -> tuple[int, ...]:
-        """Tokens at the start of every row that its prefix has run already."""
-        return tuple(self.prefixes[root].length for root in self.root_of)
-
-    @property
-    def reach(self) -> int:
-        """Tokens of the longest prefix."""
-        return max((prefix.length for prefix in self.prefixes), default=0)
-
-    @property
-    def fed(self) -> int:
-        """Tokens that the pass over the rows computes, padding included."""
-        return self.lanes * self.width
-
-    def halves(self) -> list[Work]:
-        """The same prompts in two batches; nothing for a single one."""
-        middle = len(self.rows) // 2
-        if self.lane_of and self.lanes > 1:
-            middle = self.lane_of.index(self.lanes // 2)  # rows stay whole
-        parts = (slice(0, middle), slice(middle, None)) if middle else ()
-        return [self._only(part) for part in parts]
-
-    def _only(self, part: slice) -> Work:
-        used = sorted(set(self.root_of[part]))
-        lanes = self.lane_of[part]
-        return Work(
-            self.rows[part],
-            self.width,
-            tuple(self.prefixes[root] for root in used),
-            tuple(used.index(root) for root in self.root_of[part]),
-            tuple(lane - lanes[0] for lane in lanes),
-        )
 
 
 @dataclass(frozen=True)
@@ -167,10 +102,11 @@ class Plan:
         """Whether prompts share rows."""
         return any(work.lane_of for work in self.works)
 
-    def cost(self, pass_cost: float) -> float:
-        """Tokens computed, passes counted as tokens too."""
+    def cost(self, pass_cost: float, pair_cost: float = 0.0) -> float:
+        """Tokens computed; passes, and how far tokens look back, counted as tokens too."""
         steps = len(self.works) * (1 + self.extra) + len(self.roots)
-        return self.fed + pass_cost * steps
+        pairs = sum(work.fed * (work.width + work.reach) for work in self.works)
+        return self.fed + pass_cost * steps + pair_cost * pairs
 
     def __str__(self) -> str:
         computed = self.tokens - self.shared
@@ -190,6 +126,7 @@ def make_plan(
     limits: Sequence[int] | None = None,
     pass_cost: float = PASS_COST,
     pair_cost: float | None = None,
+    n_ctx: float = math.inf,
 ) -> Plan:
     """Batches of the prompts under a token budget.
 
@@ -203,8 +140,9 @@ def make_plan(
             by sharing, must be worth more.
         pair_cost: What it costs, in tokens, that a token stands in a row one token wider; ``None``
             gives every prompt a row of its own.
+        n_ctx: Nothing is shared in rows that are wider, stored tokens counted.
     """
-    fill = _Fill(token_budget, extra, pass_cost * (1 + extra), pair_cost)
+    fill = _Fill(token_budget, extra, pass_cost * (1 + extra), pair_cost, n_ctx)
     plain = Plan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
     if limits is None or len(prompts) < 2:
         return plain
@@ -219,7 +157,8 @@ def make_plan(
     alone = set(range(len(prompts))) - {row for work in works for row in work.rows}
     works += _plain(prompts, sorted(alone), fill)
     shared = Plan(tuple(works), tuple(prompts), extra)
-    return shared if shared.cost(pass_cost) <= (1 - MUST_SAVE) * plain.cost(pass_cost) else plain
+    costs = [plan.cost(pass_cost, pair_cost or 0.0) for plan in (shared, plain)]
+    return shared if costs[0] <= (1 - MUST_SAVE) * costs[1] else plain
 
 
 class _Fill(NamedTuple):
@@ -229,6 +168,7 @@ class _Fill(NamedTuple):
     extra: int
     padding: float
     pair: float | None
+    n_ctx: float
 
 
 def _plain(prompts: Sequence[TokenizedPrompt], rows: Sequence[int], fill: _Fill) -> list[Work]:
@@ -242,8 +182,8 @@ def _plain(prompts: Sequence[TokenizedPrompt], rows: Sequence[int], fill: _Fill)
         return alone
     lengths = [len(prompt.ids) for prompt in chosen]
     packed = [
-        Work(tuple(rows[k] for k in batch.rows), batch.width, lane_of=batch.lane_of)
-        for batch in pack(lengths, budget, fill.padding, fill.pair)
+        Work.of([rows[k] for k in batch.rows], batch.lane_of, [lengths[k] for k in batch.rows])
+        for batch in pack(lengths, budget, fill.padding, fill.pair, fill.n_ctx)
     ]
 
     def cost(works: Sequence[Work], pair: float) -> float:
@@ -282,6 +222,7 @@ def _shared(
             and len(group) * reach <= fill.token_budget
             and len(group) * reach * reach <= MAX_PAIRS
             and padding <= 2 * fill.padding  # its two passes
+            and (len(group) == 1 or reach + grown <= fill.n_ctx)
         )
 
     def work(group: Sequence[tuple[int, int, list[int]]]) -> Work:

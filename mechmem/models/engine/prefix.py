@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -13,19 +12,19 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mechmem.errors import PositionError
-from mechmem.models.engine.anatomy import is_internal, without_hooks
+from mechmem.models.engine.anatomy import has_hooks
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.plan import Prefix
 from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.trials import holds, same_logits, tried
 from mechmem.models.engine.wiring import Intervention
+from mechmem.models.engine.work import Prefix
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 __all__ = [
     "Root",
     "continues_truly",
-    "has_hooks",
     "limits",
     "lone_prompts",
     "run_root",
@@ -188,15 +187,6 @@ def _first(where: Positions, prompt: TokenizedPrompt) -> int:
     return min((index for _, index in columns), default=len(prompt.ids))
 
 
-def has_hooks(model: Any) -> bool:
-    """Whether somebody other than the libraries themselves has hooked the model."""
-    return any(
-        not is_internal(hook)
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ) or any(point.fwd_hooks for point in model.hook_dict.values())
-
-
 def sees_everything(model: Any, tokens: int) -> bool:
     """Whether attention of every layer reaches back over this many tokens."""
     config = getattr(getattr(model, "original_model", None), "config", None)
@@ -207,6 +197,8 @@ def sees_everything(model: Any, tokens: int) -> bool:
     if kinds is not None and not set(kinds) <= {"full_attention", "sliding_attention"}:
         return False
     window = getattr(config, "sliding_window", None)
+    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's words
+        window = config.window_size
     slides = getattr(config, "use_sliding_window", True) is not False
     if kinds is not None:
         slides = "sliding_attention" in kinds
@@ -217,16 +209,7 @@ def sees_everything(model: Any, tokens: int) -> bool:
 
 def continues_truly(backend: Backend) -> bool:
     """Whether continuing gives the model's own logits; tried once per model, on random tokens."""
-    if backend not in _TRIED:
-        with torch.no_grad(), without_hooks(backend.model):
-            try:
-                _TRIED[backend] = _try(backend)
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-                _TRIED[backend] = False  # a model that cannot be continued so runs without
-    return _TRIED[backend]
-
-
-_TRIED: WeakKeyDictionary[Backend, bool] = WeakKeyDictionary()
+    return tried(backend, "continues", lambda: holds("continuing a prompt", lambda: _try(backend)))
 
 
 def _try(backend: Backend) -> bool:
@@ -244,5 +227,4 @@ def _try(backend: Backend) -> bool:
     rest = Batch.collate(prompts, range(3), ids[0][0], device, skip=[6, 6, 4])
     mask = root.mask(root_of, rest.mask)
     found, _ = backend.forward(rest.ids, mask, cache=root.cache(root_of, False), last_only=True)
-    off = (found - plain).double().norm(dim=-1) / plain.double().norm(dim=-1)
-    return bool((off <= max(1e-4, 16 * torch.finfo(plain.dtype).eps)).all())
+    return same_logits(found, plain)

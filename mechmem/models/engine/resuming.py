@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.errors import SiteError
-from mechmem.models.engine.anatomy import without_hooks
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
+from mechmem.models.engine.trials import holds, same_logits, tried
 from mechmem.models.engine.truth import vouch
 from mechmem.models.engine.wiring import connected, hook_name
 from mechmem.models.sites import Site
@@ -48,7 +46,10 @@ def start_of(site: Site) -> int:
 
 @contextmanager
 def resumed(
-    backend: Backend, start: int, residual: Float[Tensor, "row token d"] | None
+    backend: Backend,
+    start: int,
+    residual: Float[Tensor, "row token d"] | None,
+    form: Form | None = None,
 ) -> Iterator[None]:
     """Inside, a forward pass runs the blocks from ``start`` on, beginning with ``residual``.
 
@@ -58,6 +59,7 @@ def resumed(
         backend: A model for which `resumes_truly`.
         start: From 0 (the whole model) to the number of blocks (none of them).
         residual: ``resid_post`` of block ``start - 1``; not needed from 0 on.
+        form: How its blocks hand their output on; by default what the trial found.
     """
     if start == 0:
         yield
@@ -65,13 +67,13 @@ def resumed(
     assert residual is not None
     blocks = [backend.model.blocks[layer] for layer in range(start)]
     point = backend.model.hook_dict[hook_name(Site("resid_post", start - 1))]
-    form = _TRIED.get(backend) or _FORMS[0]
+    hand_on = form or _form_of(backend) or _FORMS[0]
 
     def pass_on(*args: Any, **kwargs: Any) -> Any:
-        return form(args[0] if args else kwargs["hidden_states"])
+        return hand_on(args[0] if args else kwargs["hidden_states"])
 
     def begin(*args: Any, **kwargs: Any) -> Any:
-        return form(point(residual))
+        return hand_on(point(residual))
 
     own = [block.__dict__.get("forward") for block in blocks]
     try:
@@ -88,28 +90,18 @@ def resumed(
 
 def resumes_truly(backend: Backend) -> bool:
     """Whether resuming gives the model's own logits; tried once per model, on random tokens."""
-    if backend not in _TRIED:
-        _TRIED[backend] = None
-        with torch.no_grad(), without_hooks(backend.model):
-            for form in _FORMS:
-                _TRIED[backend] = form
-                try:
-                    good = _try(backend)
-                except (
-                    RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError,
-                    SiteError,
-                ):  # fmt: skip
-                    good = False  # a model that cannot be resumed so runs whole
-                if good:
-                    break
-                _TRIED[backend] = None
-    return _TRIED[backend] is not None
+    return _form_of(backend) is not None
 
 
-_TRIED: WeakKeyDictionary[Backend, Form | None] = WeakKeyDictionary()
+def _form_of(backend: Backend) -> Form | None:
+    def first() -> Form | None:
+        tests = ((form, partial(_try, backend, form)) for form in _FORMS)
+        return next((form for form, test in tests if holds("resuming", test)), None)
+
+    return tried(backend, "resumes", first)
 
 
-def _try(backend: Backend) -> bool:
+def _try(backend: Backend, form: Form) -> bool:
     """A padded and an unpadded prompt, from the first, a middle and the last block's end."""
     cfg = backend.model.cfg
     layers = int(cfg.n_layers)
@@ -124,9 +116,8 @@ def _try(backend: Backend) -> bool:
         plain, _ = backend.forward(batch.ids, batch.mask, last_only=True)
     other = batch.ids.roll(1, dims=1)  # other tokens: what is below must not matter
     for start, keep in zip(starts, keeps, strict=True):
-        with resumed(backend, start, keep.value):
+        with resumed(backend, start, keep.value, form):
             found, _ = backend.forward(other, batch.mask, last_only=True)
-        off = (found - plain).double().norm(dim=-1) / plain.double().norm(dim=-1)
-        if not bool((off <= max(1e-4, 16 * torch.finfo(plain.dtype).eps)).all()):
+        if not same_logits(found, plain):
             return False
     return True

@@ -16,13 +16,14 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed
 from mechmem.models.engine.generation import Completion, generate
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
-from mechmem.models.engine.plan import Plan, Prefix, Work
+from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.progress import Progress, told
 from mechmem.models.engine.taking import Behind, Front, Take, wanted_in_front
 from mechmem.models.engine.trimming import last_block, trimmed
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention, StopForward
+from mechmem.models.engine.work import Prefix, Work
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -80,7 +81,7 @@ def take_states(
             token_budget,
             interventions=interventions,
             share=share and side == "left",
-            reads=True,
+            pack=not positions.pooled,
         )
     works = plan.works if works is None else works
     wanted = wanted_in_front(works, prompts, positions)
@@ -89,7 +90,11 @@ def take_states(
         at = None if positions.pooled else [wanted[prefix] for prefix in prefixes]
         return [Front(site, at) for site in sites]
 
-    passes = Passes(backend, prompts, pad_id, side=side, readers=fronts, stop_early=True)
+    # The pass over beginnings stops only where keys and values of all blocks that the rows run have
+    # been made: not below an edit, and not before the first attention.
+    ends = max(site.depth for site in sites)
+    stop = ends > Site("resid_pre", 0).depth and all(e.site.depth <= ends for e in interventions)
+    passes = Passes(backend, prompts, pad_id, side=side, readers=fronts, stop_early=stop)
     last = None if positions.pooled else last_block(backend, sites, interventions)
 
     def run(work: Work) -> dict[Site, Tensor]:
@@ -188,7 +193,7 @@ def answer_logprobs(
         longest = max(len(answers[row]) for row in work.rows)
         with running(backend), wired(backend, feed, interventions):
             logits, _ = backend.forward(
-                ready.batch.ids, ready.mask, cache=ready.cache, last_only=longest == 1
+                ready.batch.ids, ready.mask, cache=ready.cache, keep=longest
             )
         scores = []
         for k, row in enumerate(work.rows):

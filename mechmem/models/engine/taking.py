@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.plan import Prefix, Work
 from mechmem.models.engine.positions import Positions
+from mechmem.models.engine.work import Prefix, Work
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -113,15 +113,14 @@ class Take:
     def read(self, activation: Tensor, feed: Feed) -> None:
         """Called by the hook."""
         device = activation.device
-        rows, columns = (where.to(device) for where in feed.at(self.positions))
         if self.positions.pooled:
-            own = activation[rows, columns.clamp_min(0)]
-            total = _summed(own, columns >= 0)
+            total = _summed(activation, feed.mask(self.positions).to(device))
             if self.front is not None and self.behind is not None:
                 assert self.front.value is not None
                 total += self.front.value[self.behind.root_of.to(device)]
             self.value = total / over_features(feed.lengths.to(device)[:, None], total)
             return
+        rows, columns = (where.to(device) for where in feed.at(self.positions))
         value = activation[rows, columns].detach()  # indexing copies: no view stays alive
         if (
             self.front is not None

@@ -9,18 +9,17 @@ copied for none.
 from __future__ import annotations
 
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.models.engine.anatomy import without_hooks
-from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.backends import Backend, masking, model_device
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.cells import Split
-from mechmem.models.engine.plan import Prefix
 from mechmem.models.engine.prefix import Root, lone_prompts, run_root
+from mechmem.models.engine.trials import holds, same_logits, tried
+from mechmem.models.engine.work import Prefix
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
@@ -96,7 +95,7 @@ class Abreast:
         return logits.detach().transpose(0, 1)
 
     def mask(self, dtype: torch.dtype) -> Float[Tensor, "row 1 token key"]:
-        """What is added to attention scores: 0 where a token sees a key, the lowest number else."""
+        """What is added to attention scores."""
         own = self.batch.mask.bool()
         (_, width), (_, cells) = own.shape, self.times
         earlier = torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
@@ -104,22 +103,12 @@ class Abreast:
         beside = torch.kron(same, earlier)[None] & own.repeat(self.times)[:, None]
         front = self.root.seen.bool()[:, None].expand(-1, beside.shape[1], -1)
         sees = torch.cat([front, beside], dim=2)[:, None]
-        out = torch.zeros(sees.shape, dtype=dtype, device=own.device)
-        return out.masked_fill_(~sees, torch.finfo(dtype).min)
+        return masking(sees, dtype)
 
 
 def stands_abreast(backend: Backend) -> bool:
     """Whether cells abreast give the model's own logits; tried once per model, on random tokens."""
-    if backend not in _TRIED:
-        with torch.no_grad(), without_hooks(backend.model):
-            try:
-                _TRIED[backend] = _try(backend)
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-                _TRIED[backend] = False  # a model that takes no such mask runs row by row
-    return _TRIED[backend]
-
-
-_TRIED: WeakKeyDictionary[Backend, bool] = WeakKeyDictionary()
+    return tried(backend, "abreast", lambda: holds("cells abreast", lambda: _try(backend)))
 
 
 def _try(backend: Backend) -> bool:
@@ -138,5 +127,4 @@ def _try(backend: Backend) -> bool:
     root = run_root(front, lambda cache: backend.forward(front.ids, front.mask, cache=cache))
     rest = Batch.collate(prompts, rows, prompts[0].ids[0], device, skip=cuts)
     found = Abreast(rest, 3, root).logits(backend)
-    off = (found - plain[:, -1]).double().norm(dim=-1) / plain[:, -1].double().norm(dim=-1)
-    return bool((off <= max(1e-4, 16 * torch.finfo(plain.dtype).eps)).all())
+    return same_logits(found, plain[:, -1].expand_as(found))

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from mechmem.models.engine.anatomy import without_hooks
+from mechmem.models.engine.anatomy import has_hooks
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.prefix import has_hooks
 from mechmem.models.engine.resuming import Keep
+from mechmem.models.engine.trials import holds, tried
 from mechmem.models.engine.truth import vouch
 from mechmem.models.engine.wiring import Intervention, connected
 from mechmem.models.sites import Site
@@ -88,17 +87,9 @@ def trimmed(
 
 def trims_truly(backend: Backend, layer: int) -> bool:
     """Whether trimming a block leaves the tokens that are read as they are; tried once."""
-    known = _TRIED.setdefault(backend, {})
-    if layer not in known:
-        with torch.no_grad(), without_hooks(backend.model):
-            try:
-                known[layer] = _try(backend, Site("resid_post", layer))
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-                known[layer] = False  # a block without such an MLP runs whole
-    return known[layer]
-
-
-_TRIED: WeakKeyDictionary[Backend, dict[int, bool]] = WeakKeyDictionary()
+    site = Site("resid_post", layer)
+    what = f"trimming block {layer}"
+    return tried(backend, ("trims", layer), lambda: holds(what, lambda: _try(backend, site)))
 
 
 def _try(backend: Backend, site: Site) -> bool:

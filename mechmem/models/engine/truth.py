@@ -14,7 +14,7 @@ import torch
 
 from mechmem.errors import SiteError
 from mechmem.models.engine.anatomy import anatomy, end_of_blocks, overheard, without_hooks
-from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.backends import Backend, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.trace import PAD, Nudge, See, Trace
 from mechmem.models.engine.verdict import Finding, Judge
@@ -51,6 +51,7 @@ def vouch(backend: Backend, sites: Sequence[Site]) -> None:
 
     Raises:
         SiteError: Naming the site and the reason.
+        ModelError: When a stream would have to be examined in train mode.
     """
     for stream in {site.stream for site in sites}:
         if Site(stream, 0) not in backend.verdicts:
@@ -69,7 +70,11 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
     """Prove or refuse one stream at every layer by a single small forward pass.
 
     Users' hooks are set aside meanwhile, no random number is drawn, and nothing stays behind.
+
+    Raises:
+        ModelError: In train mode, where nothing can be proved.
     """
+    refuse_training(backend)
     blocks = anatomy(backend)
     sites = [Site(stream, layer) for layer in range(len(blocks))]
     if stream == "resid_mid" and any(block.parallel for block in blocks):
