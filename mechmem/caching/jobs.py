@@ -56,7 +56,7 @@ def extract_activations(
         model, prompts, sites, positions, dtype, token_budget, share_prefixes, progress: As in
             `cache_activations`.
         folder: Where to; on a file system that all processes see.
-        shard_rows: Prompts from which on a shard is full: the most work that a kill can lose.
+        shard_rows: Most prompts in a shard (one batch always fits): the work that a kill can lose.
         rank, world: This process's share; default ``RANK`` and ``WORLD_SIZE``, else everything.
 
     Returns:

@@ -165,7 +165,7 @@ def run_shards(
     Args:
         settings: What must not differ between the parts of a folder.
         make: Makes one shard's tensors from its batches and rows.
-        shard_rows: Prompts from which on a shard is full.
+        shard_rows: Most prompts in a shard; one batch always fits.
         rank, world: Default ``RANK`` and ``WORLD_SIZE``.
 
     Raises:
@@ -253,13 +253,15 @@ def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, 
 
 
 def _shards(plan: Plan, shard_rows: int) -> Iterator[list[Work]]:
-    """Whole batches, in order, until a shard is full."""
+    """Whole batches, in order; a shard ends before it would hold more prompts than it may."""
     shard: list[Work] = []
+    held = 0
     for work in plan.works:
-        shard.append(work)
-        if sum(len(item.rows) for item in shard) >= shard_rows:
+        if shard and held + len(work.rows) > shard_rows:
             yield shard
-            shard = []
+            shard, held = [], 0
+        shard.append(work)
+        held += len(work.rows)
     if shard:
         yield shard
 

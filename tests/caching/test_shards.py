@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from helpers import bench, close, contrast_set
 from test_store import KillAfter, hashes, killed
 
 import mechmem as mm
-from mechmem.caching.shards import dealt, share_of_work
+from mechmem.caching.shards import dealt, parts_of, share_of_work
+from mechmem.models.engine.passes import plan_passes
 from mechmem.models.engine.work import Work
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
@@ -66,6 +68,19 @@ class TestFourProcesses:
             done.append(heard)
         assert sum(map(sum, done)) == len(contrast_set())
         assert all(done)
+
+    def test_a_shard_holds_no_more_than_it_may_but_for_a_single_batch(self, tmp_path) -> None:
+        model = bench().model
+        plan = plan_passes(model.backend, model.tokenize(contrast_set()), 14, pack=True)
+        starts = {work.rows[0]: len(work.rows) for work in plan.works}
+        for most in (1, 2, 4, 7, 1000):
+            folder, options = tmp_path / str(most), {**OPTIONS, "shard_rows": most}
+            mm.extract_activations(model, contrast_set(), folder, **options)
+            (part,) = parts_of(folder)
+            assert list(chain(*part.rows)) == [row for work in plan.works for row in work.rows]
+            assert all(len(rows) <= max(most, starts[rows[0]]) for rows in part.rows)
+            # And as many as it may: the next batch would have been too much.
+            assert all(len(a) + starts[b[0]] > most for a, b in pairwise(part.rows))
 
     def test_shards_of_falling_size_come_out_even(self) -> None:
         shards = [[Work((0,), width)] for width in (185, 148, 126, 109, 81, 53, 6)]
