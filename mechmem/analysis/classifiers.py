@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from mechmem.errors import MechmemError, listed
+from mechmem.errors import MechmemError, MechmemWarning, listed
 
 __all__ = ["CLASSIFIERS", "LinearClassifier", "fit_classifier", "folds_of", "token_features"]
 
@@ -124,7 +124,8 @@ CLASSIFIERS: dict[str, Fit] = {
 def _inner(target: bytes, groups: tuple[str, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Inner folds, the same for every site of a contrast, whose training sides show both."""
     known = np.frombuffer(target, dtype=int)
-    folds = folds_of(min(3, int(np.bincount(known).min())), known, np.array(groups))
+    most = min(3, int(np.bincount(known).min()), len(set(groups)))
+    folds = folds_of(most, known, np.array(groups))
     return [(train, test) for train, test in folds if len(set(known[train].tolist())) == 2]
 
 
@@ -142,8 +143,20 @@ def folds_of(
 
 
 def token_features(token_ids: list[tuple[int, ...]]) -> Float[np.ndarray, "example feature"]:
-    """One-hot of the token at every position counted from the end, as far back as all reach."""
-    depth = min(len(ids) for ids in token_ids)
+    """One-hot of the token at every position counted from the end, as far back as all reach.
+
+    Warns when one short prompt hides most of the others.
+    """
+    lengths = [len(ids) for ids in token_ids]
+    depth = min(lengths)
+    if depth < np.median(lengths) / 2:
+        warnings.warn(
+            f"The baseline on input tokens sees the last {depth} tokens only, as many as the "
+            f"shortest prompt has; half of the prompts have {int(np.median(lengths))} or more. "
+            "Leave short prompts out to make it a fair one.",
+            MechmemWarning,
+            stacklevel=2,
+        )
     columns = []
     for back in range(1, depth + 1):
         here = np.array([ids[-back] for ids in token_ids])

@@ -124,8 +124,9 @@ def neuron_overlap(
         torch.cat([chosen.mask(site).flatten() for site in one.sites]).numpy()
         for chosen in (one.top(top, by=by, scope=scope), other.top(top, by=by, scope=scope))
     ]
+    middle = 0.5 if by == "auc" else 0.0  # where a neuron does not tell the classes apart
     flat = [
-        torch.cat([getattr(scores, by)[site].flatten() for site in one.sites]).numpy()
+        torch.cat([getattr(scores, by)[site].flatten() - middle for site in one.sites]).numpy()
         for scores in (one, other)
     ]
     k, total = int(masks[0].sum()), len(masks[0])
@@ -237,6 +238,11 @@ def split_halves(
         for row, side in enumerate(half.astype(bool))
         if all(0 < usual[row][part].sum() < part.sum() for part in (side, ~side))
     ]
+    if not kept:
+        raise PromptError(
+            f"No split into halves of {contrast.n_groups} groups left both classes in both halves; "
+            "observe more instances of the rarer class, or use flips."
+        )
     observed = _compared(contrast, half[kept], usual[kept], ranking, k, parts)
     null = _compared(contrast, half[kept], labels[kept], ranking, k, parts)
     return SplitHalves(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mechmem.caching.activations import Activations
-from mechmem.errors import MechmemError, PromptError, listed
+from mechmem.errors import MechmemError, MechmemWarning, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
 
@@ -60,6 +61,15 @@ class Contrast:
             raise PromptError(
                 "No group shows both classes, so the classes cannot be exchanged within groups "
                 "for a control; use flips: mm.observe(...).flips()."
+            )
+        fixed = sum(int(group) not in both for group in groups)
+        if 2 * fixed > len(rows):
+            warnings.warn(
+                f"{fixed} of {len(rows)} examples are in groups that show one class only, where "
+                "exchanging classes within groups changes nothing, so the control keeps much of "
+                "the effect; use flips: mm.observe(...).flips().",
+                MechmemWarning,
+                stacklevel=3,
             )
         parts, start, columns = {}, 0, []
         for site, state in acts.states.items():

@@ -140,7 +140,8 @@ def cosine_profile(
 def compare_directions(sources: Mapping[str, Directions]) -> DirectionCosines:
     """Cosine between the directions of every two sources at the sites they share.
 
-    Sources are data sets, methods, positions or seeds. They must point toward the same class.
+    Sources are data sets, methods, positions or seeds. A direction that points the other way
+    between the same two classes is turned; of other classes, `toward` is compared with `toward`.
 
     Raises:
         PromptError: For fewer than two sources.
@@ -232,4 +233,5 @@ def random_cosine(d: int, share: float) -> float:
 def _cosine(one: Direction, other: Direction) -> float:
     if one.norm == 0 or other.norm == 0:
         return float("nan")
-    return float(one.unit @ other.unit) * (1.0 if one.toward == other.toward else -1.0)
+    turned = (one.toward, one.away) == (other.away, other.toward)
+    return float(one.unit @ other.unit) * (-1.0 if turned else 1.0)

@@ -10,11 +10,11 @@ import torch
 from scipy.stats import rankdata
 
 from mechmem.analysis.directions import Direction, Directions
+from mechmem.analysis.held_out import refuse_seen
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 __all__ = ["Separation", "auroc", "separation"]
@@ -94,13 +94,7 @@ def separation(
         PromptError: When a class is missing.
     """
     if not allow_seen:
-        for direction in directions:
-            tokenized = [
-                TokenizedPrompt(name, ids, {})
-                for name, ids in zip(acts.prompts.ids, acts.token_ids, strict=True)
-            ]
-            direction.provenance.seen.refuse(acts.prompts, tokenized, "measure the separation")
-            break
+        refuse_seen(directions, acts, "measure the separation")
     first = next(iter(directions))
     names = acts.classes(by)
     rows = [k for k, name in enumerate(names) if name in (first.toward, first.away)]

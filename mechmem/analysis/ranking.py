@@ -60,7 +60,7 @@ def area_under_curve(one: Tensor, zero: Tensor) -> Tensor:
     both = torch.cat([one.flatten(1), zero.flatten(1)])
     parts = []
     for start in range(0, both.shape[1], COLUMNS_AT_ONCE):
-        ranks = stats.rankdata(both[:, start : start + COLUMNS_AT_ONCE].numpy(), axis=0)
+        ranks = stats.rankdata(both[:, start : start + COLUMNS_AT_ONCE].double().numpy(), axis=0)
         above = ranks[:n1].sum(0) - n1 * (n1 + 1) / 2
         parts.append(torch.from_numpy(above / (n1 * n0)))
     return torch.cat(parts).reshape(one.shape[1:])

@@ -61,7 +61,8 @@ class Histograms:
                 )
             mean = whole.mean.flatten()[index]
             width = reach * (whole.m2.flatten()[index] / max(whole.count - 1, 1)).sqrt()
-            width = width.clamp_min(torch.finfo(torch.float32).tiny)
+            # A coordinate that never varies still needs bins that are wider than its rounding.
+            width = width.clamp_min(torch.finfo(torch.float32).tiny).maximum(1e-12 * mean.abs())
             chosen[site], low[site], high[site] = index, mean - width, mean + width
         return cls(chosen, low, high, bins)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from mechmem.caching.activations import class_names
 from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.moments import Moments
-from mechmem.caching.shards import Part, as_dtype, described_edits, parts_of, run_shards
+from mechmem.caching.parts import Part, parts_of
+from mechmem.caching.shards import as_dtype, described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mechmem.caching.activations import Activations, class_names
 from mechmem.caching.moments import Moments
+from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.provenance import Provenance, Seen
-from mechmem.caching.shards import Part, parts_of
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet

@@ -1,7 +1,9 @@
-"""Controls: for every edit, edits of the same size without the contrast in them.
+"""Controls: for every edit, edits of the same make without the contrast in them.
 
 An effect counts only beyond these. They are made from the edit itself, so that they match it in
-sites, positions, number of neurons and length.
+sites, positions, number of neurons and, where something is added, length. What is projected out,
+scaled or set along a random direction is as much as the state has there, which may be less or more
+than along the edit's own; so it is with clamped neurons.
 """
 
 from __future__ import annotations
@@ -156,7 +158,11 @@ def _(edit: PatchActivations, model: Model, *, seed: int = 0) -> dict[str, Edit]
     group = dict(zip(prompts.ids, prompts.groups, strict=True))
     donors = {
         name: _others(
-            sorted(other for other in prompts.ids if group[other] != group[donor]),
+            sorted(
+                other
+                for other in prompts.ids
+                if group[other] not in (group[donor], group.get(name))
+            ),
             1,
             seed,
             f"unrelated donors {name}",

@@ -160,7 +160,13 @@ def interaction(
     for target in toward:
         sign = sign_toward(target)
         effects[target] = {}
-        mixed = controls(replace(whole, toward=target), model, seed=seed)["permuted"]
+        made = controls(replace(whole, toward=target), model, seed=seed)
+        if "permuted" not in made:
+            raise EditError(
+                "The parts have one shift value per site and position, so there is nothing to "
+                "exchange for a control; choose more neurons."
+            )
+        mixed = made["permuted"]
         assert isinstance(mixed, ShiftNeurons)
         for kind, joint in (("edit", replace(whole, toward=target)), ("permuted", mixed)):
 

@@ -144,7 +144,9 @@ def _measure(
     kl = right = answer = None
     if asked is not None and plain is not None:
         now = _log_probabilities(model, asked)
-        kl = (np.exp(plain) * (plain - now)).sum(1)
+        impossible = np.isneginf(plain)  # adds nothing, where 0 times infinity would be NaN
+        gap = np.subtract(plain, now, out=np.zeros_like(plain), where=~impossible)
+        kl = (np.exp(plain) * gap).sum(1)
         if all(prompt.answer is not None for prompt in asked):
             reader = PromptAnswers("answer")
             if task is not None:

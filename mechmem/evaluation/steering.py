@@ -12,9 +12,10 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.intervals import group_mean
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
-from mechmem.errors import EditError, PromptError, TaskError, did_you_mean, listed
+from mechmem.errors import EditError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
+from mechmem.evaluation.rates import check_before
 from mechmem.models.hooked import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import patched
@@ -100,7 +101,7 @@ def steering_grid(
             your own.
         draws: Random directions per cell, of the same length; 0 for none.
         before: Observations of the unedited model on the same prompts.
-        seed: Keys the random directions and the resampling.
+        seed: Keys the resampling; random direction k is that of ``controls(..., seed=seed + k)``.
         allow_seen: Measure on fitted prompts all the same.
         progress: Called with a line per site and strength.
 
@@ -108,6 +109,7 @@ def steering_grid(
         LeakageError: When the directions have seen a prompt or a group of the set.
         EditError: For strengths that are not above 0.
         TaskError: For an unknown outcome.
+        PromptError: When ``before`` was observed on other prompts or on another model.
     """
     asked = as_prompts(prompts).require("steer")
     sizes = sorted({float(alpha) for alpha in alphas})
@@ -117,8 +119,7 @@ def steering_grid(
     if not allow_seen:
         fitted.refuse(asked, model.tokenize(asked), "evaluate an edit")
     start = observe(model, asked, task=task, margins=False) if before is None else before
-    if start.prompts.ids != asked.ids:
-        raise PromptError("`before` was observed on other prompts; observe these, or leave it out.")
+    check_before(start, model, asked, model.tokenize(asked))
     counted = start.allowed[0] if outcome is None else outcome
     if counted not in start.allowed:
         raise TaskError(

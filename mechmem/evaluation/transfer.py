@@ -119,15 +119,20 @@ def probe_transfer(
                     f"test a probe of {name!r}",
                 )
     found: dict[str, dict[str, dict[str, Estimate]]] = {"usual": {}, "shuffled": {}}
+    exchanged = {
+        name: _exchanged(labels, groups, seed, name) for name, (_, labels, groups) in data.items()
+    }
     for name, (features, labels, groups) in data.items():
-        mixed = _exchanged(labels, groups, seed, name)
-        for kind, target in (("usual", labels), ("shuffled", mixed)):
+        for kind, target in (("usual", labels), ("shuffled", exchanged[name])):
             row = {}
             for other, (states, truth, members) in data.items():
+                # Exchanged classes are told from exchanged ones: a draw that happens to keep most
+                # of the true ones would be right, or wrong, about most of those.
+                asked = truth if kind == "usual" else exchanged[other]
                 if other == name:
-                    right = _held_out(features, target, labels, groups, seed)
+                    right = _held_out(features, target, asked, groups, seed)
                 else:
-                    right = (_probe().fit(features, target).predict(states) == truth).astype(float)
+                    right = (_probe().fit(features, target).predict(states) == asked).astype(float)
                 row[other] = group_mean(right, members.tolist(), seed=seed)
             found[kind][name] = row
     return ProbeTransfer(found["usual"], found["shuffled"], here, (classes[0], classes[1]))

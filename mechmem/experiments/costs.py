@@ -39,6 +39,8 @@ def dose_response(
     strength, and its first random direction.
     """
     chosen: Any = found.best.edit
+    if not hasattr(chosen, "alpha"):
+        return pd.DataFrame()  # an edit without a strength has one dose
     tried: list[tuple[str, Any, str]] = []
     for toward in BEHAVIORS:
         for dose in doses:

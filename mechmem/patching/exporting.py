@@ -161,6 +161,8 @@ def _added(edit: Edit, model: Model) -> dict[Site, Tensor]:
             raise EditError("preserve_norm=True adds no fixed vector; export without it.")
         sign = signed(edit.toward, edit.first.toward, edit.first.away)
         return {site: edit.of(site).vector * (sign * edit.alpha) for site in edit.sites(model)}
+    if edit.cap is not None:
+        raise EditError("cap= adds no fixed vector, as it depends on the state; export without it.")
     return {site: value[0] for site, value in edit.shift(model).items()}
 
 

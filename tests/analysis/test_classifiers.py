@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 import mechmem as mm
 from mechmem import plotting
 from mechmem.analysis import fit_classifier
-from mechmem.analysis.classifiers import REGULARIZATION
+from mechmem.analysis.classifiers import REGULARIZATION, token_features
 
 SITE = mm.Site("resid_post", 0)
 CLASSES = ["memorized", "generalized"]
@@ -32,6 +32,22 @@ def _data(n: int = 90, d: int = 12, seed: int = 0, gap: float = 0.8):
     x = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + 30
     x[target == 1, :3] += gap
     return x, target, np.array([f"g{k // 2}" for k in range(n)])
+
+
+class TestTokens:
+    def test_a_short_prompt_that_hides_the_others_is_told(self) -> None:
+        ids = [tuple(range(k, k + 30)) for k in range(9)]
+        token_features(ids)
+        with pytest.warns(mm.MechmemWarning, match=r"last 3 tokens only.*30 or more"):
+            found = token_features([*ids, (1, 2, 3)])
+        assert len(found) == 10
+
+    def test_fewer_groups_than_inner_folds(self) -> None:
+        rng = np.random.default_rng(0)
+        target = np.array([0, 0, 1, 1] * 2)
+        x = rng.normal(size=(8, 4)) + 3 * target[:, None]
+        fitted = fit_classifier(x, target, np.repeat(["a", "b"], 4))
+        assert np.isfinite(fitted.weight).all()
 
 
 class TestAgainstByHand:

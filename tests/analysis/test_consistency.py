@@ -59,6 +59,18 @@ class TestOverlap:
         assert mm.neuron_overlap(self.ONE, turned, top=3).sign_agreement == 0.0
         assert mm.neuron_overlap(self.ONE, self.ONE, top=3).sign_agreement == 1.0
 
+    def test_areas_count_from_one_half(self) -> None:
+        # An area of 0.1 tells the classes apart as well as 0.9, the other way round.
+        scores = mm.neuron_mean_difference(states(), auc=True)
+        opposite = states()
+        opposite = replace(opposite, states={s: -v for s, v in opposite.states.items()})
+        opposite = mm.neuron_mean_difference(opposite, auc=True)
+        same, against = (
+            mm.neuron_overlap(scores, found, top=5, by="auc") for found in (scores, opposite)
+        )
+        assert (same.sign_agreement, against.sign_agreement) == (1.0, 0.0)
+        assert against.rank_correlation == pytest.approx(1.0, abs=1e-3)
+
     def test_neurons_of_two_models_are_not_compared(self) -> None:
         info = replace(self.ONE.provenance.model, fingerprint="another")
         other = replace(self.OTHER, provenance=replace(self.OTHER.provenance, model=info))
@@ -109,3 +121,12 @@ class TestSplitHalves:
             mm.split_halves(states(), scope="layer")
         with pytest.raises(mm.PromptError, match=r"at least four groups, there are 2"):
             mm.split_halves(states().take(range(4)))
+        names = ["generalized"] * 24
+        names[0] = "memorized"
+        arrays = {site: np.random.default_rng(0).standard_normal((24, 1, 3)) for site in SITES}
+        lone = made_states(arrays, names)
+        with (
+            pytest.raises(mm.PromptError, match=r"No split into halves of 12 groups"),
+            pytest.warns(mm.MechmemWarning, match=r"22 of 24 examples are in groups"),
+        ):
+            mm.split_halves(lone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import close, made_states
@@ -104,6 +106,27 @@ class TestCosines:
             assert row.sd == pytest.approx(cosines.std(ddof=1))
             assert row.low < row.cosine < row.high
             assert row.n == len(data)
+
+    def test_separation_is_refused_for_what_any_of_the_directions_has_seen(self, fitted) -> None:
+        held = case("held", seed=5)[0]
+        mixed = mm.Directions(
+            {
+                mm.Site(*SITES[0]): fitted[SITES[0]],
+                mm.Site(*SITES[1]): mm.difference_of_means(held, toward="generalized")[SITES[1]],
+            }
+        )
+        mm.separation(fitted, held)
+        with pytest.raises(mm.LeakageError, match="measure the separation"):
+            mm.separation(mixed, held)
+
+    def test_other_class_names_do_not_turn_a_direction(self, fitted) -> None:
+        acts, _, _ = case("fit")
+        names = {"memorized": "recalled", "generalized": "worked out"}
+        renamed = {p.id: names[p.behavior] for p in acts.prompts}
+        again = replace(acts, prompts=acts.prompts.with_behaviors(renamed))
+        other = mm.difference_of_means(again, toward="worked out")
+        table = mm.compare_directions({"a": fitted, "b": other}).table()
+        assert table["cosine"].min() == pytest.approx(1.0)
 
     def test_between_directions_of_several_sources(self, fitted) -> None:
         acts, _, _ = case("fit")

@@ -47,6 +47,10 @@ class TestAreas:
         got = area_under_curve(torch.tensor(one), torch.tensor(zero))
         close(got, (one[:, None] > zero).mean((0, 1)), 1e-12)
 
+    def test_states_in_half_precision(self) -> None:
+        one, zero = torch.randn(9, 1, 4).bfloat16(), torch.randn(7, 1, 4).bfloat16()
+        close(area_under_curve(one, zero), area_under_curve(one.double(), zero.double()), 1e-12)
+
     def test_the_ranking_is_by_the_distance_from_one_half(self) -> None:
         values = np.zeros((8, 3))
         values[:, 0] = [3, 0, 3, 1, 0, 1, 3, 0]  # up

@@ -249,6 +249,19 @@ class TestHistograms:
         back, _ = parts[2].merge(parts[0]).merge(parts[1]).auc(SITE, "generalized", "memorized")
         close(found + back, np.ones(4), 1e-12)
 
+    def test_a_coordinate_that_never_varies_tells_nothing_apart(self) -> None:
+        names = ["memorized", "generalized"] * 4
+        moments = empty(2)
+        moments.covariance, moments.bootstrap = frozenset(), None
+        for value in (0.0, 1.5, -3e4, 1e-30):
+            values = torch.full((8, 1, 1), value)
+            moments = empty(2)
+            moments.covariance, moments.bootstrap = frozenset(), None
+            moments.update({SITE: values}, names)
+            found = mm.Histograms.around(moments, {SITE: [0]})
+            found.update({SITE: values}, names)
+            close(found.auc(SITE, "memorized", "generalized")[0], [0.5], 1e-12)
+
     def test_values_that_are_equal_count_half(self) -> None:
         names = ["memorized", "memorized", "generalized", "generalized"]
         values = torch.tensor([[[1.0]], [[2.0]], [[1.0]], [[1.0]]])

@@ -14,7 +14,8 @@ from helpers import bench, close, contrast_set
 from test_store import KillAfter, hashes, killed
 
 import mechmem as mm
-from mechmem.caching.shards import dealt, parts_of, share_of_work
+from mechmem.caching.parts import parts_of
+from mechmem.caching.shards import dealt, share_of_work
 from mechmem.models.engine.passes import plan_passes
 from mechmem.models.engine.work import Work
 
@@ -141,6 +142,16 @@ class TestTheTwoNumbers:
         monkeypatch.setenv("WORLD_SIZE", world)
         with pytest.raises(mm.ModelError, match=text):
             share_of_work()
+
+    def test_prompts_of_another_class_by_now_are_not_taken_for_counted(self, tmp_path) -> None:
+        moments(tmp_path)
+        turned = {"memorized": "generalized", "generalized": "memorized"}
+        now = contrast_set().with_behaviors(
+            {p.id: turned[p.behavior] for p in contrast_set().filter(lambda p: p.group == "g3")}
+        )
+        assert moments(tmp_path).counts  # the same again is no other
+        with pytest.raises(mm.ArtifactError, match=r"counted already, with another behavior"):
+            mm.extract_moments(bench().model, now, tmp_path, **STATS)
 
     def test_merging_something_else(self, tmp_path) -> None:
         with pytest.raises(mm.ArtifactError, match=r"holds no shards of moments"):

@@ -231,7 +231,7 @@ class TestAppending:
                 own(source, target)  # the other one: its file is there, and ours is swept away
             own(source, target)
 
-        monkeypatch.setattr("mechmem.caching.shards.os.replace", late)
+        monkeypatch.setattr("mechmem.caching.parts.os.replace", late)
         assert hashes(stored(tmp_path / "two", 9).folder) == want
 
     def test_an_id_with_another_text_is_refused(self, tmp_path) -> None:

@@ -45,6 +45,11 @@ class TestSplitting:
 
 
 class TestInteraction:
+    def test_nothing_to_exchange_is_refused(self, here) -> None:
+        one = mm.ShiftNeurons(here.scores, top=1, alpha=2.0, scope="site", positions="last")
+        with pytest.raises(mm.EditError, match=r"one shift value per site and position"):
+            mm.interaction(here.lab.model, one, here.test)
+
     def test_effects_are_those_of_plain_transformers(self, here, edit) -> None:
         index = edit.neurons(here.lab.model).index
         parts = {"early": {FIRST: index[FIRST].tolist()}, "late": {LAST: index[LAST].tolist()}}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,20 @@ def by_hand(here, ids: list[int], shift: dict, start: int) -> torch.Tensor:
         for site, value in shift.items()
     }
     return hf_logits(here.lab.hf, ids, edits).double().log_softmax(-1)
+
+
+def test_a_token_that_is_impossible_adds_nothing_to_the_kl(here, edit, monkeypatch) -> None:
+    module = sys.modules["mechmem.evaluation.side_effects"]
+    own = module._log_probabilities
+
+    def barred(model, prompts):
+        out = own(model, prompts).copy()
+        out[:, 7] = -np.inf
+        return out
+
+    monkeypatch.setattr(module, "_log_probabilities", barred)
+    got = mm.side_effects(here.lab.model, edit, clean=here.test, texts=["w3 w4"], task=None)
+    assert np.isfinite(got.table().select_dtypes("number").to_numpy()).all()
 
 
 class TestCosts:

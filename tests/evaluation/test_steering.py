@@ -102,3 +102,7 @@ def test_what_cannot_be_a_grid(directions) -> None:
             task=FirstWord(),
             before=mm.observe(model, FITTED, task=FirstWord(), margins=False),
         )
+    mine = mm.observe(model, HELD, task=FirstWord(), margins=False)
+    foreign = replace(mine, model=replace(mine.model, fingerprint="another"))
+    with pytest.raises(mm.PromptError, match="another model"):
+        mm.steering_grid(model, directions, HELD, task=FirstWord(), before=foreign)

@@ -63,6 +63,13 @@ class TestProbes:
         assert abs(np.mean(shuffled) - 0.5) < 0.12
         assert len(found.table()) == 9
 
+    def test_no_cell_of_them_tells_the_true_classes(self) -> None:
+        # Whatever share of the classes a draw leaves as it was.
+        for seed in range(6):
+            sets = {"a": states("a", 0, 1), "b": states("b", 0, 2)}
+            for row in mm.probe_transfer(sets, site=SITE, seed=seed).shuffled.values():
+                assert all(abs(cell.value - 0.5) < 0.3 for cell in row.values())
+
     def test_what_is_refused(self) -> None:
         with pytest.raises(mm.LeakageError, match=r"test a probe of 'a'"):
             mm.probe_transfer({"a": states("a", 0, 1), "b": states("a", 0, 2)}, site=SITE)

@@ -44,6 +44,14 @@ def by_hand(vectors: dict[int, np.ndarray], text: str) -> torch.Tensor:
         return hf_logits(case.hf, case.ids(text))[-1]
 
 
+def test_a_cap_is_no_fixed_vector(scores, tmp_path) -> None:
+    edit = mm.ShiftNeurons(scores, top=0.5, positions="all", alpha=5.0, cap=0.1)
+    with pytest.raises(mm.EditError, match="cap="):
+        mm.export_vectors(edit, tmp_path / "capped.pt", model=bench().model)
+    free = mm.ShiftNeurons(scores, top=0.5, positions="all", alpha=5.0)
+    assert mm.export_vectors(free, tmp_path / "free.pt", model=bench().model).is_file()
+
+
 class TestControlVectors:
     def test_the_file_is_laid_out_as_llama_cpp_reads_it(self, directions, tmp_path):
         kept = mm.Directions({d.site: d for d in directions if d.site.stream == "resid_post"})

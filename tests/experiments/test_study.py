@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import helpers
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import mechmem as mm
 from mechmem.evaluation.controls import controls
+from mechmem.experiments.costs import dose_response
 from mechmem.experiments.sweep import two_way_gain
 
 
@@ -93,6 +95,13 @@ def test_a_study_is_the_same_twice(lab_study, lab_model, lab_task):
     wanted = dict(zip(again.prompts.ids, again.outcomes, strict=True))
     for seen in lab_study.observed.values():
         assert [wanted[name] for name in seen.prompts.ids] == list(seen.outcomes)
+
+
+def test_an_edit_without_a_strength_has_no_dose_response(lab_study, lab_model, monkeypatch):
+    best = SimpleNamespace(edit=mm.SetProjection(next(iter(lab_study.directions))))
+    monkeypatch.setattr(type(lab_study.sweep), "best", property(lambda sweep: best))
+    test = lab_study.observed["test"].prompts
+    assert dose_response(lab_model, lab_study.sweep, test, None, 0, (0.5, 1.0)).empty
 
 
 def test_the_dose_response_begins_at_the_unedited_model(lab_study):

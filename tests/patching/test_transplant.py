@@ -318,6 +318,9 @@ def test_the_edit_alone_puts_a_named_donors_state_into_a_named_prompt():
     groups = {p.id: p.group for p in PAIRS}
     assert set(control.donors) == set(donors)
     assert all(groups[control.donors[name]] != groups[donors[name]] for name in donors)
+    for seed in range(20):  # nor is anybody given its own states, or those of its rephrasing
+        (control,) = mm.controls(edit, bench.model, seed=seed).values()
+        assert all(groups[control.donors[name]] != groups[name] for name in donors)
 
 
 def test_patching_a_prompt_with_its_own_states_changes_nothing():
