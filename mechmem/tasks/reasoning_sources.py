@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import PromptError, listed
 from mechmem.tasks.parsers import KINDS, gold_number
-from mechmem.tasks.reasoning_rows import FILE, listed_cell
+from mechmem.tasks.reasoning_rows import FILE, language_of, listed_cell
 
 __all__ = ["CEVAL_HUMANITIES", "SOURCES", "Item", "Source"]
 
@@ -61,7 +61,10 @@ class Item:
 
 
 class Source(NamedTuple):
-    """A question set: its reader, and how many worked examples its evaluation prompt has."""
+    """A question set: its reader, and how many worked examples its evaluation prompt has.
+
+    The reader gets a row, its name in messages, and its number in its language or file.
+    """
 
     read: Callable[[Row, str, int], Item]
     shots: int
@@ -128,11 +131,9 @@ def gsm_symbolic(row: Row, where: str, index: int) -> Item:
 def mgsm(row: Row, where: str, index: int) -> Item:
     """``question, answer_number`` (or ``answer``); row *k* is the same problem in every language.
 
-    The language is the column ``language``, or the end of the file's name (``mgsm_de.tsv``).
+    Rows are counted by language (`language_of`), by file where none is said.
     """
-    language = str(row.get("language") or "")
-    if not language and "_" in str(row.get(FILE, "")):
-        language = str(row[FILE]).rsplit("_", 1)[1]
+    language = language_of(row)
     number = row.get("answer_number")
     solution = str(row.get("answer") or "")
     return Item(
@@ -141,7 +142,7 @@ def mgsm(row: Row, where: str, index: int) -> Item:
         _number(solution if number in (None, "") else number, where),
         category="grade-school mathematics",
         solution=solution,
-        key=f"{language or 'unknown'}-{index}",
+        key=f"{language or row.get(FILE) or 'unknown'}-{index}",
         group="" if row.get("english") else f"mgsm-{index}",
         twin=str(row.get("english") or ""),
         label="reasoning",
