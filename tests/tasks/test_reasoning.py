@@ -185,6 +185,27 @@ class TestWhatRowsBecome:
         two_columns = Reasoning().read([{"question": "Why?", "label": "Reasoning"}])
         assert two_columns[0].label == "reasoning"
 
+    def test_your_answer_that_begins_with_a_number_is_not_one(self, task: Reasoning) -> None:
+        rows = [
+            {"question": f"Question {k}?", "label": "memory", "answer": answer}
+            for k, answer in enumerate(["50 Cent", "2 Chainz", "7 Years", "42", "$1,080", 2.5])
+        ]
+        prompts = task.read(rows)
+        assert [p.meta["kind"] for p in prompts] == ["short"] * 3 + ["number"] * 3
+        assert task.classify(prompts[0], "50 Cent") == "correct"
+        assert task.classify(prompts[0], "50 dollars") == "wrong"
+        rows[0]["kind"] = "number"
+        assert task.classify(task.read(rows)[0], "The answer is 50.") == "correct"
+
+    @pytest.mark.parametrize(("answer", "right"), [("1.234", "1234"), (1.234, "1,2340")])
+    def test_your_text_is_read_in_its_language_and_your_number_as_it_is(
+        self, task: Reasoning, answer: object, right: str
+    ) -> None:
+        row = {"question": "Wie weit?", "label": "memory", "answer": answer, "language": "de"}
+        prompt = task.read([row])[0]
+        assert prompt.meta["kind"] == "number"
+        assert task.classify(prompt, f"Die Antwort ist {right}.") == "correct"
+
     def test_the_same_question_is_one_group_whatever_set_it_comes_from(
         self, task: Reasoning
     ) -> None:
@@ -227,6 +248,11 @@ class TestWhatRowsBecome:
             "c-eval",
             {"question": "q", "A": "x", "B": "y", "answer": "C"},
             "'C' is no letter of its 2",
+        ),
+        (
+            "c-eval",
+            {"question": "q", "A": "x", "B": "y", "answer": "AB"},
+            "'AB' is no letter of its 2",
         ),
     ],
 )
