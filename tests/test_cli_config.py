@@ -126,6 +126,45 @@ def test_wrong_usage_is_one_line_and_status_2(run, arguments, words):
     assert err.count("\n") == 1
 
 
+STUDY = ["study", "reasoning", "--model", "lab/none"]
+BAKE = ["bake", "lab/none", "r", "--out", "new", "--edit", "project-out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "words"),
+    [
+        ([*STUDY, "--examples", "x.csv"], "--examples", "give --questions"),
+        ([*STUDY, "--max-new-tokens", "8"], "--max-new-tokens", "give --questions"),
+        (["study", "cipher", "--max-new-tokens", "8"], "--max-new-tokens", "study reasoning"),
+        (["study", "cipher", "--examples", "x.csv"], "--examples", "study reasoning"),
+        (["study", "cipher", "--questions", "x.csv"], "--questions", "study reasoning"),
+        ([*BAKE, "--alpha", "3"], "--alpha", "take --edit add"),
+        ([*BAKE, "--toward", "memory"], "--toward", "take --edit add"),
+        (["extract", "lab/none", "p.csv", "--out", "o", "--bootstrap", "9"], "--bootstrap", "--by"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(
+    run, tmp_path, monkeypatch, arguments, option, words
+):
+    monkeypatch.chdir(tmp_path)
+    if arguments[1] == "cipher":
+        arguments = [*arguments, "--model", "lab/none"]
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert f"Invalid value for {option}: " in err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_says_whose_number_of_pairs_is_the_default(run):
+    for command in ("study", "sweep"):
+        status, out, _ = run(command, "--help")
+        assert status == 0
+        told = " ".join(out.replace("│", " ").split())
+        assert "task makes; default: the lab model's own number, or 600." in told
+
+
 def test_the_table_of_a_check_can_be_read_by_programs(run):
     status, out, err = run("check", "lab/addition-cued", "--format", "json")
     assert status == 0, err

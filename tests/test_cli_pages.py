@@ -82,6 +82,13 @@ def test_saved_directions_go_out_and_into_weights(run, tmp_path):
     text = [small_study().flips[0].text]
     with mm.patched(model, mm.ProjectOut(r["resid_post", 1], at="everywhere")) as view:
         close(made.logits(text), view.logits(text), 1e-4)
+    for name, more, alpha in (("one", (), 1.0), ("three", ("--alpha", "3"), 3.0)):
+        arguments = ("lab/addition-cued", "r", "--out", name, "--edit", "add", *more)
+        status, out, err = run("bake", *arguments, "--site", "resid_post.1")
+        assert (status, out) == (0, f"{name}\n"), err
+        made = mm.load_model(tmp_path / name)
+        with mm.patched(model, mm.AddDirection(r["resid_post", 1], alpha=alpha)) as view:
+            close(made.logits(text), view.logits(text), 1e-4)
     status, _, err = run("export", "r", "steer.gguf", "--site", "resid_post.0")
     assert status == 1
     assert "llama.cpp refuses" in err

@@ -57,8 +57,12 @@ def bake(
     out: Annotated[Path, typer.Option(help="Folder for the new model and its tokenizer.")],
     edit: Annotated[Way, typer.Option(help="Add the direction, or remove it everywhere.")],
     sites: Sites = None,
-    alpha: Alpha = 1.0,
-    toward: Toward = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="With add: in lengths of the direction; default 1.")
+    ] = None,
+    toward: Annotated[
+        str | None, typer.Option(help="With add: the class to point to; default its own.")
+    ] = None,
 ) -> None:
     """Write an edit along saved directions into the weights of a model.
 
@@ -71,11 +75,20 @@ def bake(
     from mechmem.patching import AddDirection, Edit, ProjectOut
     from mechmem.patching import bake as bake_weights
 
+    if edit is Way.project_out:
+        for option, value in {"--alpha": alpha, "--toward": toward}.items():
+            if value is not None:
+                raise typer.BadParameter(
+                    "project-out removes the direction whole and toward no class; leave it out, or "
+                    "take --edit add",
+                    param_hint=option,
+                )
+    strength = 1.0 if alpha is None else alpha
     check_writable(out)
     edits: list[Edit] = []
     for direction in _chosen(directions, sites):
         if edit is Way.add:
-            edits.append(AddDirection(direction, alpha=alpha, toward=toward))
+            edits.append(AddDirection(direction, alpha=strength, toward=toward))
         else:
             edits.append(ProjectOut(direction, at="everywhere"))
     with progress_bar("baking"):

@@ -25,17 +25,28 @@ def study_reasoning(
     model_name: str | None,
     questions: Path | None,
     examples: Path | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     out: Path,
     seed: int,
     output: Format,
 ) -> None:
-    """Load, run, print one table, one sentence and its notes, write the report."""
+    """Load, run, print one table, one sentence and its notes, write the report.
+
+    Raises:
+        typer.BadParameter: For options that do not fit together.
+    """
     from mechmem.artifacts import check_writable
     from mechmem.experiments.reasoning_summary import summary
 
     if questions is not None and model_name is None:
         raise typer.BadParameter("your own questions need --model", param_hint="--model")
+    if questions is None:
+        for option, value in {"--examples": examples, "--max-new-tokens": max_new_tokens}.items():
+            if value is not None:
+                raise typer.BadParameter(
+                    "only your own questions are asked with it: give --questions, or leave it out",
+                    param_hint=option,
+                )
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
 
@@ -57,7 +68,7 @@ def _run(
     model_name: str,
     questions: Path | None,
     examples: Path | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     seed: int,
     say: Any,
 ) -> ReasoningStudy:
@@ -67,7 +78,7 @@ def _run(
     from mechmem.models import load_model
     from mechmem.tasks import Reasoning, get_task
 
-    reader = Reasoning(max_new_tokens=max_new_tokens)
+    reader = Reasoning() if max_new_tokens is None else Reasoning(max_new_tokens=max_new_tokens)
     # Files are cheap to get wrong and models slow to load: files first.
     asked = None if questions is None else reader.read(questions)
     worked = None if examples is None else reader.read(examples)

@@ -39,6 +39,11 @@ def extract(
     from mechmem.caching import extract_activations, extract_moments, plan_extraction
     from mechmem.models import Site, load_model
 
+    if bootstrap and by is None:
+        raise typer.BadParameter(
+            "replicates are kept of statistics per class only: give --by, or leave it out",
+            param_hint="--bootstrap",
+        )
     asked = read_prompts(prompts)
     wanted = [Site.from_key(name) if "." in name else name for name in sites or ["resid_post"]]
     with progress_bar("loading"):

@@ -74,8 +74,9 @@ def study(
         typer.Option(help="For reasoning: worked examples to show before every question."),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(help="For reasoning: longest answer to your own questions.")
-    ] = 512,
+        int | None,
+        typer.Option(help="For reasoning: longest answer to your own questions; default 512."),
+    ] = None,
     output: Output = Format.table,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
@@ -99,10 +100,12 @@ def study(
             )
         study_reasoning(model, questions, examples, max_new_tokens, out, seed, output)
         return
-    if questions is not None or examples is not None:
-        raise typer.BadParameter(
-            "only `mechmem study reasoning` reads it", param_hint="--questions"
-        )
+    theirs = {
+        "--questions": questions, "--examples": examples, "--max-new-tokens": max_new_tokens,
+    }  # fmt: skip
+    for option, value in theirs.items():
+        if value is not None:
+            raise typer.BadParameter("only `mechmem study reasoning` reads it", param_hint=option)
     asked = load_asked(task, model, pairs)
     _study(asked, out, seed, output, {"validation": validation, "test": test})
 

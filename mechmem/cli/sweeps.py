@@ -53,7 +53,11 @@ def sweep(
         list[float] | None, typer.Option("--top", help="Share of neurons; default 0.05, 0.1.")
     ] = None,
     pairs: Annotated[
-        int | None, typer.Option(help="Pairs of rephrasings that the task makes; default 600.")
+        int | None,
+        typer.Option(
+            help="Pairs of rephrasings that the task makes; default: the lab model's own number, "
+            "or 600."
+        ),
     ] = None,
     draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
     seed: Seed = 0,

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 
 from mechmem.errors import TaskError, did_you_mean, listed
 from mechmem.tasks.parsers_choice import read_choice, read_choice_paper
-from mechmem.tasks.parsers_number import canonical_number, gold_number, read_number
+from mechmem.tasks.parsers_number import (
+    bare_number,
+    canonical_number,
+    gold_number,
+    read_number,
+)
 from mechmem.tasks.parsers_short import match_short, match_short_paper
 from mechmem.tasks.parsers_text import Reading
 
@@ -17,6 +22,7 @@ __all__ = [
     "KINDS",
     "READINGS",
     "Reading",
+    "bare_number",
     "canonical_number",
     "gold_number",
     "judge_completion",
@@ -48,7 +54,7 @@ def judge_completion(
         answer: The right answer; a number in any form that `gold_number` reads.
         options: The option texts of a choice; ten unnamed ones when left out.
         aliases: Other right answers of a short one.
-        language: Number format of a number (`read_number`).
+        language: Number format of the completion and of the answer (`read_number`).
         reading: ``strict``, or ``paper`` for the expressions of arXiv 2503.23084 (letters and
             short answers; its number expression misses negative numbers and commas, so numbers
             are always read strictly).
@@ -74,9 +80,13 @@ def judge_completion(
         wanted: str | None = answer.strip().strip("()").upper()
     else:
         read = read_number(completion, language)
-        wanted = gold_number(answer)
+        wanted = gold_number(answer, language)
         if wanted is None:
-            raise TaskError(f"The answer {answer!r:.80} is no number; set kind='short' instead.")
+            within = "" if language == "en" else f" in language {language!r}"
+            raise TaskError(
+                f"The answer {answer!r:.80} is no number{within}; set kind='short' instead, or "
+                "write it without separators of thousands."
+            )
     if read.value is None:
         return "unparsed", read
     return ("correct" if read.value == wanted else "wrong"), read

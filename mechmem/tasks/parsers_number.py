@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from mechmem.tasks.parsers_text import Reading, Statement, plain, statements
 
-__all__ = ["COMMA_DECIMALS", "canonical_number", "gold_number", "read_number"]
+__all__ = ["COMMA_DECIMALS", "bare_number", "canonical_number", "gold_number", "read_number"]
 
 COMMA_DECIMALS = frozenset("de es fr ru it pt nl pl tr".split())
 """Languages that write 1.234,5 where English writes 1,234.5."""
@@ -49,6 +49,10 @@ _ATTACHED = re.compile(
     r"(?:st|nd|rd|th)\b|[kKMB]\b|\s?(?:dozens?|score|pairs?)\b|\s?[\^:/!]|-\w|[xX](?:\b|\d)"
     r"|\s?(?:[ap]\.?m\b|o'clock|noon\b)|\s+(?:or|and)\s+(?:more|less|fewer|above|below|over|under)\b"
 )
+_BESIDE = re.compile(
+    rf"(?<![^\W\d_])(?:{_CURRENCY}|[元円]|per\s?cent|[A-Za-z]\s*=)(?![^\W\d_])", re.I
+)
+_LETTER = re.compile(r"[^\W\d_]")
 _LONGEST = 100
 _MOST_SCALES = 3
 _OPERATOR = re.compile(r"[%°]?\s*(?:[+*×÷^]|-\s?[\d$])")
@@ -97,6 +101,20 @@ def gold_number(answer: object, language: str = "en") -> str | None:
     return canonical_number(text, language) or read_number(text, language).value
 
 
+def bare_number(answer: object, language: str = "en") -> str | None:
+    r"""`gold_number`, or ``None`` where words stand beside the number (*50 Cent*, *7 Years*).
+
+    Currency signs and codes, percent and words that multiply (*2 million*) are part of a number;
+    ``####`` and ``\boxed`` say that there is one.
+    """
+    text = str(answer)
+    if "####" not in text and "\\boxed" not in text:
+        beside = _BESIDE.sub(" ", _NUMBER.sub(" ", plain(text), count=1))
+        if _LETTER.search(beside):
+            return None
+    return gold_number(answer, language)
+
+
 def canonical_number(text: str, language: str = "en") -> str | None:
     """One number and nothing else (but a unit before or behind it), as canonical text."""
     found = _only(plain(text).strip(), language)
@@ -107,7 +125,7 @@ def _stated(statement: Statement, language: str) -> Reading | None:
     """What a statement says, or ``None`` when it says no number at all."""
     if statement.mark == "hash":
         line = statement.tail.split("\n", 1)[0].strip()
-        return _only(line, language) if re.fullmatch(r"\D{0,4}[\d.,' /]+[%.]?", line) else None
+        return _only(line, language)
     tail = statement.tail
     lead = _FILLER.match(tail)
     rest = tail[lead.end() :] if lead else tail

@@ -157,8 +157,8 @@ def other_numbers(
 
 def _options(question: Prompt) -> tuple[Sequence[str], int]:
     options = list(question.meta.get("options", ()))
-    letters = string.ascii_uppercase[: len(options)]
-    if len(options) < 2 or not question.answer or question.answer not in letters:
+    letters = [*string.ascii_uppercase[: len(options)]]
+    if len(options) < 2 or question.answer is None or question.answer not in letters:
         raise PromptError(
             f"Question {question.id!r} needs options and the letter of the right one, got "
             f"{len(options)} options and the answer {question.answer!r}; read multiple-choice "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from typing import Any
 
 from mechmem.errors import PromptError, did_you_mean, listed
 from mechmem.tasks.labels import LABELS, THRESHOLD, checked_score, label_of
 from mechmem.tasks.prompts import Prompt, PromptSet
-from mechmem.tasks.reasoning_rows import load_rows
+from mechmem.tasks.reasoning_rows import FILE, language_of, load_rows
 from mechmem.tasks.reasoning_sources import SOURCES, Item
 
 __all__ = ["extraction_text", "read_questions"]
@@ -60,9 +61,12 @@ def read_questions(
     if english is not None:
         rows = _beside_english(rows, english, source)
     prompts = []
+    counted: Counter[str] = Counter()
     for index, row in enumerate(rows):
         where = f"{source}, row {index}"
-        item = SOURCES[source].read(row, where, index)
+        part = language_of(row) or str(row.get(FILE, ""))
+        item = SOURCES[source].read(row, where, counted[part])
+        counted[part] += 1
         prompts.append(_prompt(item, row, source, index, where, threshold))
     return PromptSet(prompts)
 

@@ -13,7 +13,7 @@ import pandas as pd
 from mechmem.errors import PromptError, listed
 from mechmem.tasks import files
 
-__all__ = ["FILE", "listed_cell", "load_rows"]
+__all__ = ["FILE", "language_of", "listed_cell", "load_rows"]
 
 FILE = "_file"
 """Key under which a row remembers the name (without suffix) of the file it came from."""
@@ -72,6 +72,13 @@ def listed_cell(value: Any, where: str) -> list[str]:
     if not isinstance(value, (list, tuple)):
         raise PromptError(f"{where} must be a list of texts, got {value!r:.80}.")
     return [str(item) for item in value]
+
+
+def language_of(row: Mapping[str, Any]) -> str:
+    """The column ``language``, or the end of the file's name (``mgsm_de.tsv``), or nothing."""
+    said = str(row.get("language") or "")
+    _, mark, end = str(row.get(FILE, "")).rpartition("_")
+    return said or (end if mark else "")
 
 
 def _from_file(path: Path) -> list[dict[str, Any]]:

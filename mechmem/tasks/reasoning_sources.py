@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from mechmem.errors import PromptError, listed
-from mechmem.tasks.parsers import KINDS, gold_number
-from mechmem.tasks.reasoning_rows import FILE, listed_cell
+from mechmem.tasks.parsers import KINDS, bare_number, gold_number
+from mechmem.tasks.reasoning_rows import FILE, language_of, listed_cell
 
 __all__ = ["CEVAL_HUMANITIES", "SOURCES", "Item", "Source"]
 
@@ -61,7 +61,10 @@ class Item:
 
 
 class Source(NamedTuple):
-    """A question set: its reader, and how many worked examples its evaluation prompt has."""
+    """A question set: its reader, and how many worked examples its evaluation prompt has.
+
+    The reader gets a row, its name in messages, and its number in its language or file.
+    """
 
     read: Callable[[Row, str, int], Item]
     shots: int
@@ -128,11 +131,9 @@ def gsm_symbolic(row: Row, where: str, index: int) -> Item:
 def mgsm(row: Row, where: str, index: int) -> Item:
     """``question, answer_number`` (or ``answer``); row *k* is the same problem in every language.
 
-    The language is the column ``language``, or the end of the file's name (``mgsm_de.tsv``).
+    Rows are counted by language (`language_of`), by file where none is said.
     """
-    language = str(row.get("language") or "")
-    if not language and "_" in str(row.get(FILE, "")):
-        language = str(row[FILE]).rsplit("_", 1)[1]
+    language = language_of(row)
     number = row.get("answer_number")
     solution = str(row.get("answer") or "")
     return Item(
@@ -141,7 +142,7 @@ def mgsm(row: Row, where: str, index: int) -> Item:
         _number(solution if number in (None, "") else number, where),
         category="grade-school mathematics",
         solution=solution,
-        key=f"{language or 'unknown'}-{index}",
+        key=f"{language or row.get(FILE) or 'unknown'}-{index}",
         group="" if row.get("english") else f"mgsm-{index}",
         twin=str(row.get("english") or ""),
         label="reasoning",
@@ -175,7 +176,7 @@ def ceval(row: Row, where: str, index: int) -> Item:
     for end in ("_test", "_val", "_dev"):
         subject = subject.removesuffix(end)
     answer = str(row.get("answer") or "").strip().upper()
-    if answer and answer not in string.ascii_uppercase[: len(options)]:
+    if answer and answer not in [*string.ascii_uppercase[: len(options)]]:
         raise PromptError(f"{where}: answer {answer!r} is no letter of its {len(options)} options.")
     return Item(
         _text(row, "question", where),
@@ -206,8 +207,10 @@ def humaneval(row: Row, where: str, index: int) -> Item:
 
 def own(row: Row, where: str, index: int) -> Item:
     """Your own: ``question`` and what else you have (``answer, aliases, options, category, id,
-    group, kind, language``, and ``label`` or ``score``).
+    group, kind, language``, and ``label`` or ``score``). Without ``kind`` an answer is a number
+    where no words stand beside it (`bare_number`).
     """
+    language = str(row.get("language") or "en")
     several = [name for name in ("aliases", "possible_answers") if row.get(name)]
     aliases = tuple(listed_cell(row[several[0]], f"{where}: {several[0]}")) if several else ()
     has_options = row.get("options") not in (None, "")
@@ -217,10 +220,13 @@ def own(row: Row, where: str, index: int) -> Item:
         answer, aliases = aliases[0], aliases[1:]
     kind = str(row.get("kind") or "")
     if not kind and answer is not None:
-        number = not aliases and gold_number(answer) is not None
+        number = not aliases and bare_number(answer, language) is not None
         kind = "choice" if options else "number" if number else "short"
     if kind and kind not in KINDS:
         raise PromptError(f"{where}: kind {kind!r} is none of {listed(KINDS)}.")
+    if kind == "number" and isinstance(row.get("answer"), float):
+        exact = gold_number(row["answer"])  # a number, whose point is one in every language
+        answer = answer if gold_number(answer, language) == exact else exact
     if kind == "choice" and answer not in [*string.ascii_uppercase[: len(options) or 10]]:
         raise PromptError(f"{where}: answer {answer!r} is no letter of its {len(options)} options.")
     return Item(
@@ -233,7 +239,7 @@ def own(row: Row, where: str, index: int) -> Item:
         solution=str(row.get("solution") or ""),
         key=str(row.get("id", "")),
         group=str(row.get("group") or ""),
-        language=str(row.get("language") or "en"),
+        language=language,
     )
 
 

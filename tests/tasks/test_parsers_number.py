@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechmem.errors import TaskError
-from mechmem.tasks.parsers import canonical_number, gold_number, judge_completion, read_number
+from mechmem.tasks.parsers import (
+    bare_number,
+    canonical_number,
+    gold_number,
+    judge_completion,
+    read_number,
+)
 
 TABLE: list[tuple[str, str | None]] = [
     # As the data and the worked examples end.
@@ -71,6 +77,8 @@ TABLE: list[tuple[str, str | None]] = [
     ("The answer is 6. The answer is not 5.", "6"),
     ("The answer is 18.\n\nQ: And 7 more?\nA: The final answer is 25.", "18"),
     ("#### 18\n#### 2. Compute the total", "18"),
+    ("The answer is 5. Wait, twice that and more.\n#### 18 dollars", "18"),
+    ("#### 18 dollars a day.", "18"),
     # Only a number, as after a zero-shot prompt.
     ("18", "18"),
     (" $18", "18"),
@@ -96,6 +104,8 @@ TABLE: list[tuple[str, str | None]] = [
     ("3 apples and 4 oranges", None),
     ("2024 was a good year. Then came", None),
     ("#### 2. Compute the total", None),
+    ("#### 18 or 20", None),
+    ("The answer is 5.\n#### 3rd place", None),
     ("1. First we add the eggs.", None),
     ("The answer is found by adding 5 to the total.", None),
     ("The answer is eighteen.", None),
@@ -189,6 +199,41 @@ def test_the_language_decides_what_a_point_and_a_comma_mean(
 )
 def test_a_data_sets_own_answer_is_read(answer: object, expected: str | None) -> None:
     assert gold_number(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("50 Cent", None),
+        ("2 Chainz", None),
+        ("7 Years", None),
+        ("5kg", None),
+        ("Catch 22", None),
+        ("18", "18"),
+        (-2.5, "-5/2"),
+        ("$1,080.50", "2161/2"),
+        ("18 €", "18"),
+        ("1,080 USD", "1080"),
+        ("25 percent", "25"),
+        ("25%", "25"),
+        ("2 million", "2000000"),
+        ("x = 5", "5"),
+        ("18元", "18"),
+        ("She sells 9 for $2 each.\n#### 18 dollars", "18"),
+        (r"\boxed{18}", "18"),
+    ],
+)
+def test_a_bare_number_has_no_words_beside_it(answer: object, expected: str | None) -> None:
+    assert bare_number(answer) == expected
+
+
+def test_an_answer_is_read_in_the_language_of_the_completion() -> None:
+    for said in ("Die Antwort ist 1.234.", "Die Antwort ist 1234.", "Die Antwort ist 1.234,0"):
+        assert judge_completion(said, "number", "1.234", language="de")[0] == "correct"
+    assert judge_completion("Die Antwort ist 3,5.", "number", "3,5", language="de")[0] == "correct"
+    assert judge_completion("The answer is 1.234.", "number", "1.234")[0] == "correct"
+    with pytest.raises(TaskError, match=r"'1,234' is no number in language 'de'.*separators"):
+        judge_completion("Die Antwort ist 1234.", "number", "1,234", language="de")
 
 
 def test_correct_is_equal_as_a_number_and_not_as_text() -> None:

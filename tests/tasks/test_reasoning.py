@@ -122,6 +122,38 @@ class TestWhatRowsBecome:
         with pytest.raises(PromptError, match="2 rows and this one 3"):
             task.read(DATA / "gsm8k.jsonl", "mgsm", english=DATA / "mgsm_en.tsv")
 
+    def test_a_folder_of_translations_is_counted_by_language(
+        self, task: Reasoning, tmp_path: Path
+    ) -> None:
+        for name in ("mgsm_bn.jsonl", "mgsm_de.tsv", "mgsm_en.tsv"):
+            (tmp_path / name).write_bytes((DATA / name).read_bytes())
+        prompts = task.read(tmp_path, "mgsm")
+        assert prompts.ids == [f"mgsm-{part}-{k}" for part in ("bn", "de", "en") for k in (0, 1)]
+        assert prompts.groups == ["mgsm-0", "mgsm-1"] * 3
+        (tmp_path / "other").mkdir()
+        for name in ("german", "bengali"):  # no language is said: counted by file
+            (tmp_path / "other" / f"{name}.tsv").write_bytes((DATA / "mgsm_de.tsv").read_bytes())
+        other = task.read(tmp_path / "other", "mgsm")
+        assert other.ids == [f"mgsm-{name}-{k}" for name in ("bengali", "german") for k in (0, 1)]
+        assert other.groups == ["mgsm-0", "mgsm-1"] * 2
+
+    @pytest.mark.parametrize("order", ["languages", "problems"])
+    def test_rows_with_a_language_are_counted_by_it(
+        self, task: Reasoning, order: str, tmp_path: Path
+    ) -> None:
+        rows = [
+            {"question": f"{language} {k}", "answer_number": k, "language": language}
+            for language in ("sw", "th")
+            for k in range(3)
+        ]
+        if order == "problems":
+            rows.sort(key=lambda row: row["answer_number"])
+        (tmp_path / "all.json").write_text(json.dumps(rows))
+        for data in (rows, pd.DataFrame(rows), tmp_path / "all.json"):
+            for row, prompt in zip(rows, task.read(data, "mgsm"), strict=True):
+                assert prompt.group == f"mgsm-{row['answer_number']}"
+                assert prompt.id == f"mgsm-{row['language']}-{row['answer_number']}"
+
     def test_popqa(self) -> None:
         first = read("popqa")[0]
         assert (first.id, first.answer, first.label) == ("popqa-11", "politician", "memory")
@@ -152,6 +184,27 @@ class TestWhatRowsBecome:
         assert prompts[1].meta["aliases"] == ["A. Oak"]
         two_columns = Reasoning().read([{"question": "Why?", "label": "Reasoning"}])
         assert two_columns[0].label == "reasoning"
+
+    def test_your_answer_that_begins_with_a_number_is_not_one(self, task: Reasoning) -> None:
+        rows = [
+            {"question": f"Question {k}?", "label": "memory", "answer": answer}
+            for k, answer in enumerate(["50 Cent", "2 Chainz", "7 Years", "42", "$1,080", 2.5])
+        ]
+        prompts = task.read(rows)
+        assert [p.meta["kind"] for p in prompts] == ["short"] * 3 + ["number"] * 3
+        assert task.classify(prompts[0], "50 Cent") == "correct"
+        assert task.classify(prompts[0], "50 dollars") == "wrong"
+        rows[0]["kind"] = "number"
+        assert task.classify(task.read(rows)[0], "The answer is 50.") == "correct"
+
+    @pytest.mark.parametrize(("answer", "right"), [("1.234", "1234"), (1.234, "1,2340")])
+    def test_your_text_is_read_in_its_language_and_your_number_as_it_is(
+        self, task: Reasoning, answer: object, right: str
+    ) -> None:
+        row = {"question": "Wie weit?", "label": "memory", "answer": answer, "language": "de"}
+        prompt = task.read([row])[0]
+        assert prompt.meta["kind"] == "number"
+        assert task.classify(prompt, f"Die Antwort ist {right}.") == "correct"
 
     def test_the_same_question_is_one_group_whatever_set_it_comes_from(
         self, task: Reasoning
@@ -195,6 +248,11 @@ class TestWhatRowsBecome:
             "c-eval",
             {"question": "q", "A": "x", "B": "y", "answer": "C"},
             "'C' is no letter of its 2",
+        ),
+        (
+            "c-eval",
+            {"question": "q", "A": "x", "B": "y", "answer": "AB"},
+            "'AB' is no letter of its 2",
         ),
     ],
 )
