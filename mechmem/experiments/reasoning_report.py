@@ -113,7 +113,7 @@ def figures(study: ReasoningStudyLike, *, theme: str = "light") -> dict[str, go.
 
 
 def write(study: ReasoningStudyLike, folder: Path) -> Path:
-    """Write ``report.html``, ``manifest.json``, ``tables/`` and ``artifacts/``, whole or not."""
+    """Write ``report.html``, ``manifest.json``, ``tables/``, ``artifacts/``, as `write_whole`."""
 
     def parts(draft: Path) -> None:
         found, drawn = tables(study), figures(study)
