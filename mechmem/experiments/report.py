@@ -20,6 +20,7 @@ from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
 from mechmem.experiments.page import study_parts, write_page
 from mechmem.experiments.summary import summary_table
+from mechmem.experiments.table_files import write_tables
 from mechmem.experiments.wording import PAPER, StudyLike, sentence, verdict
 from mechmem.patching.neurons import ShiftNeurons
 
@@ -161,8 +162,7 @@ def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
 
 def _write_parts(study: StudyLike, draft: Path) -> None:
     found = tables(study)
-    for name, table in found.items():
-        write_text(draft / "tables" / f"{name}.csv", table.to_csv(index=False))
+    write_tables(found, draft / "tables")
     artifacts = draft / "artifacts"
     study.scores.save(artifacts / "neurons")
     study.mlp_scores.save(artifacts / "mlp_neurons")
