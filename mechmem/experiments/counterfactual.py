@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.artifacts import check_writable, load_artifact, save_artifact
+from mechmem.artifacts import check_writable, load_artifact, save_artifact, versions
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many import evaluate_each
+from mechmem.experiments.digests import Digests, task_digest
 from mechmem.models.hooked import Model
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_rng
@@ -134,6 +136,7 @@ def counterfactual_memorization(
     solved: str = "correct",
     seed: int = 0,
     folder: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CounterfactualMemorization:
     """Train many small models, each without half of the items, and compare.
@@ -148,11 +151,15 @@ def counterfactual_memorization(
         solved: The outcome that counts as right.
         seed: Draws who leaves out what, and keys the resampling.
         folder: Keeps what each model did; a run that was killed goes on there.
+        settings: Whatever ``train`` and ``edits`` depend on, by name: steps, data, strengths. What
+            the folder keeps belongs to them; the two functions themselves are not compared.
         progress: Called with a line per model.
 
     Raises:
         PromptError: For an odd number of models.
-        ArtifactError: When the folder holds another study.
+        ArtifactError: When the folder holds another study: other models, items, task, ``solved`` or
+            ``settings``, with or without edits, or made by another mechmem; or when a setting has
+            no content that can be compared.
         LeakageError: When an edit has seen an item.
 
     What it does not prove: a high score says that this item's answer came from its own training
@@ -163,11 +170,13 @@ def counterfactual_memorization(
     without = left_out(groups, models, seed)
     inside = np.array([[name not in gone for name in groups] for gone in without])
     keep = None if folder is None else Path(folder)
+    common: dict[str, Any] = {}
     if keep is not None:
         check_writable(keep)
+        common = _common(items, task, edits is not None, solved, settings or {})
     found: list[dict[str, np.ndarray]] = []
     for k, gone in enumerate(without):
-        about = {"model": k, "without": sorted(gone), "prompts": items.ids, "task": task.name}
+        about = {"model": k, "without": sorted(gone), **common}
         done = None if keep is None else _kept(keep / f"model-{k:03d}", about)
         if done is None:
             done = _performance(train(gone, k), items, groups, task, edits, gone, solved)
@@ -222,11 +231,31 @@ def _key(name: str) -> str:
     return f"edit.{name}" if name else "unedited"
 
 
-def _kept(path: Path, about: Mapping[str, object]) -> dict[str, np.ndarray] | None:
+def _common(
+    items: PromptSet, task: Task, edited: bool, solved: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What all models of one study share, for the files in its folder."""
+    digests = Digests()
+    return {
+        "prompts": items.ids,
+        "items": Digests().of(items.to_records()),
+        "task": task.name,
+        "reading": task_digest(task),
+        "edited": edited,
+        "solved": solved,
+        "settings": {name: digests.of(value) for name, value in settings.items()},
+        "mechmem": versions()["mechmem"],
+    }
+
+
+def _kept(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     if not path.with_suffix(".json").is_file():
         return None
     tensors, note = load_artifact(path, "counterfactual")
     differs = [name for name, value in about.items() if note.get(name) != value]
+    if "settings" in differs:
+        then, now = note.get("settings") or {}, about["settings"]
+        differs += sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     if differs:
         raise ArtifactError(
             f"{path} was made with other {listed(differs)}; choose another folder, or ask the same."

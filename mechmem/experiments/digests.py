@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechmem.artifacts import versions
 from mechmem.errors import ArtifactError
 from mechmem.models.hooked import Model
 from mechmem.patching.apply import Firing
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Digests", "setting_digest"]
+__all__ = ["Digests", "setting_digest", "task_digest"]
 
 _PLAIN = (str, bytes, int, float, bool, type(None), np.generic)
 
@@ -60,7 +62,7 @@ class Digests:
             return _hash(f"mapping:{pairs}".encode())
         if isinstance(value, Set):
             return _hash(f"set:{sorted(self.of(item) for item in value)}".encode())
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        name = _name(type(value))
         if dataclasses.is_dataclass(value):
             parts = {f.name: self.of(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return _hash(f"{name}:{parts}".encode())
@@ -80,35 +82,48 @@ def setting_digest(
 ) -> str:
     """A hash of all that the cells of one part of a sweep have in common.
 
-    A task counts by its class, the source of its class where that can be read, and those of its
-    attributes that are data.
+    A task counts as in `task_digest`; so does the version of mechmem, which reads completions.
     """
     info = model.info.as_dict()
     del info["name"]  # where it was loaded from does not matter
     about: dict[str, Any] = {"model": info, "settings": dict(settings), "task": ""}
+    about["mechmem"] = versions()["mechmem"]
     about["prompts"] = [*prompts.to_records(), [item.ids for item in model.tokenize(prompts)]]
     digests = Digests()
     outer = [item.edit for item in model.interventions if isinstance(item, Firing)]
     about["edits"] = [digests.of(edit) for edit in outer]
     if task is not None:
-        about["task"] = _task_parts(task, digests)
+        about["task"] = task_digest(task)
     return Digests().of(about)
 
 
-def _task_parts(task: Task, digests: Digests) -> dict[str, str]:
+def task_digest(task: Task) -> str:
+    """A hash of a task: its class, the sources of its class and of every class that it inherits
+    from outside the standard library, where they can be read, and those of its attributes that are
+    data. Functions that these classes call do not count.
+    """
+    digests = Digests()
     kind = type(task)
-    try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):  # typed in at a prompt
-        source = ""
-    parts = {"kind": f"{kind.__module__}.{kind.__qualname__}", "source": source}
+    own = [c for c in kind.__mro__ if c.__module__.split(".")[0] not in sys.stdlib_module_names]
+    parts: dict[str, Any] = {"kind": _name(kind), "sources": {_name(c): _source(c) for c in own}}
     names = ("name", "outcomes", "max_new_tokens", "stop", *vars(task))
     for name in dict.fromkeys(names):
         try:
-            parts[name] = digests.of(getattr(task, name))
+            parts[f"data.{name}"] = digests.of(getattr(task, name))
         except ArtifactError:
-            parts[name] = type(getattr(task, name)).__qualname__
-    return parts
+            parts[f"data.{name}"] = type(getattr(task, name)).__qualname__
+    return Digests().of(parts)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed in at a prompt
+        return ""
 
 
 def _hash(data: bytes) -> str:

@@ -171,6 +171,10 @@ def run_memorization_study(
         folder: Keeps what each small model did; a killed run goes on there.
         progress: Called with a line per step.
 
+    Raises:
+        ArtifactError: When the folder holds small models of another study: another world, other
+            items, steps, strength, seed or site, or made by another mechmem.
+
     What it does not prove: both scores are measured where their cause is known, in a world of one
     question format; a correlation there is an example, not a law.
     """
@@ -203,6 +207,13 @@ def run_memorization_study(
         edits=edits,
         seed=seed,
         folder=folder,
+        settings={
+            "steps": steps,
+            "alpha": alpha,
+            "seed": seed,
+            "site": list(site),
+            "fitted on": fitting.to_records(),
+        },
         progress=say,
     )
     say("correlating")

@@ -13,7 +13,6 @@ from mechmem.analysis.correlation import score_correlation
 from mechmem.analysis.cosines import compare_directions, cosine_profile, principal_cosines
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.state_map import StateMap, state_map
-from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError
 from mechmem.experiments.page import page_parts, write_page
@@ -27,6 +26,7 @@ from mechmem.experiments.reasoning_tables import (
 )
 from mechmem.experiments.reasoning_wording import sentence, verdict
 from mechmem.experiments.report import write_manifest, write_whole
+from mechmem.experiments.table_files import write_tables
 from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import PromptSet
 
@@ -113,12 +113,11 @@ def figures(study: ReasoningStudyLike, *, theme: str = "light") -> dict[str, go.
 
 
 def write(study: ReasoningStudyLike, folder: Path) -> Path:
-    """Write ``report.html``, ``manifest.json``, ``tables/`` and ``artifacts/``, whole or not."""
+    """Write ``report.html``, ``manifest.json``, ``tables/``, ``artifacts/``, as `write_whole`."""
 
     def parts(draft: Path) -> None:
         found, drawn = tables(study), figures(study)
-        for name, table in found.items():
-            write_text(draft / "tables" / f"{name}.csv", table.to_csv(index=False))
+        write_tables(found, draft / "tables")
         study.directions.save(draft / "artifacts" / "directions")
         for name, part in study.splits.items():
             part.to_jsonl(draft / "artifacts" / f"questions_{name}.jsonl")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
 from mechmem.experiments.page import study_parts, write_page
 from mechmem.experiments.summary import summary_table
+from mechmem.experiments.table_files import write_tables
 from mechmem.experiments.wording import PAPER, StudyLike, sentence, verdict
 from mechmem.patching.neurons import ShiftNeurons
 
@@ -31,6 +34,9 @@ __all__ = [
     "write_manifest",
     "write_whole",
 ]
+
+
+_NOTE, _DRAFT = "manifest.json", ".partial-"
 
 
 def tables(study: StudyLike) -> dict[str, pd.DataFrame]:
@@ -110,9 +116,7 @@ def figures(
 
 
 def write(study: StudyLike, folder: str | Path) -> Path:
-    """Write ``report.html``, ``manifest.json``, ``tables/``, ``artifacts/``, whole or not at all.
-
-    Files of an earlier report in the same folder are replaced, everything else there is left alone.
+    """Write ``report.html``, ``manifest.json``, ``tables/`` and ``artifacts/``, as `write_whole`.
 
     Returns:
         The path of the report.
@@ -124,9 +128,13 @@ def write(study: StudyLike, folder: str | Path) -> Path:
 
 
 def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
-    """Let ``parts`` write a report into a folder of its own, then move it in place, whole or not.
+    """Let ``parts`` write a report into a folder of its own, then move its files into place.
 
-    Files of an earlier report, named in its ``manifest.json``, are replaced; others stay.
+    Files of an earlier report, named in its ``manifest.json``, are replaced; others stay. Its
+    ``manifest.json`` is taken away before anything moves and the new one put there when everything
+    else is in place. So a process that is killed before the move leaves the earlier report, and one
+    that is killed during it a folder without a manifest, which `load_study` refuses; saving there
+    again makes it whole.
 
     Returns:
         The path of the report.
@@ -136,7 +144,7 @@ def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
     """
     target = Path(folder)
     existed = target.exists()
-    draft = target / f".partial-{os.getpid()}"
+    draft = target / f"{_DRAFT}{os.getpid()}-{time.time_ns()}"
     try:
         draft.mkdir(parents=True)
         parts(draft)
@@ -154,8 +162,7 @@ def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
 
 def _write_parts(study: StudyLike, draft: Path) -> None:
     found = tables(study)
-    for name, table in found.items():
-        write_text(draft / "tables" / f"{name}.csv", table.to_csv(index=False))
+    write_tables(found, draft / "tables")
     artifacts = draft / "artifacts"
     study.scores.save(artifacts / "neurons")
     study.mlp_scores.save(artifacts / "mlp_neurons")
@@ -173,19 +180,22 @@ def _write_parts(study: StudyLike, draft: Path) -> None:
 def write_manifest(manifest: dict[str, Any], draft: Path) -> None:
     """Write ``manifest.json`` with the names of all files of the report."""
     files = sorted(str(path.relative_to(draft).as_posix()) for path in _files(draft))
-    manifest["files"] = [*files, "manifest.json"]
+    manifest["files"] = [*files, _NOTE]
     text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
-    write_text(draft / "manifest.json", text + "\n")
+    write_text(draft / _NOTE, text + "\n")
 
 
 def _move_in(draft: Path, target: Path) -> None:
-    """Move every file into place; on a failure put back what was there."""
-    kept = draft / "kept"
+    """Move every file into place; on a failure put back what was there.
+
+    The old manifest goes first and the new one comes last: after a kill in between there is none.
+    """
+    kept, note = draft / "kept", Path(_NOTE)
     fresh = {path.relative_to(draft) for path in _files(draft)}
     stale = {path for path in _earlier(target) if path not in fresh}
     done: list[Path] = []
     try:
-        for relative in [*sorted(stale), *sorted(fresh)]:
+        for relative in [note, *sorted((stale | fresh) - {note}), note]:
             there = target / relative
             if there.is_dir():
                 raise IsADirectoryError(f"{there} is a folder of its own")
@@ -193,11 +203,11 @@ def _move_in(draft: Path, target: Path) -> None:
                 (kept / relative).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(there, kept / relative)
             done.append(relative)
-            if relative in fresh:
+            if relative in fresh and (relative != note or done.count(note) == 2):
                 there.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft / relative, there)
     except OSError:
-        for relative in done:
+        for relative in reversed(list(dict.fromkeys(done))):
             (target / relative).unlink(missing_ok=True)
             if (kept / relative).exists():
                 os.replace(kept / relative, target / relative)
@@ -205,12 +215,13 @@ def _move_in(draft: Path, target: Path) -> None:
 
 
 def _earlier(target: Path) -> list[Path]:
-    """Files that an earlier report in this folder says are its own."""
-    try:
-        listed = json.loads((target / "manifest.json").read_text(encoding="utf-8"))["files"]
-        paths = [Path(str(name)) for name in listed]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    """Files that an earlier report in this folder, or one killed there, says are its own."""
+    paths: list[Path] = []
+    for note in [target / _NOTE, *target.glob(f"{_DRAFT}*/{_NOTE}"),
+                 *target.glob(f"{_DRAFT}*/kept/{_NOTE}")]:  # fmt: skip
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            listed = json.loads(note.read_text(encoding="utf-8"))["files"]
+            paths += [Path(str(name)) for name in listed]
     return [
         path
         for path in paths

@@ -14,6 +14,7 @@ import pandas as pd
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, did_you_mean, listed
 from mechmem.experiments.page import PARTS, page_from
+from mechmem.experiments.table_files import read_table
 
 __all__ = ["SavedStudy", "load_study", "rewrite_report"]
 
@@ -68,7 +69,7 @@ class SavedStudy:
         return sorted(path.stem for path in (self.folder / "tables").glob("*.csv"))
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table by name, as it was saved.
+        """A table by name, as it was saved: text stays text, whatever it looks like.
 
         Raises:
             ArtifactError: When there is none of that name, or it cannot be read.
@@ -80,7 +81,7 @@ class SavedStudy:
                 f"{did_you_mean(name, self.names)}"
             )
         try:
-            return pd.read_csv(file)
+            return read_table(file)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{file} cannot be read: {error}. Save the study again.") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,6 @@ def start(
             tokenizer.model_max_length = longest + longest // 8 + 2
         return fresh_model(model, tokenizer, settings.seed), tokenizer
     if isinstance(model, torch.nn.Module):
-        import copy
-
         if tokenizer is None or isinstance(tokenizer, str):
             raise TaskError("An in-memory model needs its tokenizer: train(..., tokenizer=...).")
         return copy.deepcopy(model), tokenizer
@@ -71,7 +70,8 @@ def fresh_model(config: Any, tokenizer: Any, seed: int) -> Any:
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM  # untyped in the library
-    shape = small_gpt2(tokenizer) if config == "scratch" else config
+    # A copy: training writes into the configuration of its model.
+    shape = small_gpt2(tokenizer) if config == "scratch" else copy.deepcopy(config)
     torch.manual_seed(keyed_seed(seed, "training", "weights"))
     return auto.from_config(shape)
 

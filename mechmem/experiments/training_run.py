@@ -14,12 +14,18 @@ import pandas as pd
 import torch
 
 from mechmem.artifacts import check_writable, versions, write_text
-from mechmem.errors import ArtifactError, TaskError, listed
+from mechmem.errors import TaskError
 from mechmem.evaluation.behavior import observe
 from mechmem.experiments.lab import Progress
 from mechmem.experiments.training_data import Items, collate, encode, epoch_size
 from mechmem.experiments.training_loop import Row, fit, kept_row
 from mechmem.experiments.training_models import start, with_adapters, write_model
+from mechmem.experiments.training_record import (
+    earlier_files,
+    put_in_place,
+    same_run,
+    source_of,
+)
 from mechmem.experiments.training_settings import TrainingSettings
 from mechmem.models.loading import load_model
 from mechmem.models.tokens import Tokens
@@ -31,7 +37,8 @@ from mechmem.tasks.official import OfficialTask
 
 __all__ = ["Training", "behavior_watch", "train"]
 
-_RECORD, _CURVES, _FIGURE, _WORK = "training.json", "curves.csv", "curves.html", "work"
+_RECORD, _CURVES, _FIGURE = "training.json", "curves.csv", "curves.html"
+_WORK, _MADE = "work", "made"
 _COLUMNS = ("step", "epoch", "loss", "validation_loss")
 
 
@@ -88,7 +95,8 @@ def train(
         tokenizer: A tokenizer; for a fresh model also ``"characters"``, ``"words"`` or a regular
             expression for `build_tokenizer`.
         settings: Where the changes start from; without them ``steps=`` or ``epochs=`` is needed.
-        resume: False starts over and removes what the folder holds of an earlier run.
+        resume: False starts over: states of an earlier run are removed at once, and the files that
+            it left in the folder when those of the new one take their place.
         device: ``"cpu"`` stays there; otherwise `transformers` chooses.
         progress: Called with (steps done, steps in all).
         **changes: Fields of `TrainingSettings`.
@@ -96,7 +104,8 @@ def train(
     Raises:
         TaskError: For a task that has no training items, or settings that do not fit.
         ModelError: When the model cannot be found.
-        ArtifactError: When the folder cannot be written, or holds a run of another kind.
+        ArtifactError: When the folder cannot be written, or holds a run with another task,
+            model, tokenizer or settings.
     """
     chosen = _task(task)
     wanted = TrainingSettings(**changes) if settings is None else settings.changed(changes)
@@ -104,18 +113,18 @@ def train(
     check_writable(target)
     record = {
         "task": chosen.name,
-        "model": _model_name(model),
+        **source_of(model, tokenizer),
         "settings": wanted.as_dict(),
         "config": {name: value for name, value in vars(chosen).items() if _plain(value)},
     }
-    work = target / _WORK
+    work, earlier = target / _WORK, earlier_files(target / _RECORD)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
         (target / _RECORD).unlink(missing_ok=True)
-    done = _same_run(target / _RECORD, record)
+    done = same_run(target / _RECORD, record)
     if done is not None:
         return _finished(target, done)
-    write_text(target / _RECORD, json.dumps(record, indent=1) + "\n")
+    _write_record(target, record, earlier)
     with caller_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
         body, own = start(model, tokenizer, chosen, wanted)
@@ -139,8 +148,13 @@ def train(
         )
         kept = kept_row(rows, wanted.keep)
         base = start(model, tokenizer, chosen, wanted)[0] if wanted.method == "lora" else None
-        write_model(work / f"kept-{kept['step']}", base, own, target, wanted.method)
-    whole = {**record, "kept": kept, "rows": len(rows), "versions": versions()}
+        made = work / _MADE
+        shutil.rmtree(made, ignore_errors=True)
+        write_model(work / f"kept-{kept['step']}", base, own, made, wanted.method)
+    files = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+    _write_record(target, record, sorted({*earlier, *files}))  # known before they are there
+    put_in_place(made, target, files, earlier)
+    whole = {**record, "kept": kept, "rows": len(rows), "versions": versions(), "files": files}
     columns = [*_COLUMNS, *sorted({*rows[0]} - {*_COLUMNS})]
     curves = pd.DataFrame(rows)[columns]
     write_text(target / _CURVES, curves.to_csv(index=False))
@@ -206,34 +220,12 @@ def _task(task: OfficialTask[Any] | str) -> OfficialTask[Any]:
     return found
 
 
-def _same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished run of the same kind; an unfinished one is gone on with."""
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Choose another folder.") from error
-    different = [
-        name for name, value in json.loads(json.dumps(record)).items() if there.get(name) != value
-    ]
-    if different:
-        raise ArtifactError(
-            f"{path.parent} holds a training run with another {listed(different)}. Choose another "
-            "folder, or start over there with resume=False."
-        )
-    return there if "kept" in there else None
+def _write_record(folder: Path, record: dict[str, Any], files: list[str]) -> None:
+    write_text(folder / _RECORD, json.dumps({**record, "files": files}, indent=1) + "\n")
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Training:
     return Training(folder, pd.read_csv(folder / _CURVES), record["kept"], record)
-
-
-def _model_name(model: Any) -> str:
-    if isinstance(model, (str, Path)):
-        return str(model)
-    config = model if hasattr(model, "to_json_string") else getattr(model, "config", None)
-    return str(config.to_json_string()) if config is not None else repr(model)
 
 
 def _plain(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import contrast_set, fresh_bench, sentence
@@ -38,8 +40,18 @@ def model():
     return fresh_bench().model
 
 
-def study(model, tmp_path=None, models=6, stop_after=None, trained=None, seed=1, **options):
-    task = Taught()
+class Lenient(Taught):
+    """The same task by name, read in another way."""
+
+    def classify(self, prompt, completion):
+        return "correct"
+
+
+def study(
+    model, tmp_path=None, models=6, stop_after=None, trained=None, seed=1, task=None, items=ITEMS,
+    **options,
+):  # fmt: skip
+    task = task or Taught()
 
     def train(gone, number):
         if stop_after is not None and number >= stop_after:
@@ -50,7 +62,7 @@ def study(model, tmp_path=None, models=6, stop_after=None, trained=None, seed=1,
         return model
 
     return counterfactual_memorization(
-        train, ITEMS, task=task, models=models, folder=tmp_path, seed=seed, **options
+        train, items, task=task, models=models, folder=tmp_path, seed=seed, **options
     )
 
 
@@ -97,6 +109,36 @@ def test_a_killed_study_goes_on_and_another_one_is_refused(model, tmp_path):
     assert trained == [4, 5, 6, 7]  # more models go on from those that are there
     with pytest.raises(mm.ArtifactError, match="'without'"):
         study(model, tmp_path, seed=2)
+
+
+def test_what_a_folder_holds_is_not_taken_for_other_settings(model, tmp_path, monkeypatch):
+    base = {"models": 2, "settings": {"steps": 5, "alpha": 1.0}}
+    trained: list[int] = []
+    for _ in range(2):
+        study(model, tmp_path, trained=trained, **base)
+    assert trained == [0, 1]
+    r = mm.difference_of_means(mm.cache_activations(model, contrast_set()), toward="generalized")
+    push = mm.AddDirection(r["resid_post", 0])
+    for change, words in [
+        ({"settings": {"steps": 6, "alpha": 1.0}}, "other 'settings', 'steps';"),
+        ({"settings": {"steps": 5, "alpha": 2.0}}, "other 'settings', 'alpha';"),
+        ({"settings": {"steps": 5}}, "other 'settings', 'alpha';"),
+        ({"settings": None}, "'settings', 'alpha', 'steps';"),
+        ({"solved": "wrong"}, "other 'solved';"),
+        ({"edits": lambda own, gone: {"push": push}}, "other 'edited';"),
+        ({"task": Lenient()}, "other 'reading';"),
+        ({"items": mm.PromptSet(replace(p, text=f"{p.text} w1") for p in ITEMS)}, "other 'items';"),
+    ]:
+        with pytest.raises(mm.ArtifactError, match=words):
+            study(model, tmp_path, trained=trained, **{**base, **change})
+    with pytest.raises(mm.ArtifactError, match="no content that can be compared"):
+        study(model, tmp_path, trained=trained, **{**base, "settings": {"steps": lambda: 5}})
+    monkeypatch.setattr(
+        "mechmem.experiments.counterfactual.versions", lambda: {"mechmem": "another"}
+    )
+    with pytest.raises(mm.ArtifactError, match="other 'mechmem';"):
+        study(model, tmp_path, trained=trained, **base)
+    assert trained == [0, 1]
 
 
 def test_edits_act_in_every_model_and_may_not_have_seen_an_item(model):

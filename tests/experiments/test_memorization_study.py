@@ -8,13 +8,17 @@ from scipy.stats import spearmanr
 
 import mechmem as mm
 
+ASKED = {"models": 2, "steps": 100, "prompts": 1}
+
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    model = mm.load_model("lab/recall-reasoning")
-    return mm.run_memorization_study(
-        model, models=2, steps=100, prompts=1, folder=tmp_path_factory.mktemp("small-models")
-    )
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("small-models")
+
+
+@pytest.fixture(scope="module")
+def study(folder):
+    return mm.run_memorization_study(mm.load_model("lab/recall-reasoning"), **ASKED, folder=folder)
 
 
 def rank_correlation(items, score):
@@ -72,6 +76,27 @@ def test_items_that_a_small_model_was_not_trained_on_are_not_in_its_training_row
         asked.add(f"{entity}.{attribute}")
     assert not asked & set(names)
     assert len(asked) > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"alpha": 2.0}, "'settings', 'alpha'"),
+        ({"steps": 50}, "'settings', 'steps'"),
+        ({"task": mm.get_task("recall-reasoning", seed=4)}, "other .*'reading'"),
+    ],
+)
+def test_small_models_of_other_settings_are_not_taken_from_the_folder(
+    study, folder, change, words, monkeypatch
+):
+    monkeypatch.setattr(
+        "mechmem.experiments.memorization_study.recall_model",
+        lambda *args, **options: pytest.fail("a model was trained"),
+    )
+    with pytest.raises(mm.ArtifactError, match=words):
+        mm.run_memorization_study(
+            mm.load_model("lab/recall-reasoning"), **{**ASKED, **change}, folder=folder
+        )
 
 
 def test_the_figure_is_drawn_from_the_study(study):

@@ -18,6 +18,7 @@ from small_study import small_study
 import mechmem as mm
 from mechmem.experiments.compare import compare_studies
 from mechmem.experiments.saved import load_study, rewrite_report
+from mechmem.experiments.table_files import write_tables
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,43 @@ def test_a_saved_study_gives_its_tables_and_answer_back(folders):
         for column in tables[name].select_dtypes("number"):
             back, want = saved.table(name)[column], tables[name][column]
             np.testing.assert_allclose(back.astype(float), want.astype(float), rtol=1e-12)
+
+
+def test_text_comes_back_as_text_and_numbers_as_numbers(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "study")
+    shutil.rmtree(folder / "tables")
+    texts = ["None", "NA", "null", "nan", "", " ", "007", "1.50", "True", 'a "b",\nc']
+    number = [0.1, float("nan"), -1e-300, float("inf"), 1 / 3, 2.0, 3.0, 4.0, 5.0, 1e17]
+    table = pd.DataFrame(
+        {"id": [f"{k:03d}" for k in range(10)], "completion": texts, "share": number,
+         "n": range(10), "right": [True, False] * 5, "label": ["NA", None, *["7"] * 8],
+         "mixed": ["", None, *["7"] * 8]}
+    )  # fmt: skip
+    write_tables({"mine": table, "other": table[["n"]]}, folder / "tables")
+    saved = load_study(folder)
+    assert saved.names == ["mine", "other"]
+    back = saved.table("mine")
+    for name in ("id", "completion", "share", "n", "right", "label"):
+        both = zip(back[name], table[name], strict=True)
+        assert all(a == b or (pd.isna(a) and pd.isna(b)) for a, b in both), name
+    assert back["mixed"].tolist() == ["", "", *["7"] * 8]
+    assert (back["share"].dtype, back["n"].dtype) == (np.dtype(float), np.dtype(int))
+    (folder / "tables" / "columns.json").unlink()  # of an older mechmem
+    back = load_study(folder).table("mine")
+    assert back["completion"].tolist()[:4] == texts[:4]
+    assert back["share"].dtype == float
+    (folder / "tables" / "columns.json").write_text("[]")
+    with pytest.raises(mm.ArtifactError, match="Save the study again"):
+        load_study(folder).table("mine")
+
+
+def test_every_text_of_a_study_comes_back(folders):
+    for name, table in small_study().tables().items():
+        back = load_study(folders[0]).table(name)
+        for column in table:
+            if any(isinstance(value, str) for value in table[column]):
+                want = ["" if pd.isna(v) else str(v) for v in table[column]]
+                assert ["" if pd.isna(v) else v for v in back[column]] == want, (name, column)
 
 
 def test_the_report_is_put_together_again_as_it_was(folders, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -24,6 +25,20 @@ from mechmem.experiments.digests import Digests, setting_digest
 from mechmem.experiments.sweep import two_way_gain
 from mechmem.experiments.sweep_result import Sweep
 from mechmem.tasks.base import PromptAnswers
+
+HOUSE = """
+import mechmem as mm
+
+class House(mm.Task):
+    def pairs(self, n, seed=0):
+        raise NotImplementedError
+
+    def classify(self, prompt, completion):
+        return {outcome!r}
+
+class Own(House):
+    name = "own"
+"""
 
 
 class Words(mm.Task):
@@ -273,6 +288,26 @@ class TestTheFolder:
                 setting_digest(bench("llama").model, made.test, Words(), {}),
             ]
         assert len(set(settings)) == len(settings)
+
+    def test_an_inherited_reading_and_the_version_of_mechmem_count(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        def digest(outcome: str) -> str:
+            """Of a task whose own class says nothing, with a base that reads in this way."""
+            (tmp_path / outcome).mkdir(exist_ok=True)
+            file = tmp_path / outcome / "house.py"
+            file.write_text(HOUSE.format(outcome=outcome))
+            spec = importlib.util.spec_from_file_location("house", file)
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, "house", module)
+            spec.loader.exec_module(module)
+            return setting_digest(bench().model, setting().test, module.Own(), {})
+
+        first = digest("memorized")
+        assert digest("memorized") == first
+        assert digest("generalized") != first
+        monkeypatch.setattr("mechmem.experiments.digests.versions", lambda: {"mechmem": "another"})
+        assert digest("memorized") != first
 
     def test_a_damaged_file_is_named(self, tmp_path) -> None:
         swept(folder=tmp_path)
