@@ -124,8 +124,8 @@ def edits(studies: dict) -> str:
         "",
         "Two settings per family, chosen on validation, tested once with both signs on both "
         "classes. Accuracy in percent; *beyond random* is the edit minus the mean of five random "
-        "directions of the same length, paired by question, in points. A sign by label is an "
-        "oracle.",
+        "directions of the same length, paired by question, in points; where a projection is "
+        "scaled or taken out, there is less of it along them. A sign by label is an oracle.",
         "",
         "| model | family | chosen for | at | pushed | questions | before | after | "
         "beyond random |",
