@@ -770,6 +770,20 @@ def replaced(page: str, section: str) -> list[str]:
     return [section if part.splitlines()[0] == title else part for part in parts]
 
 
+def compared(work: Path) -> str:
+    """The models that some sections compare, all of them trained by then."""
+    steps = {
+        json.loads((work / name / "manifest.json").read_text())["training"]["steps"]
+        for name in RUNS
+    }
+    return (
+        f"## The models for comparison\n\n{len(RUNS)} models, {', '.join(map(str, steps))} steps "
+        "each, all of the recipe of [the lab models](lab-models.md): "
+        + ", ".join(f"`{name}`" for name in RUNS)
+        + ".\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/questions"))
@@ -790,17 +804,8 @@ def main() -> None:
             f"## {section.title}\n\n{section.asked} (`--only {section.name}`)\n\n"
             f"```py\n{section.code}\n```\n\n{image}\n\n{text}\n"
         )
-    versions = {
-        name: json.loads((asked.work / name / "manifest.json").read_text())["training"]
-        for name in RUNS
-    }
-    steps = {item["steps"] for item in versions.values()}
-    parts.append(
-        f"## The models for comparison\n\n{len(RUNS)} models, {', '.join(map(str, steps))} steps "
-        "each, all of the recipe of [the lab models](lab-models.md): "
-        + ", ".join(f"`{name}`" for name in RUNS)
-        + ".\n"
-    )
+    if asked.only is None:
+        parts.append(compared(asked.work))
     page, folder = HERE / "questions.md", HERE / "assets" / "questions"
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures.values():
