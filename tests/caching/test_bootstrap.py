@@ -251,8 +251,6 @@ class TestHistograms:
 
     def test_a_coordinate_that_never_varies_tells_nothing_apart(self) -> None:
         names = ["memorized", "generalized"] * 4
-        moments = empty(2)
-        moments.covariance, moments.bootstrap = frozenset(), None
         for value in (0.0, 1.5, -3e4, 1e-30):
             values = torch.full((8, 1, 1), value)
             moments = empty(2)
