@@ -21,7 +21,6 @@ from mechmem.artifacts import versions, write_text
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, listed
-from mechmem.models.engine.positions import Positions
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
@@ -121,6 +120,7 @@ def begin_part(
     folder: Path,
     prompts: PromptSet,
     tokenized: Sequence[TokenizedPrompt],
+    columns: Sequence[str],
     plan: str,
     rows: Sequence[Sequence[int]],
     own: Mapping[str, Any],
@@ -128,17 +128,17 @@ def begin_part(
     """Write down what will be done. Ranks that begin at once write the same bytes.
 
     Args:
+        columns: Names of the positions that are read.
         plan: Its digest.
         rows: The prompts of every shard.
         own: Settings that all parts of a folder have in common.
     """
-    where = Positions.parse(own["positions"])
     index = {
         "format": FORMAT,
         "kind": "shards",
         "versions": versions(),
         "settings": own,
-        "columns": where.check_stackable(tokenized),
+        "columns": columns,
         "plan": plan,
         "rows": rows,
     }

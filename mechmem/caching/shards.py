@@ -117,7 +117,7 @@ def run_shards(
         plan = _plan(model, tokenized, own)
         rows = [[row for work in shard for row in work.rows] for shard in _shards(plan, shard_rows)]
         folder = Path(folder) / f"part-{len(known):04d}"
-        part = begin_part(folder, fresh, tokenized, plan.digest, rows, own)
+        part = begin_part(folder, fresh, tokenized, columns, plan.digest, rows, own)
         _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
 
 
