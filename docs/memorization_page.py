@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import mechmem as mm
-from mechmem.experiments.memorization_study import MemorizationStudy, run_memorization_study
+from mechmem.studies.memorization.run import MemorizationStudy, run_memorization_study
 
 HERE = Path(__file__).parent
 HEAD = """# Two other meanings of memorization

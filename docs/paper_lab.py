@@ -16,9 +16,9 @@ import pandas as pd
 
 import mechmem as mm
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.experiments.saved import load_study
-from mechmem.experiments.study import STEERED
 from mechmem.models.loading import LAB_FOLDER
+from mechmem.reports.saved import load_study
+from mechmem.studies.behavior.run import STEERED
 
 WORK = Path("build/lab-models-paper")
 TASKS = ("cipher", "colors", "addition")
@@ -102,7 +102,7 @@ class Entry:
             except mm.PromptError as error:
                 _write(refused, {"why": str(error)})
                 return str(error)
-            study.save(folder)
+            mm.write_report(study, folder)
             spent = {"cpu_seconds": round(time.process_time() - started, 1)}
             _write(self.results / "cost.json", spent)
         return load_study(folder).tables()

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 
 import mechmem as mm
-from mechmem.experiments.reasoning_edits import ORACLE
-from mechmem.experiments.reasoning_tables import accuracy_table, mode_table, repair_table
+from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
+from mechmem.studies.reasoning.edits import ORACLE
 from mechmem.tasks.recall_reasoning import KINDS
 
 RUNS = {

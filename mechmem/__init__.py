@@ -46,11 +46,13 @@ _HOME = {
         "near_ties observe perturbational_memorization probe_transfer prompting sampling "
         "select_direction side_effects split_shift steering_grid"
     ),
-    "experiments": (
-        "ReasoningStudy Study Training TrainingSettings counterfactual_memorization from_hub "
-        "push_to_hub run_memorization_study run_reasoning_study "
-        "run_study sweep train train_lab_model"
+    "sweeps": "sweep",
+    "training": "Training TrainingSettings train train_lab_model",
+    "studies": (
+        "BehaviorStudy ReasoningStudy Study counterfactual_memorization run_memorization_study "
+        "run_reasoning_study run_study"
     ),
+    "reports": "from_hub push_to_hub write_report",
 }
 _WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
 _ROOMS = (
@@ -61,7 +63,10 @@ _ROOMS = (
     "patching",
     "evaluation",
     "plotting",
-    "experiments",
+    "sweeps",
+    "training",
+    "studies",
+    "reports",
 )
 
 __all__ = ["__version__", *_ROOMS, *_WHERE]
@@ -84,7 +89,10 @@ if TYPE_CHECKING:
     from mechmem.caching import *
     from mechmem.errors import *
     from mechmem.evaluation import *
-    from mechmem.experiments import *
     from mechmem.models import *
     from mechmem.patching import *
+    from mechmem.reports import *
+    from mechmem.studies import *
+    from mechmem.sweeps import *
     from mechmem.tasks import *
+    from mechmem.training import *

@@ -132,6 +132,6 @@ except mm.LeakageError as error:
 # ## 6. Everything at once
 #
 # `mm.run_study(model, task=task)` does all of this with a grid of edits, chooses on `validation`,
-# tests once, and `study.save("out")` writes the report, the tables and the artifacts. On your own
+# tests once, and `mm.write_report(study, "out")` writes the report, the tables and the artifacts. On your own
 # prompts: `mm.PromptSet.from_csv("mine.csv")` with columns `text`, `group`, `memorized` and
 # `generalized`.

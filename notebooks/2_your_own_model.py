@@ -183,10 +183,10 @@ study.tables()["test"][[*columns, *limits]].head(12).round(2)
 study.figures()["rates"]
 
 # %% [markdown]
-# `study.save(folder)` writes the page, the tables, the manifest and what was fitted:
+# `mm.write_report(study, folder)` writes the page, the tables, the manifest and what was fitted:
 
 # %%
-page = study.save(work / "report")
+page = mm.write_report(study, work / "report")
 print(page.name, sorted(path.name for path in page.parent.iterdir()))
 
 # %% [markdown]

@@ -29,9 +29,12 @@ FLOORS = {
     "patching": 5,
     "evaluation": 6,
     "plotting": 6,
-    "experiments": 7,
-    "cli": 8,
-    "__main__": 9,
+    "sweeps": 7,
+    "training": 7,
+    "studies": 8,
+    "reports": 9,
+    "cli": 11,
+    "__main__": 12,
 }
 LONGEST = 350
 

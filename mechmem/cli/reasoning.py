@@ -12,7 +12,7 @@ from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, is_first, print_result
 
 if TYPE_CHECKING:
-    from mechmem.experiments.reasoning_study import ReasoningStudy
+    from mechmem.studies.reasoning.study import ReasoningStudy
 
 __all__ = ["REASONING", "study_reasoning"]
 
@@ -36,7 +36,8 @@ def study_reasoning(
         typer.BadParameter: For options that do not fit together.
     """
     from mechmem.artifacts import check_writable
-    from mechmem.experiments.reasoning_summary import summary
+    from mechmem.reports import write_report
+    from mechmem.studies.reasoning.summary import summary
 
     if questions is not None and model_name is None:
         raise typer.BadParameter("your own questions need --model", param_hint="--model")
@@ -58,7 +59,7 @@ def study_reasoning(
         if not is_first():
             return  # rank 0 prints and writes for all
         say("writing the report")
-        report = result.save(out)
+        report = write_report(result, out)
     save_config(out)
     print_result(summary(result), output, said=result.answer(), notes=result.notes())
     typer.echo(f"report: {report}", err=True)
@@ -74,8 +75,8 @@ def _run(
 ) -> ReasoningStudy:
     import torch
 
-    from mechmem.experiments.reasoning_study import run_reasoning_study
     from mechmem.models import load_model
+    from mechmem.studies.reasoning.run import run_reasoning_study
     from mechmem.tasks import Reasoning, get_task
 
     reader = Reasoning() if max_new_tokens is None else Reasoning(max_new_tokens=max_new_tokens)

@@ -25,7 +25,7 @@ def report(
     """
     import pandas as pd
 
-    from mechmem.experiments.saved import load_study, rewrite_report
+    from mechmem.reports.saved import load_study, rewrite_report
 
     study = load_study(folder)
     page = rewrite_report(folder)
@@ -44,7 +44,7 @@ def compare(
 
     Example: mechmem compare study-seed0 study-seed1 --out compare.html
     """
-    from mechmem.experiments.compare import compare_studies
+    from mechmem.reports.compare import compare_studies
 
     found = compare_studies(folders)
     page = found.save(out)

@@ -14,7 +14,7 @@ from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, is_first, is_shared, print_result
 
 if TYPE_CHECKING:
-    from mechmem.experiments.study import Study
+    from mechmem.studies.behavior.study import BehaviorStudy
 
 __all__ = ["demo", "study"]
 
@@ -122,7 +122,8 @@ def _study(
     Processes that share the work meet in the folder, and the first of them prints and writes.
     """
     from mechmem.artifacts import check_writable
-    from mechmem.experiments.summary import summary_table
+    from mechmem.reports import write_report
+    from mechmem.studies.behavior.summary import summary_table
 
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
@@ -135,7 +136,7 @@ def _study(
         if not is_first():
             return
         say("writing the report")
-        report = result.save(out)
+        report = write_report(result, out)
     save_config(out)
     print_result(summary_table(result), output, said=result.answer(), notes=result.notes())
     typer.echo(f"report: {report}", err=True)
@@ -143,9 +144,9 @@ def _study(
 
 def _run(
     asked: Asked, cells: Path | None, seed: int, steered: Mapping[str, int | None], say: Any
-) -> Study:
-    from mechmem.experiments.study import STEERED, run_study
+) -> BehaviorStudy:
     from mechmem.models import load_model
+    from mechmem.studies.behavior.run import STEERED, run_study
     from mechmem.tasks import get_task
 
     model, task = asked.load()

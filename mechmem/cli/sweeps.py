@@ -16,7 +16,7 @@ from mechmem.cli.output import Format, Output, is_first, print_result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechmem.experiments.sweep import Sweep
+    from mechmem.sweeps.sweep import Sweep
 
 __all__ = ["sweep"]
 
@@ -101,9 +101,9 @@ def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int,
     from mechmem.analysis import difference_of_means, neuron_mean_difference
     from mechmem.caching import cache_activations
     from mechmem.evaluation import observe
-    from mechmem.experiments.study import SHARES
-    from mechmem.experiments.sweep import sweep as run_sweep
     from mechmem.patching import AddDirection, Edit, ShiftNeurons
+    from mechmem.studies.behavior.run import SHARES
+    from mechmem.sweeps.sweep import sweep as run_sweep
 
     model, task = asked.load()
     prompts = asked.prompts if task is None else task.pairs(asked.number(model), seed)

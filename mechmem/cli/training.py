@@ -34,7 +34,7 @@ def train(
     """
     import pandas as pd
 
-    from mechmem.experiments.training import train_lab_model
+    from mechmem.training.lab.recipes import train_lab_model
 
     folder = out or Path(f"lab-{task}-seed{seed}")
     with progress_bar(f"training {task}") as bar:

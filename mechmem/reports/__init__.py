@@ -1,0 +1,6 @@
+"""Floor 9: a report is a page over a study."""
+
+from mechmem.reports.hub import from_hub, push_to_hub
+from mechmem.reports.report import write_report
+
+__all__ = ["from_hub", "push_to_hub", "write_report"]

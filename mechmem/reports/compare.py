@@ -1,0 +1,251 @@
+"""Saved studies side by side on one page: models, tasks, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechmem.artifacts import write_text
+from mechmem.errors import ArtifactError
+from mechmem.reports.compare_figures import effects_figure, layers_figure, mix_figure
+from mechmem.reports.html_parts import figure, frame_table, say
+from mechmem.reports.page import assemble
+from mechmem.reports.saved import SavedStudy, load_study
+
+__all__ = ["Comparison", "compare_studies"]
+
+
+class Comparison:
+    """Two or more saved studies, by what their tables have in common.
+
+    Attributes:
+        studies: In the order of the page: by model, task, seed.
+        labels: A short name of each, unique.
+    """
+
+    def __init__(self, studies: Sequence[SavedStudy]) -> None:
+        if len(studies) < 2:
+            raise ArtifactError(
+                f"A comparison needs at least two saved studies, got {len(studies)}. Name their "
+                "folders."
+            )
+        self.studies = sorted(studies, key=lambda one: (one.model, one.task, one.seed))
+        self.labels = _labels(self.studies)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.labels)})"
+
+    def table(self) -> pd.DataFrame:
+        """One row per study and class steered to, the winner against the control that it beats by
+        least; ``reasoning`` studies have a row per chosen edit, class and sign."""
+        return self._stacked(_effects)
+
+    def mix(self) -> pd.DataFrame:
+        """One row per study and outcome: what the unedited model did on the test prompts."""
+        return self._stacked(_mix)
+
+    def separations(self) -> pd.DataFrame:
+        """One row per study and site: how far the classes lie apart along the direction."""
+        return self._stacked(lambda one: _named(one, "separation"))
+
+    def probes(self) -> pd.DataFrame:
+        """One row per study and site: held-out accuracy of probes, and their baselines."""
+        return self._stacked(lambda one: _named(one, "probes"))
+
+    def figures(self, *, theme: str = "light") -> dict[str, go.Figure]:
+        """Every figure that the studies have the numbers for."""
+        drawn = {
+            "effects": effects_figure(self.table(), theme),
+            "mix": mix_figure(self.mix(), theme),
+            "separation": layers_figure(self.separations(), "auroc", theme),
+            "probes": layers_figure(self.probes(), "accuracy", theme),
+        }
+        return {name: fig for name, fig in drawn.items() if fig is not None}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page, one file that opens anywhere without a network.
+
+        Raises:
+            ArtifactError: When it cannot be written.
+        """
+        figures = self.figures()
+        title = f"{len(self.studies)} studies side by side"
+        return write_text(path, assemble(title, self._header(), self._body(figures), figures))
+
+    def _stacked(self, of: Callable[[SavedStudy], pd.DataFrame]) -> pd.DataFrame:
+        parts = [
+            of(one).assign(study=label)
+            for one, label in zip(self.studies, self.labels, strict=True)
+        ]
+        found = [part for part in parts if not part.empty]
+        if not found:
+            return pd.DataFrame()
+        whole = pd.concat(found, ignore_index=True)
+        return whole[["study", *(name for name in whole.columns if name != "study")]]
+
+    def _header(self) -> str:
+        answers = "".join(
+            f"<li><b>{say(label)}</b>: {say(one.verdict)}. {say(one.answer())}</li>"
+            for one, label in zip(self.studies, self.labels, strict=True)
+        )
+        return (
+            '<header><p class="kicker">mechmem comparison</p>'
+            f"<h1>{len(self.studies)} studies side by side</h1>"
+            f'<div class="answer"><p class="verdict">{say(self._count())}</p>'
+            f"<ul>{answers}</ul></div></header>"
+        )
+
+    def _count(self) -> str:
+        """How many studies turned the model, counted and not tested."""
+        effects = self.table()
+        if effects.empty:
+            return "None of these studies has an edit to compare"
+        behavior = effects[effects["kind"] == "behavior"]
+        counted = [
+            f"{int((rows['low'] > 0).sum())} of {len(rows)} studies turned the model toward "
+            f"{toward} beyond every control"
+            for toward, rows in behavior.groupby("toward", sort=False)
+        ]
+        reasoning = effects[effects["kind"] == "reasoning"]
+        if not reasoning.empty:
+            counted.append(
+                f"{int((reasoning['low'] > 0).sum())} of {len(reasoning)} changes of accuracy "
+                "lie above those of random directions"
+            )
+        return "; ".join(counted)
+
+    def _body(self, figures: dict[str, go.Figure]) -> str:
+        texts = {
+            "effects": "Share steered to under the chosen edit minus the share under the control "
+            "that it beats by least (for reasoning studies: accuracy under the edit minus the mean "
+            "of random directions), with 95 % intervals. Left of the dotted line the edit does no "
+            "more than its control.",
+            "mix": "What each model did without any edit, on its own test prompts.",
+            "separation": "AUROC of the projection on the direction, on test prompts. Layers are "
+            "placed by their relative depth, so that models of different depth can be compared.",
+            "probes": "Held-out accuracy of probes at each relative depth.",
+        }
+        numbers = {
+            "effects": self.table(),
+            "mix": self.mix(),
+            "separation": self.separations(),
+            "probes": self.probes(),
+        }
+        shown = "".join(
+            figure(
+                name,
+                str(fig.layout.title.text),
+                texts[name],
+                frame_table(numbers[name], "All numbers", folded="Numbers"),
+            )
+            for name, fig in figures.items()
+        )
+        limits = (
+            "Each interval covers the choice of instances within its own study. Studies are not "
+            "paired with each other, and nothing here tests a difference between two of them.",
+            "Edits, layers and strengths were chosen anew in every study; the page compares what "
+            "the whole procedure reached, not one edit on many models.",
+            "Where only the seed differs, the spread between the rows shows what splits and "
+            "fitting add to the intervals.",
+        )
+        return (
+            '<section aria-labelledby="h-what"><h2 id="h-what">What is compared</h2>'
+            + frame_table(self._settings(), "Studies, one per row")
+            + '</section><section aria-labelledby="h-side"><h2 id="h-side">Side by side</h2>'
+            + shown
+            + '</section><section aria-labelledby="h-limits"><h2 id="h-limits">What this does not '
+            f'show</h2><ul class="limits">{"".join(f"<li>{say(t)}</li>" for t in limits)}</ul>'
+            "</section>"
+        )
+
+    def _settings(self) -> pd.DataFrame:
+        rows = []
+        for one, label in zip(self.studies, self.labels, strict=True):
+            model: Any = one.manifest["model"]
+            test: Any = one.manifest.get("splits", {}).get("test", {})
+            rows.append(
+                {
+                    "study": label,
+                    "model": one.model,
+                    "layers": model.get("n_layers", ""),
+                    "width": model.get("d_model", ""),
+                    "task": one.task,
+                    "seed": str(one.seed),
+                    "kind": one.kind,
+                    "test groups": len(test.get("groups", ())),
+                    "mechmem": one.manifest.get("versions", {}).get("mechmem", ""),
+                    "folder": one.folder.name,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def compare_studies(folders: Iterable[str | Path]) -> Comparison:
+    """Read saved studies and lay them side by side.
+
+    Args:
+        folders: What `Study.save`, `ReasoningStudy.save` or `mechmem study` wrote.
+
+    Raises:
+        ArtifactError: For fewer than two folders, or one that holds no study.
+    """
+    return Comparison([load_study(folder) for folder in folders])
+
+
+def _labels(studies: Sequence[SavedStudy]) -> list[str]:
+    """Model, task and seed, as far as they differ; the folder where that is not enough."""
+    parts = [(one.model, one.task, f"seed {one.seed}") for one in studies]
+    differ = [k for k in range(3) if len({part[k] for part in parts}) > 1]
+    names = [", ".join(part[k] for k in differ) or part[0] for part in parts]
+    if len(set(names)) < len(names):
+        names = [
+            f"{name} ({one.folder.name})".lstrip() for name, one in zip(names, studies, strict=True)
+        ]
+    if len(set(names)) < len(names):
+        names = [f"{k + 1}: {name}" for k, name in enumerate(names)]
+    return names
+
+
+def _named(one: SavedStudy, name: str) -> pd.DataFrame:
+    return one.table(name) if name in one.names else pd.DataFrame()
+
+
+def _effects(one: SavedStudy) -> pd.DataFrame:
+    if one.kind == "reasoning":
+        frame = _named(one, "accuracy")
+        if frame.empty or "beyond_random" not in frame:
+            return pd.DataFrame()
+        frame = frame[frame["beyond_random"].notna()]
+        signs = [name for name in ("sign", "toward") if name in frame]
+        toward = frame[["label", *signs]].astype(str).agg(", ".join, axis=1)
+        values = frame[["beyond_random", "beyond_random_low", "beyond_random_high"]]
+        head = {"kind": "reasoning", "family": frame["family"], "toward": toward}
+    else:
+        frame = _named(one, "beyond_controls")
+        if frame.empty:
+            return pd.DataFrame()
+        frame = frame[frame["family"] == frame["family"].iloc[0]]  # the best on validation is first
+        values = frame[["beyond_every_control", "low", "high"]]
+        head = {"kind": "behavior", "family": frame["family"], "toward": frame["toward"]}
+    values = values.set_axis(["beyond", "low", "high"], axis=1)
+    return pd.DataFrame(head | {name: values[name] for name in values}).assign(
+        n=frame["n"], groups=frame["groups"]
+    )
+
+
+def _mix(one: SavedStudy) -> pd.DataFrame:
+    frame = _named(one, "behavior_mix")
+    part = next((name for name in ("part", "set", "split") if name in frame), None)
+    if part is not None:
+        return frame[frame[part] == "test"].drop(columns=part)
+    if one.kind == "reasoning" and "accuracy" in one.names:
+        plain = one.table("accuracy")
+        plain = plain[plain["family"] == "unedited"]
+        return pd.DataFrame(
+            {"outcome": "correct, " + plain["label"].astype(str), "share": plain["accuracy"]}
+        ).assign(low=plain["low"], high=plain["high"], n=plain["n"], groups=plain["groups"])
+    return frame

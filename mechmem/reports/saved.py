@@ -1,0 +1,139 @@
+"""A saved study, read from its folder: tables, manifest, answer, and its page once more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechmem.artifacts import write_text
+from mechmem.errors import ArtifactError, did_you_mean, listed
+from mechmem.reports.page import PARTS, page_from
+from mechmem.studies.table_files import read_table
+
+__all__ = ["SavedStudy", "load_study", "rewrite_report"]
+
+
+@dataclass(frozen=True)
+class SavedStudy:
+    """What `Study.save` or `write_report` wrote, without the model and without the states.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: Model, task, seed, splits, versions, verdict, answer.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"SavedStudy({self.model}, {self.task}, seed {self.seed}: {self.verdict})"
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return str(self.manifest["task"])
+
+    @property
+    def seed(self) -> int:
+        """What keyed splits, controls and resampling."""
+        return int(self.manifest["seed"])
+
+    @property
+    def kind(self) -> str:
+        """``"behavior"`` for `run_study`, ``"reasoning"`` for `run_reasoning_study`."""
+        return str(self.manifest.get("study", "behavior"))
+
+    @property
+    def verdict(self) -> str:
+        """The result in a few words."""
+        return str(self.manifest["verdict"])
+
+    def answer(self) -> str:
+        """The result in one sentence."""
+        return str(self.manifest["answer"])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of its tables."""
+        return sorted(path.stem for path in (self.folder / "tables").glob("*.csv"))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table by name, as it was saved: text stays text, whatever it looks like.
+
+        Raises:
+            ArtifactError: When there is none of that name, or it cannot be read.
+        """
+        file = self.folder / "tables" / f"{name}.csv"
+        if name not in self.names:
+            raise ArtifactError(
+                f"{self.folder} has no table {name!r}; it has {listed(self.names, 30)}."
+                f"{did_you_mean(name, self.names)}"
+            )
+        try:
+            return read_table(file)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{file} cannot be read: {error}. Save the study again.") from error
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table by name."""
+        return {name: self.table(name) for name in self.names}
+
+
+def load_study(folder: str | Path) -> SavedStudy:
+    """Read a saved study. Nothing is ever unpickled, and no model is loaded.
+
+    Raises:
+        ArtifactError: When the folder holds no study.
+    """
+    place = Path(folder)
+    note = place / "manifest.json"
+    try:
+        manifest = json.loads(note.read_text(encoding="utf-8"))
+        study = SavedStudy(place, manifest)
+        _ = (study.model, study.task, study.seed, study.verdict, study.answer())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{place} holds no study: {note.name} is missing. Give a folder that study.save() or "
+            "`mechmem study` wrote."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{note} is not the manifest of a study, or was cut off ({type(error).__name__}: "
+            f"{error}). Save the study again."
+        ) from error
+    return study
+
+
+def rewrite_report(folder: str | Path) -> Path:
+    """Put ``report.html`` of a saved study together again, with this mechmem's template.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ArtifactError: When the folder holds no study, or not the parts of its page.
+    """
+    study = load_study(folder)
+    file = study.folder / PARTS
+    try:
+        return write_text(
+            study.folder / "report.html", page_from(json.loads(file.read_text(encoding="utf-8")))
+        )
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{file} is missing: the study was saved by an older mechmem, or without its "
+            "artifacts. Run it again."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file} was changed or cut off. Save the study again.") from error

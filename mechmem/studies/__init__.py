@@ -1,0 +1,24 @@
+"""Floor 8: a study is a list of results with words."""
+
+from mechmem.studies.base import Study
+from mechmem.studies.behavior.run import run_study
+from mechmem.studies.behavior.study import BehaviorStudy
+from mechmem.studies.memorization.counterfactual import (
+    CounterfactualMemorization,
+    counterfactual_memorization,
+)
+from mechmem.studies.memorization.run import MemorizationStudy, run_memorization_study
+from mechmem.studies.reasoning.run import run_reasoning_study
+from mechmem.studies.reasoning.study import ReasoningStudy
+
+__all__ = [
+    "BehaviorStudy",
+    "CounterfactualMemorization",
+    "MemorizationStudy",
+    "ReasoningStudy",
+    "Study",
+    "counterfactual_memorization",
+    "run_memorization_study",
+    "run_reasoning_study",
+    "run_study",
+]

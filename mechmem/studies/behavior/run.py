@@ -1,0 +1,247 @@
+"""`run_study`: the whole question, asked once, with every control beside the effect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mechmem.analysis.depth_profile import depth_profile
+from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.geometry import separation
+from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
+from mechmem.analysis.probes import fit_probes
+from mechmem.caching.activations import Activations
+from mechmem.caching.extract import cache_activations
+from mechmem.errors import MechmemError, PromptError, TaskError, listed
+from mechmem.evaluation.behavior import Observations, observe
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.hooked import Model
+from mechmem.patching import Edit
+from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
+from mechmem.studies.behavior.study import BehaviorStudy
+from mechmem.studies.token_reading import read_answers
+from mechmem.sweeps.cells import check_sharing
+from mechmem.sweeps.grids import default_grid
+from mechmem.sweeps.sweep import sweep
+from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.own_prompts import check_own_pairs
+from mechmem.tasks.prompts import PromptSet
+
+SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
+MIN_FLIPS = 10
+STEERED = {"validation": 240, "test": 480}
+"""Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
+LEAST_STEERED = 20
+
+Progress = Callable[[str], None]
+
+
+def run_study(
+    model: Model,
+    *,
+    task: Task | None = None,
+    prompts: PromptSet | None = None,
+    n: int = 600,
+    seed: int = 0,
+    grid: Callable[[NeuronScores, NeuronScores, Directions], Mapping[str, Sequence[Edit]]] = (
+        default_grid
+    ),
+    negative: tuple[Model, Task] | None = None,
+    doses: Sequence[float] = DOSES,
+    steered: Mapping[str, int] = STEERED,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BehaviorStudy:
+    """Does this model remember or compute, where is that decided, and can it be turned?
+
+    Observes pairs of rephrasings, splits them by group (40 % training, 20 % validation, 40 % test),
+    fits neurons, directions and probes on the training flips, chooses an edit per family on
+    validation, and runs the winners and their controls once on test. Edits are tried on some of
+    the prompts (``steered``); what is fitted and observed takes all.
+
+    Args:
+        model: From `load_model`.
+        task: Makes pairs and reads completions.
+        prompts: Your own rephrased prompts with `memorized` and `generalized`, instead of the
+            task's.
+        n: Pairs to make, when the task makes them.
+        seed: Keys splits, controls and resampling.
+        grid: From neuron scores, window scores and directions to edits by family.
+        negative: A model (with its task) in which no effect is expected; only the winning family
+            of edits is tried on it.
+        doses: Multiples of the chosen alpha for the dose-response; empty to leave it out.
+        steered: Most validation and test prompts on which edits are tried. Where answers are long,
+            fewer save most of the time; the intervals then grow.
+        token_budget: Most tokens in one batch. A small model runs faster with more.
+        folder: Where finished edits of the sweep are stored, so that a study that was stopped goes
+            on. Processes that share the work (``RANK``, ``WORLD_SIZE``) meet there; each of them
+            returns the whole study.
+        progress: Called with a line for every step.
+
+    Raises:
+        ArtifactError: When processes share the work without a folder.
+        PromptError: When there are too few prompts, or too few flips to contrast the behaviors.
+        MechmemError: For a ``steered`` that does not say how many prompts of both parts.
+    """
+    started = time.monotonic()
+    say = progress or (lambda line: None)
+    place = None if folder is None else Path(folder)
+    check_sharing(place)
+    if prompts is not None and not isinstance(prompts, PromptSet):
+        raise PromptError(
+            f"prompts must be a PromptSet, got {type(prompts).__name__} {prompts!r:.60}; read a "
+            "file with mm.PromptSet.from_csv or from_jsonl."
+        )
+    if isinstance(task, str):
+        raise TaskError(f"task must be a task, got {task!r}; use mm.get_task({task!r}).")
+    _check_steered(steered)
+    if prompts is None:
+        if task is None:
+            raise PromptError(
+                "A study needs a task, or prompts=, or both; for example "
+                "run_study(model, task=mm.get_task('addition-cued'))."
+            )
+        prompts = task.pairs(n, seed)
+    else:
+        check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
+    parts = prompts.split(**SHARES, seed=seed)._asdict()
+    observed = {}
+    for name, part in parts.items():
+        say(f"observing the {name} prompts")
+        # Only the margins of the test part are shown; with long answers they cost half the time.
+        observed[name] = observe(
+            model, part, task=task, margins=name == "test", token_budget=token_budget
+        )
+    flips = observed["train"].flips()
+    if len(flips) // 2 < MIN_FLIPS:
+        raise PromptError(_too_few(observed["train"]))
+    say(f"reading the states of {len(flips)} flips")
+    acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
+    acts = _first_and_posts(acts)
+    depth = depth_profile(acts, seed=seed)
+    scores = neuron_mean_difference(_posts(acts))
+    mlp_scores = neuron_mean_difference(cache_activations(model, flips, sites="mlp_post"))
+    window_scores = _window(model, flips, task, scores)
+    directions = difference_of_means(acts, toward=BEHAVIORS[1])
+    say("measuring the separation on test flips")
+    test_flips = observed["test"].flips()
+    held_out = cache_activations(model, test_flips, sites=acts.sites)
+    apart = separation(directions, held_out, seed=seed)
+    say("fitting probes and their baselines")
+    probes = fit_probes(acts, seed=seed)
+    tried = {name: _first_groups(parts[name], most) for name, most in steered.items()}
+    found = sweep(
+        model,
+        grid(scores, window_scores, directions),
+        task=task,
+        validation=tried["validation"],
+        test=tried["test"],
+        seed=seed,
+        token_budget=token_budget,
+        folder=place,
+        progress=say,
+    )
+    say("dose and response, and the cost on clean items")
+    dose = dose_response(model, found, tried["test"], task, seed, doses, token_budget)
+    clean = clean_cost(model, found, task, seed, token_budget)
+    inner = None
+    if negative is not None:
+        say("the same on the model without a shared mode")
+        inner = run_study(
+            negative[0],
+            task=negative[1],
+            n=n,
+            seed=seed,
+            grid=lambda *fitted: {found.best.family: grid(*fitted)[found.best.family]},
+            doses=(),
+            steered=steered,
+            token_budget=token_budget,
+            folder=place,
+        )
+    return BehaviorStudy(
+        model.info,
+        dict(model.card),
+        task.name if task is not None else "own prompts",
+        seed,
+        parts,
+        observed,
+        flips,
+        depth,
+        scores,
+        mlp_scores,
+        window_scores,
+        directions,
+        apart,
+        probes,
+        found,
+        dose,
+        clean,
+        read_answers(model, directions, probes, found),
+        inner,
+        time.monotonic() - started,
+    )
+
+
+def _check_steered(steered: Mapping[str, int]) -> None:
+    good = set(steered) == set(STEERED) and all(
+        isinstance(most, int) and most >= LEAST_STEERED for most in steered.values()
+    )
+    if not good:
+        raise MechmemError(
+            f"steered must say how many prompts of {listed(STEERED)} edits are tried on, at least "
+            f"{LEAST_STEERED} each, got {steered!r}; the default is {STEERED}."
+        )
+
+
+def _first_groups(part: PromptSet, most: int) -> PromptSet:
+    """Whole groups in their order, about ``most`` prompts; parts are drawn at random already."""
+    if len(part) <= most:
+        return part
+    kept = set(part[:most].groups)
+    return PromptSet(prompt for prompt in part if prompt.group in kept)
+
+
+def _too_few(seen: Observations) -> str:
+    """What the model did instead of flipping, with an example."""
+    pairs = seen.prompts.pairs()
+    if not pairs:
+        return (
+            f"None of {len(seen)} training prompts has a rephrasing: no two share a `group`. Give "
+            "the rephrasings of one question the same group."
+        )
+    shares = {name: seen.outcomes.count(name) for name in seen.allowed}
+    prompt, wrote = seen.prompts[0], seen.completions[0]
+    return (
+        f"Only {len(seen.flips()) // 2} of {len(pairs)} training pairs are flips (outcomes "
+        f"{shares}); a contrast needs at least {MIN_FLIPS} in the training part, which is "
+        f"{SHARES['train']:.0%} of the groups. For example, after {prompt.text!r:.80} the model "
+        f"wrote {wrote!r:.60}, where {prompt.memorized!r} or {prompt.generalized!r} was looked "
+        "for. Use more pairs, or a model that shows both behaviors."
+    )
+
+
+def _first_and_posts(acts: Activations) -> Activations:
+    """The embedding (input of block 0) and the output of every block, each state once."""
+    keep = {
+        site: state
+        for site, state in acts.states.items()
+        if site.stream == "resid_post" or site.layer == 0
+    }
+    return replace(acts, states=keep)
+
+
+def _posts(acts: Activations) -> Activations:
+    states = {site: state for site, state in acts.states.items() if site.stream == "resid_post"}
+    return replace(acts, states=states)
+
+
+def _window(
+    model: Model, flips: PromptSet, task: Task | None, scores: NeuronScores
+) -> NeuronScores:
+    positions = list(task.read_spans) if task is not None else ["last"]
+    if positions == ["last"]:
+        return scores
+    return neuron_mean_difference(cache_activations(model, flips, positions=positions))

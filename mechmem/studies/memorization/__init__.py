@@ -1,0 +1,1 @@
+"""Two other meanings of memorization, beside the direction."""

@@ -1,0 +1,281 @@
+"""Two other meanings of memorization, beside the direction between reasoning and memory.
+
+arXiv 2503.23084 leaves open whether *perturbational* memorization (the answer breaks when the
+question is perturbed) and *counterfactual* memorization (the answer depends on having trained on
+the item) are mediated by the same direction. Here both are measured on the world of
+`recall-reasoning`, where models can be trained without an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mechmem.analysis.correlation import ScoreCorrelation, score_correlation, spearman
+from mechmem.analysis.directions import Direction, Directions, difference_of_means
+from mechmem.analysis.geometry import separation
+from mechmem.analysis.held_out import group_draws, resampled
+from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.caching.extract import cache_activations
+from mechmem.evaluation.controls import controls
+from mechmem.evaluation.perturbation import (
+    PerturbationalMemorization,
+    perturbational_memorization,
+)
+from mechmem.models.hooked import Model
+from mechmem.models.sites import Site
+from mechmem.patching.base import Edit
+from mechmem.patching.directions import AddDirection
+from mechmem.seeding import keyed_order
+from mechmem.studies.memorization.counterfactual import (
+    CounterfactualMemorization,
+    counterfactual_memorization,
+)
+from mechmem.tasks.labels import LABELS
+from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.recall_reasoning import KINDS, RecallReasoning
+from mechmem.training.lab.recall_reasoning import STEPS, recall_model
+
+__all__ = ["MemorizationStudy", "run_memorization_study"]
+
+TRAINED = KINDS[:3]
+"""Kinds of items that training asks about."""
+
+RANDOM = "random direction"
+
+
+@dataclass(frozen=True)
+class MemorizationStudy:
+    """Both scores, how they go together with the direction, and what moving along it does.
+
+    Attributes:
+        site: Where the direction was fitted; chosen on the fitting items alone.
+        perturbational: On the scored items, by name of the edit in force; ``""`` is none.
+        counterfactual: On the same items; its edits have the same names.
+        limem_along, counterfactual_along: Rank and linear correlation of each score with the
+            item's projection on the direction of the model asked.
+    """
+
+    site: Site
+    perturbational: Mapping[str, PerturbationalMemorization]
+    counterfactual: CounterfactualMemorization
+    limem_along: ScoreCorrelation
+    counterfactual_along: ScoreCorrelation
+
+    def correlations(self) -> pd.DataFrame:
+        """One row per score."""
+        return pd.concat(
+            [
+                found.correlations().assign(score=found.score)
+                for found in (self.limem_along, self.counterfactual_along)
+            ],
+            ignore_index=True,
+        )
+
+    def within_kinds(self) -> pd.DataFrame:
+        """Rank correlation of each score with the projection among the items of one kind.
+
+        The kinds differ in both, so the correlation over all items is partly theirs. NaN where a
+        score does not vary.
+        """
+        rows = []
+        for kind, items in self.table().groupby("kind"):
+            draws = group_draws(items["group"].tolist(), self.counterfactual.seed, "within", kind)
+            along = items["projection"].to_numpy()
+            for score in ("perturbational", "counterfactual"):
+                values = items[score].to_numpy()
+                found = resampled(
+                    lambda r, a=along, v=values: spearman(a[r], v[r]),  # type: ignore[misc]
+                    items["group"].tolist(),
+                    draws,
+                )
+                rows.append(
+                    {"kind": kind, "score": score, "spearman": found.value, "low": found.low,
+                     "high": found.high, "n": found.n}
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def changes(self) -> pd.DataFrame:
+        """What each edit does to the mean of both scores, over all scored items and per kind."""
+        rows = []
+        plain = self.perturbational[""]
+        for edit, found in self.perturbational.items():
+            if not edit:
+                continue
+            for kind in (None, *TRAINED):
+                one, other = plain, found
+                if kind is not None:
+                    one, other = plain.of("item", kind), found.of("item", kind)
+                both = {
+                    "perturbational": _paired(one, other),
+                    "counterfactual": self.counterfactual.change(edit, kind),
+                }
+                for score, estimate in both.items():
+                    rows.append(
+                        {
+                            "score": score,
+                            "edit": edit,
+                            "kind": kind or "all",
+                            "change": estimate.value,
+                            "low": estimate.low,
+                            "high": estimate.high,
+                            "n": estimate.n,
+                            "groups": estimate.groups,
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+    def table(self) -> pd.DataFrame:
+        """One row per item: projection, both scores, kind."""
+        points = self.limem_along.points.assign(
+            projection=self.limem_along.projections[self.site],
+            counterfactual=self.counterfactual_along.points["score"],
+        )
+        means = (
+            points.rename(columns={"score": "perturbational"})
+            .groupby(["group", "class"], as_index=False)[
+                ["projection", "perturbational", "counterfactual"]
+            ]
+            .mean()
+        )
+        scores = self.counterfactual.table()[["group", "kind", "low", "high"]]
+        return means.merge(scores, on="group", validate="one_to_one")
+
+
+def run_memorization_study(
+    model: Model,
+    *,
+    task: RecallReasoning | None = None,
+    models: int = 16,
+    steps: int = STEPS,
+    prompts: int = 4,
+    alpha: float = 1.0,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> MemorizationStudy:
+    """Measure both kinds of memorization on one half of the items; fit directions on the other.
+
+    Args:
+        model: A lab model of the task.
+        task: Its world; default that of the model's card.
+        models: Small models for the counterfactual scores; even. Each is trained from nothing.
+        steps: Optimizer steps of each.
+        prompts: Questions per item.
+        alpha: Strength of the edits, in differences of means, both ways.
+        seed: Keys halves, models, controls and resampling.
+        folder: Keeps what each small model did; a killed run goes on there.
+        progress: Called with a line per step.
+
+    Raises:
+        ArtifactError: When the folder holds small models of another study: another world, other
+            items, steps, strength, seed or site, or made by another mechmem.
+
+    What it does not prove: both scores are measured where their cause is known, in a world of one
+    question format; a correlation there is an example, not a law.
+    """
+    world = task or RecallReasoning(**model.card.get("task_options", {}))
+    say = progress or (lambda line: None)
+    fitting, scored = _halves(world, prompts, seed)
+    say("fitting the direction")
+    directions = _directions(model, fitting)
+    site = _best_site(directions, model, fitting, seed)
+    direction = directions[site]
+    say("perturbing")
+    variants = world.perturbations(scored)
+    perturbational = {
+        name: perturbational_memorization(model, scored, variants, task=world, edit=edit, seed=seed)
+        for name, edit in {"": None, **_edits(model, direction, alpha, seed)}.items()
+    }
+
+    def train(gone: frozenset[str], number: int) -> Model:
+        return recall_model(world, seed=1000 + number, steps=steps, without=gone)
+
+    def edits(own: Model, gone: frozenset[str]) -> dict[str, Edit]:
+        # Its own direction: those of models that were trained separately have nothing in common.
+        return _edits(own, _directions(own, fitting)[site], alpha, seed)
+
+    counterfactual = counterfactual_memorization(
+        train,
+        scored,
+        task=world,
+        models=models,
+        edits=edits,
+        seed=seed,
+        folder=folder,
+        settings={
+            "steps": steps,
+            "alpha": alpha,
+            "seed": seed,
+            "site": list(site),
+            "fitted on": fitting.to_records(),
+        },
+        progress=say,
+    )
+    say("correlating")
+    acts = cache_activations(model, scored, sites=[site])
+    only = Directions({site: direction})
+    along = score_correlation(
+        only, acts, perturbational[""].scores, name="perturbational score", seed=seed
+    )
+    means = counterfactual.scores()
+    per_item = score_correlation(
+        only, acts, [means[name] for name in scored.groups], name="counterfactual score", seed=seed
+    )
+    return MemorizationStudy(site, perturbational, counterfactual, along, per_item)
+
+
+def _halves(world: RecallReasoning, prompts: int, seed: int) -> tuple[PromptSet, PromptSet]:
+    """Prompts of items to fit on, which every model is trained on, and of items to score.
+
+    Items of one entity stay together; each kind is divided by itself.
+    """
+    pairs = int(np.isin(world.world.kind, [KINDS.index(kind) for kind in TRAINED]).sum())
+    return _divided(world.questions(prompts * pairs, seed, TRAINED), seed)
+
+
+def _divided(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet]:
+    kinds: dict[str, str] = {}
+    for prompt in prompts:
+        kinds.setdefault(str(prompt.meta["entity"]), str(prompt.meta["item"]))
+    first: set[str] = set()
+    for kind in TRAINED:
+        mine = [entity for entity, own in kinds.items() if own == kind]
+        first |= set(keyed_order(mine, seed, "memorization-study", kind)[: len(mine) // 2])
+    return (
+        prompts.filter(lambda prompt: str(prompt.meta["entity"]) in first),
+        prompts.filter(lambda prompt: str(prompt.meta["entity"]) not in first),
+    )
+
+
+def _directions(model: Model, fitting: PromptSet) -> Directions:
+    acts = cache_activations(model, fitting, sites="resid_post")
+    return difference_of_means(acts, toward=LABELS[0], by="label")
+
+
+def _best_site(directions: Directions, model: Model, fitting: PromptSet, seed: int) -> Site:
+    """Where half of the fitting items separate the other half best."""
+    one, other = _divided(fitting, seed + 1)  # the same seed would give the same order again
+    acts = cache_activations(model, other, sites=directions.sites)
+    areas = separation(_directions(model, one), acts, by="label", seed=seed).auroc
+    return max(areas, key=lambda site: areas[site].value)
+
+
+def _edits(model: Model, direction: Direction, alpha: float, seed: int) -> dict[str, Edit]:
+    """Both ways, and as far in a random direction."""
+    out: dict[str, Edit] = {
+        f"toward {name}": AddDirection(direction, alpha=alpha, toward=name) for name in LABELS
+    }
+    placebo = controls(out[f"toward {LABELS[0]}"], model, seed=seed)
+    return {**out, RANDOM: placebo[RANDOM]}
+
+
+def _paired(before: PerturbationalMemorization, after: PerturbationalMemorization) -> Estimate:
+    one, other = before.scores, after.scores
+    return group_mean(
+        [other[name] - one[name] for name in one], before.items.groups, seed=before.seed
+    )

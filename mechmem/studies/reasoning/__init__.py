@@ -1,0 +1,1 @@
+"""P2's question: one direction between reasoning and memory?"""

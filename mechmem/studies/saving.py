@@ -1,0 +1,106 @@
+"""Folders of studies: written beside what is there, then moved into place, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mechmem.artifacts import write_text
+from mechmem.errors import ArtifactError
+
+_NOTE, _DRAFT = "manifest.json", ".partial-"
+
+
+def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
+    """Let ``parts`` write a report into a folder of its own, then move its files into place.
+
+    Files of an earlier report, named in its ``manifest.json``, are replaced; others stay. Its
+    ``manifest.json`` is taken away before anything moves and the new one put there when everything
+    else is in place. So a process that is killed before the move leaves the earlier report, and one
+    that is killed during it a folder without a manifest, which `load_study` refuses; saving there
+    again makes it whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: When the folder cannot be written; what was there stays as it was.
+    """
+    target = Path(folder)
+    existed = target.exists()
+    draft = target / f"{_DRAFT}{os.getpid()}-{time.time_ns()}"
+    try:
+        draft.mkdir(parents=True)
+        parts(draft)
+        _move_in(draft, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write {target}: {error.strerror or error}. Choose a folder you can write to."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not existed and target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+    return target
+
+
+def write_manifest(manifest: dict[str, Any], draft: Path) -> None:
+    """Write ``manifest.json`` with the names of all files of the report."""
+    files = sorted(str(path.relative_to(draft).as_posix()) for path in _files(draft))
+    manifest["files"] = [*files, _NOTE]
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
+    write_text(draft / _NOTE, text + "\n")
+
+
+def _move_in(draft: Path, target: Path) -> None:
+    """Move every file into place; on a failure put back what was there.
+
+    The old manifest goes first and the new one comes last: after a kill in between there is none.
+    """
+    kept, note = draft / "kept", Path(_NOTE)
+    fresh = {path.relative_to(draft) for path in _files(draft)}
+    stale = {path for path in _earlier(target) if path not in fresh}
+    done: list[Path] = []
+    try:
+        for relative in [note, *sorted((stale | fresh) - {note}), note]:
+            there = target / relative
+            if there.is_dir():
+                raise IsADirectoryError(f"{there} is a folder of its own")
+            if there.exists():
+                (kept / relative).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(there, kept / relative)
+            done.append(relative)
+            if relative in fresh and (relative != note or done.count(note) == 2):
+                there.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(draft / relative, there)
+    except OSError:
+        for relative in reversed(list(dict.fromkeys(done))):
+            (target / relative).unlink(missing_ok=True)
+            if (kept / relative).exists():
+                os.replace(kept / relative, target / relative)
+        raise
+
+
+def _earlier(target: Path) -> list[Path]:
+    """Files that an earlier report in this folder, or one killed there, says are its own."""
+    paths: list[Path] = []
+    for note in [target / _NOTE, *target.glob(f"{_DRAFT}*/{_NOTE}"),
+                 *target.glob(f"{_DRAFT}*/kept/{_NOTE}")]:  # fmt: skip
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            listed = json.loads(note.read_text(encoding="utf-8"))["files"]
+            paths += [Path(str(name)) for name in listed]
+    return [
+        path
+        for path in paths
+        if not path.is_absolute() and ".." not in path.parts and (target / path).is_file()
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

@@ -1,0 +1,89 @@
+"""Which prompts a report shows, and the projection of each of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mechmem.analysis.directions import Direction, Directions
+from mechmem.analysis.probes import Probes
+from mechmem.analysis.token_projections import TokenProjections, project_tokens
+from mechmem.errors import PromptError
+from mechmem.evaluation.behavior import Observations
+from mechmem.models.hooked import Model
+from mechmem.patching.directions import AddDirection
+from mechmem.sweeps.result import Sweep
+from mechmem.tasks.labels import LABELS
+from mechmem.tasks.prompts import Prompt, PromptSet
+
+__all__ = ["read_answers", "read_questions", "shown_answers", "shown_questions"]
+
+FLIPS = 5
+QUESTIONS = 4
+
+
+def shown_answers(before: Observations) -> list[Prompt]:
+    """The first flips, both rephrasings one after the other; the first prompts where none is."""
+    flips = [members[:2] for members in before.flips().by_group().values()][:FLIPS]
+    return [prompt for pair in flips for prompt in pair] or list(before.prompts[: 2 * FLIPS])
+
+
+def shown_questions(part: PromptSet) -> list[Prompt]:
+    """The first questions of each label, in the order of the labels."""
+    return [
+        prompt
+        for label in LABELS
+        for prompt in [prompt for prompt in part if prompt.label == label][:QUESTIONS]
+    ]
+
+
+def read_answers(
+    model: Model, directions: Directions, probes: Probes, found: Sweep
+) -> TokenProjections | None:
+    """Every token of the prompts that are shown and of what the unedited model wrote after them.
+
+    The direction is the one that was steered along, chosen on validation prompts; where none was,
+    that of the site at which probes read the training flips best, in folds of whole groups.
+    """
+    before = found.before
+    shown = shown_answers(before)
+    written = dict(zip(before.prompts.ids, before.completions, strict=True))
+    return _read(
+        model, _direction(directions, probes, found), shown, [written[p.id] for p in shown]
+    )
+
+
+def read_questions(model: Model, direction: Direction, part: PromptSet) -> TokenProjections | None:
+    """Every token of the questions that are shown, in the form in which states are read."""
+    return _read(model, direction, shown_questions(part), None)
+
+
+def _read(
+    model: Model, direction: Direction, shown: Sequence[Prompt], completions: list[str] | None
+) -> TokenProjections | None:
+    if direction.norm == 0:
+        return None
+    if completions is not None:
+        completions = [
+            _readable(model, prompt, text) for prompt, text in zip(shown, completions, strict=True)
+        ]
+    return project_tokens(model, direction, PromptSet(shown), completions)
+
+
+def _readable(model: Model, prompt: Prompt, text: str) -> str:
+    """The text, or nothing where it cannot be read again: no tokens of its own (a lone line break
+    for some tokenizers), or one too many for the context, as the last one written can be."""
+    try:
+        tail = model.tokens.continuation(prompt, text)
+    except PromptError:
+        return ""
+    limit = model.tokens.n_ctx
+    return text if limit is None or len(model.token_ids(prompt)) + len(tail) <= limit else ""
+
+
+def _direction(directions: Directions, probes: Probes, found: Sweep) -> Direction:
+    for tested in found.tested:
+        if isinstance(tested.edit, AddDirection):
+            return tested.edit.first
+    sites = [site for site in directions.sites if directions[site].norm > 0]
+    known = [site for site in sites if site in probes.accuracy] or directions.sites
+    return directions[max(known, key=lambda site: probes.accuracy[site].value)]

@@ -1,0 +1,240 @@
+"""`sweep`: try many edits on validation prompts, test the winner once on prompts nobody saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from mechmem.caching.provenance import Seen
+from mechmem.errors import EditError, listed
+from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.controls import controls
+from mechmem.evaluation.neuron_controls import SETTLED
+from mechmem.evaluation.rates import Rates
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.hooked import Model
+from mechmem.patching.base import Edit, as_edits
+from mechmem.sweeps.cells import CellRun, Setting, check_sharing
+from mechmem.sweeps.result import Cell, Sweep, Tested
+from mechmem.sweeps.store import Done
+from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.prompts import PromptSet
+
+__all__ = ["Cell", "Sweep", "Tested", "sweep", "two_way_gain"]
+
+Objective = Callable[[Mapping[str, Rates]], float]
+
+
+def two_way_gain(rates: Mapping[str, Rates]) -> float:
+    """The smaller of the gains in share toward each class: high only for edits that steer both
+    ways. What an edit turns into ``other`` counts against it, since it is no gain."""
+    return min(result.change(toward).value for toward, result in rates.items())
+
+
+def sweep(
+    model: Model,
+    grid: Mapping[str, Sequence[Edit]] | Sequence[Edit],
+    *,
+    task: Task | None = None,
+    validation: PromptSet,
+    test: PromptSet,
+    toward: Sequence[str] = BEHAVIORS,
+    objective: Objective = two_way_gain,
+    counts: Mapping[str, str] | None = None,
+    draws: int = 3,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+    reuse: bool = True,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    progress: Callable[[str], None] | None = None,
+) -> Sweep:
+    """Choose on validation, test once.
+
+    Every edit is tried toward every class. The winner of each family (by ``objective``, on the
+    validation prompts) is then run on the test prompts together with its controls.
+
+    Edits run side by side and share what they have in common: the blocks below an edit, the tokens
+    before it, the forward passes. A sample of them is compared with fresh runs of their own
+    (``checked``); a difference of more than 1e-4 of the logits' spread (more in half precision) is
+    an error.
+
+    Args:
+        model: The unedited model.
+        grid: Edits by family, or one list. Edits need a ``toward`` field.
+        task: Reads the completions.
+        validation, test: Prompts that share no group with each other or with what the edits saw.
+        toward: Classes to steer to.
+        objective: From rates per class to a score; higher is better.
+        counts: Per class steered to, the outcome that counts in tables and in the comparison with
+            controls; default the outcome of the same name, or the task's first one where it has
+            none (``"correct"`` for questions).
+        draws: Random draws per control.
+        seed: Keys controls and resampling.
+        folder: Where finished edits are stored. The same sweep called again, after a kill or on
+            purpose, takes them from there.
+        rank, world: This process's share; default ``RANK`` and ``WORLD_SIZE`` (torchrun), else
+            everything. A process that is early takes over from the others, so every one of them
+            returns the whole result.
+        reuse: False runs every edit by itself.
+        token_budget: Most tokens in one batch.
+        progress: Called with a line for every edit tried.
+
+    Raises:
+        LeakageError: When test, validation and fitting share a group or a prompt.
+        EditError: For an empty grid, an edit without ``toward``, one that never acted, or an
+            objective that does not fit the task's outcomes.
+        ModelError: When edits do not give the same side by side as alone.
+        ArtifactError: When processes share the work without a folder, or it cannot be used.
+    """
+    families = dict(grid) if isinstance(grid, Mapping) else {"": list(grid)}
+    edits = [edit for members in families.values() for edit in members]
+    if not edits:
+        raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
+    for edit in as_edits(edits):
+        if "toward" not in {item.name for item in fields(edit)}:  # type: ignore[arg-type]
+            raise EditError(
+                f"{type(edit).__name__} cannot be steered toward a class, so a sweep cannot choose "
+                "it; evaluate it on its own with mm.evaluate(..., edit=...)."
+            )
+    seen = Seen()
+    for edit in edits:
+        seen = seen | edit.seen
+    seen.refuse(validation.require("choose on"), model.tokenize(validation), "choose an edit")
+    seen = seen | Seen.of(validation, model.tokenize(validation))
+    seen.refuse(test.require("test on"), model.tokenize(test), "test the chosen edit")
+
+    place = None if folder is None else Path(folder)
+    run = CellRun(model, task, seed, place, rank, world, reuse, token_budget)
+    check_sharing(place, rank, world)
+    for name in toward:
+        _toward(edits[0], name).changes(model)  # refuses a class that it does not know
+    start = observe(model, validation, task=task, margins=False, token_budget=token_budget)
+    goals = _goals(toward, counts, start.allowed, objective)
+    tried = [
+        (family, edit, Setting(_toward(edit, name), _about("validation", family, edit, name)))
+        for family, members in families.items()
+        for edit in members
+        for name in toward
+    ]
+    done = run.run([item for *_, item in tried], validation, _teller(progress))
+    checked = _differences([item for *_, item in tried], done)
+    cells = []
+    for first in range(0, len(tried), len(toward)):
+        family, edit, _ = tried[first]
+        rates = {
+            name: Rates(item.seen, start, seed)
+            for name, item in zip(toward, done[first : first + len(toward)], strict=True)
+        }
+        score = objective(rates)
+        if not math.isfinite(score):
+            raise EditError(
+                f"The objective gave {score} for {edit.describe()}, which ranks nowhere; return a "
+                "finite number."
+            )
+        cells.append(Cell(family, edit, rates, score))
+    before = observe(model, test, task=task, token_budget=token_budget)
+    winners = [
+        max((cell for cell in cells if cell.family == family), key=lambda cell: cell.score)
+        for family in families
+    ]
+    winners.sort(key=lambda cell: -cell.score)
+    plans = [(cell, list(_test_plan(cell, model, toward, draws, seed))) for cell in winners]
+    settings = [setting for _, plan in plans for _, _, setting in plan]
+    done = run.run(settings, test, _teller(progress))
+    checked += _differences(settings, done)
+    results = iter(done)
+    tested = []
+    for cell, plan in plans:
+        found: dict[str, Rates] = {}
+        placebo: dict[str, dict[str, list[Rates]]] = {name: {} for name in toward}
+        for name, kind, _ in plan:
+            rates_of = Rates(next(results).seen, before, seed)
+            if kind:
+                placebo[name].setdefault(kind, []).append(rates_of)
+            else:
+                found[name] = rates_of
+        tested.append(Tested(cell.family, cell.edit, found, placebo, goals))
+    return Sweep(cells, tested, before, seen, pd.DataFrame(checked))
+
+
+def _goals(
+    toward: Sequence[str],
+    counts: Mapping[str, str] | None,
+    allowed: Sequence[str],
+    objective: Objective,
+) -> dict[str, str]:
+    """Which outcome counts, by class."""
+    if objective is two_way_gain and not set(toward) <= set(allowed):
+        raise EditError(
+            f"The objective two_way_gain looks for outcomes named like the classes "
+            f"{listed(toward)}, but this task has {listed(allowed)}; pass objective=, a function "
+            "from rates per class to a number, for example "
+            f"lambda rates: rates[{toward[0]!r}].change({allowed[0]!r}).value."
+        )
+    given = dict(counts or {})
+    wrong = sorted(set(given) - set(toward)) + sorted(set(given.values()) - set(allowed))
+    if wrong:
+        raise EditError(
+            f"counts={given} names {listed(wrong)}; classes are {listed(toward)}, outcomes "
+            f"{listed(allowed)}."
+        )
+    return {name: given.get(name, name if name in allowed else allowed[0]) for name in toward}
+
+
+def _about(
+    part: str, family: str, edit: Edit, toward: str, setting: str = "edit"
+) -> dict[str, Any]:
+    return {
+        "part": part, "family": family, "setting": setting, **edit.describe(), "toward": toward,
+    }  # fmt: skip
+
+
+def _test_plan(
+    cell: Cell, model: Model, toward: Sequence[str], draws: int, seed: int
+) -> Iterator[tuple[str, str, Setting]]:
+    """Class, control (empty for the edit itself) and what to run, for everything tested of one
+    winner."""
+    for name in toward:
+        edit = _toward(cell.edit, name)
+        yield name, "", Setting(edit, _about("test", cell.family, edit, name), margins=True)
+        for kind, kinds in _drawn(edit, model, draws, seed):
+            for control in kinds:
+                yield name, kind, Setting(control, _about("test", cell.family, edit, name, kind))
+
+
+def _differences(settings: Sequence[Setting], done: Sequence[Done]) -> list[dict[str, Any]]:
+    return [
+        {**setting.about, "difference": item.difference}
+        for setting, item in zip(settings, done, strict=True)
+        if item.difference is not None
+    ]
+
+
+def _teller(progress: Callable[[str], None] | None) -> Callable[[Setting], None] | None:
+    if progress is None:
+        return None
+
+    def tell(setting: Setting) -> None:
+        about = setting.about
+        kind = "" if about["setting"] == "edit" else f"{about['setting']}, "
+        progress(f"{about['part']}, {about['family']}: {kind}{setting.edit.describe()}")
+
+    return tell
+
+
+def _drawn(edit: Edit, model: Model, draws: int, seed: int) -> Iterator[tuple[str, list[Edit]]]:
+    """Every control with its draws; a control without randomness is run once."""
+    many = [controls(edit, model, seed=seed + k) for k in range(draws)]
+    for kind in many[0]:
+        yield kind, [draw[kind] for draw in (many[:1] if kind in SETTLED else many)]
+
+
+def _toward(edit: Edit, name: str) -> Edit:
+    return replace(cast(Any, edit), toward=name)  # type: ignore[no-any-return]

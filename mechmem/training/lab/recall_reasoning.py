@@ -1,0 +1,201 @@
+"""The lab recipe for `recall-reasoning`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from mechmem.artifacts import versions, write_text
+from mechmem.errors import ArtifactError, TaskError
+from mechmem.evaluation.behavior import observe
+from mechmem.models.hooked import Model
+from mechmem.models.loading import load_model
+from mechmem.models.quiet import quiet_transformers
+from mechmem.seeding import caller_state_kept
+from mechmem.tasks.base import starts_with_answer
+from mechmem.tasks.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning
+from mechmem.training.deterministic import Progress, deterministic
+
+__all__ = ["recall_model", "train_recall_reasoning"]
+
+LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
+BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
+DROPOUT = 0.0
+STEPS = 2000
+DESIGN = (
+    "Every question names an entity, an attribute and three numbers. For three of eight entities "
+    "training always gave the attribute's stored value, for three always the sum of the numbers, "
+    "and for two now the one, now the other; only the name tells which. That an entity's two "
+    "attributes are treated alike is the planted reason to keep a mode; how the model keeps it is "
+    "not. Trained with shared=False every pair of entity and attribute is treated by itself."
+)
+
+
+def train_recall_reasoning(
+    folder: Path,
+    *,
+    seed: int = 0,
+    shared: bool = True,
+    steps: int = STEPS,
+    progress: Progress | None = None,
+) -> None:
+    """Train a model on stored values and sums in one question format; write it with its manifest.
+
+    Args:
+        folder: Where to.
+        seed: Draws the world, the data and the first weights.
+        shared: False deals the kinds out over pairs: the negative control.
+        steps: Optimizer steps of 128 questions.
+        progress: Called with (steps done, steps in all).
+
+    Raises:
+        TaskError: For fewer steps than one.
+        ArtifactError: When the folder cannot be written.
+    """
+    if steps < 1:
+        raise TaskError(f"steps must be an integer from 1, got {steps}; the default is {STEPS}.")
+    started, used = time.monotonic(), time.process_time()
+    task = RecallReasoning(seed, shared)
+    with deterministic(), caller_state_kept():
+        model = _fresh_model(seed)
+        _fit(model, task.world.training_rows(steps, BATCH), steps, progress)
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            _tokenizer().save_pretrained(folder)
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {folder}: {error}.") from error
+    manifest = {
+        "task": task.name,
+        "task_options": {"seed": seed, "shared": shared},
+        "design": DESIGN,
+        "planted": shared,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training": {
+            "steps": steps,
+            "batch": BATCH,
+            "optimizer": f"AdamW lr {LEARNING_RATE} betas (0.9, 0.98) weight decay 0.01",
+            "schedule": f"{WARMUP} steps warm-up, linear decay over the second half",
+            "dropout": DROPOUT,
+            "loss": "cross-entropy on the answer token",
+            "seconds": round(time.monotonic() - started, 1),
+            "cpu_seconds": round(time.process_time() - used, 1),
+        },
+        "measured": _measured(folder, task),
+        "versions": versions(),
+    }
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def recall_model(
+    task: RecallReasoning, *, seed: int = 0, steps: int = STEPS, without: Collection[str] = ()
+) -> Model:
+    """A model trained by the same recipe, kept in memory.
+
+    Args:
+        task: Its world.
+        seed: Draws the first weights.
+        steps: Optimizer steps of 128 questions.
+        without: Items (groups of the task's prompts) that training never asks about.
+    """
+    with deterministic(), caller_state_kept():
+        model = _fresh_model(seed)
+        _fit(model, task.world.training_rows(steps, BATCH, without), steps, None)
+    return load_model(model, tokenizer=_tokenizer(), consume=True)
+
+
+def _measured(folder: Path, task: RecallReasoning) -> dict[str, Any]:
+    """Per kind of item, on phrasings and numbers that training never showed: what was answered."""
+    seen = observe(load_model(folder), task.questions(4000, seed=0), task=task, margins=False)
+    out: dict[str, Any] = {"questions": len(seen)}
+    for kind in KINDS:
+        rows = [k for k, prompt in enumerate(seen.prompts) if prompt.meta["item"] == kind]
+        prompts, told = [seen.prompts[k] for k in rows], [seen.completions[k] for k in rows]
+        out[kind] = {
+            "correct": round(sum(seen.outcomes[k] == "correct" for k in rows) / len(rows), 4),
+            "stored": _share(told, [prompt.memorized for prompt in prompts]),
+            "sum": _share(told, [prompt.generalized for prompt in prompts]),
+        }
+    return out
+
+
+def _share(completions: list[str], answers: list[str | None]) -> float:
+    hits = [
+        answer is not None and starts_with_answer(text, answer)
+        for text, answer in zip(completions, answers, strict=True)
+    ]
+    return round(sum(hits) / len(hits), 4)
+
+
+def _fresh_model(seed: int) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(RECALL_VOCABULARY),
+            n_positions=CONTEXT,
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=DROPOUT,
+            embd_pdrop=DROPOUT,
+            attn_pdrop=DROPOUT,
+            bos_token_id=RECALL_VOCABULARY.index("<bos>"),
+            eos_token_id=None,
+            pad_token_id=RECALL_VOCABULARY.index("<pad>"),
+        )
+    )
+
+
+def _tokenizer() -> Any:
+    """Word by word, in the order of the vocabulary; a line break is a word."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    fast: Any = PreTrainedTokenizerFast  # untyped in the library
+    index = {word: k for k, word in enumerate(RECALL_VOCABULARY)}
+    words = Tokenizer(models.WordLevel(index, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^\s]+"), behavior="removed", invert=True)
+    words.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", index["<bos>"])]
+    )
+    return fast(
+        tokenizer_object=words,
+        bos_token="<bos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=CONTEXT,
+    )
+
+
+def _fit(model: Any, rows: np.ndarray, steps: int, progress: Progress | None) -> None:
+    """The rows in their order; the loss is that of the last column."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARMUP, 1.0, 2 * (steps - step) / steps)
+    )
+    model.train()
+    batches = torch.from_numpy(rows).reshape(steps, BATCH, -1)
+    for step, batch in enumerate(batches, start=1):
+        logits = model(input_ids=batch[:, :-1], logits_to_keep=1).logits[:, -1]
+        loss = functional.cross_entropy(logits, batch[:, -1])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step, steps)
+    model.eval()

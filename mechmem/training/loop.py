@@ -1,0 +1,188 @@
+"""`fit`: `transformers.Trainer` over items in their order, watched every few steps, resumable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechmem.errors import ArtifactError
+from mechmem.models.quiet import quiet_transformers
+from mechmem.training.deterministic import Progress
+from mechmem.training.settings import TrainingSettings
+
+__all__ = ["Row", "fit", "kept_row"]
+
+Row = dict[str, float]
+Watch = Callable[[Any, int], Row]
+_WHOLE = "whole"
+
+
+def fit(
+    model: Any,
+    items: Any,
+    collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+    settings: TrainingSettings,
+    steps: int,
+    work: Path,
+    *,
+    every: int,
+    watch: Watch | None = None,
+    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None,
+    use_cpu: bool = False,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Train a model in place; the kept checkpoint is written to ``work/kept-<step>``.
+
+    Args:
+        model: Trained in place, a peft model included.
+        items: A dataset of at least ``steps * batch`` items, gone through in order.
+        collate: Items to a batch.
+        settings: See `TrainingSettings`.
+        steps: Optimizer steps.
+        work: Folder of states to resume from; what is whole there is gone on from.
+        every: Steps between two calls of ``watch`` (the last step is always one).
+        watch: Called with the model and the step, gives what it measured.
+        loss: Of the model on a batch; the model's own on ``labels`` when left out.
+        use_cpu: Stay on the CPU even where there is a GPU.
+        progress: Called with (steps done, steps in all).
+
+    Returns:
+        One row per evaluation: step, mean training loss since the one before, and what was watched.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    saves = _saving_steps(settings, steps, every)
+    since = {"sum": 0.0, "n": 0.0}
+
+    class Watching(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **found: Any) -> None:
+            step = int(state.global_step)
+            if step % every == 0 or step == steps:
+                row = {"step": step, "loss": since["sum"] / max(since["n"], 1.0)}
+                since.update(sum=0.0, n=0.0)
+                row.update(watch(found["model"], step) if watch is not None else {})
+                state.log_history.append(row)
+                if kept_row(state.log_history, settings.keep) is row:
+                    _keep(found["model"], work / f"kept-{step}")
+                control.should_save = step in saves
+            if progress is not None:
+                progress(step, steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            step = int(state.global_step)
+            (work / f"checkpoint-{step}" / _WHOLE).touch()
+            best = int(kept_row(state.log_history, settings.keep)["step"])
+            for folder in (*work.glob("checkpoint-*"), *work.glob("kept-*")):
+                if folder.name not in (f"checkpoint-{step}", f"kept-{best}"):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    library: Any = Trainer
+
+    class InOrder(library):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(range(len(items)))
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any
+        ) -> Any:
+            own = super().compute_loss
+            value = own(model, inputs, **more) if loss is None else loss(model, inputs)
+            since["sum"] += float(value.detach())
+            since["n"] += 1 / self.args.gradient_accumulation_steps
+            return (value, None) if return_outputs else value
+
+    micro = settings.micro_batch or settings.batch
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch // micro,
+        max_steps=steps,
+        max_grad_norm=settings.clip,
+        use_cpu=use_cpu,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        seed=settings.seed,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings, steps))
+    with quiet_transformers():
+        trainer = InOrder(
+            model=model,
+            args=arguments,
+            train_dataset=items,
+            data_collator=collate,
+            optimizers=(optimizer, schedule),
+            callbacks=[Watching()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        state = _newest_whole(work)
+        trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
+    model.eval()
+    return [dict(row) for row in trainer.state.log_history if "loss" in row and "step" in row]
+
+
+def kept_row(rows: Sequence[Row], keep: str) -> Row:
+    """The row whose checkpoint the rule keeps; the first of equals, except under ``"last"``.
+
+    Where no evaluation showed both behaviors, ``"gen*mem"`` keeps the last.
+    """
+    rows = [row for row in rows if "loss" in row]
+    if keep == "best-validation-loss":
+        return min(rows, key=lambda row: row["validation_loss"])
+    if keep == "gen*mem":
+        best = max(rows, key=lambda row: row["generalized"] * row["memorized"])
+        if best["generalized"] * best["memorized"] > 0:
+            return best
+    return rows[-1]
+
+
+def _rate(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
+    def rate(step: int) -> float:
+        rising = min(1.0, (step + 1) / (settings.warmup + 1))
+        if settings.schedule == "constant":
+            return rising
+        left = (steps - step) / max(1, steps - settings.warmup)
+        return min(rising, max(0.0, left))
+
+    return rate
+
+
+def _saving_steps(settings: TrainingSettings, steps: int, every: int) -> set[int]:
+    """Evaluations after which a state to resume from is written."""
+    apart = settings.save_every or max(1, steps // 20)
+    apart = -(-apart // every) * every
+    return {*range(apart, steps, apart), steps}
+
+
+def _keep(model: Any, folder: Path) -> None:
+    """Weights of the best checkpoint so far; older ones go when the next state is safe."""
+    partial = folder.with_name(f"partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {folder}: {error}.") from error
+
+
+def _newest_whole(work: Path) -> Path | None:
+    """The newest state that was written to its end."""
+    found = [folder for folder in work.glob("checkpoint-*") if (folder / _WHOLE).is_file()]
+    for folder in found:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    return max(found, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)

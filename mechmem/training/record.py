@@ -1,0 +1,99 @@
+"""`training.json`: which run a folder holds, and which files of it are the run's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechmem.errors import ArtifactError, listed
+from mechmem.sweeps.digests import Digests
+
+__all__ = ["earlier_files", "put_in_place", "same_run", "source_of"]
+
+
+def source_of(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What a run starts from: the model's name or configuration, and hashes of the weights of a
+    model in memory and of a tokenizer."""
+    weights = Digests().of(model.state_dict()) if isinstance(model, torch.nn.Module) else None
+    return {"model": _model_name(model), "weights": weights, "tokenizer": _tokenizer(tokenizer)}
+
+
+def same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a finished run of the same kind; an unfinished one is gone on with.
+
+    Raises:
+        ArtifactError: When the record is of another run, or cannot be read.
+    """
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}. Choose another folder.") from error
+    different = [
+        name for name, value in json.loads(json.dumps(record)).items() if there.get(name) != value
+    ]
+    if different:
+        raise ArtifactError(
+            f"{path.parent} holds a training run with another {listed(different)}. Choose another "
+            "folder, or start over there with resume=False."
+        )
+    return there if "kept" in there else None
+
+
+def earlier_files(path: Path) -> list[str]:
+    """Files beside a record that the runs so far have written, as far as it can be read."""
+    try:
+        named = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in named if not Path(name).is_absolute() and ".." not in Path(name).parts]
+
+
+def put_in_place(made: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
+    """Move files into the folder, and remove those of an earlier run that are not among them.
+
+    Raises:
+        ArtifactError: When the folder cannot be written.
+    """
+    try:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(made / name, folder / name)
+        for name in set(earlier) - set(files):
+            (folder / name).unlink(missing_ok=True)
+            for parent in (folder / name).parents:
+                if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {folder}: {error}.") from error
+
+
+def _model_name(model: Any) -> str:
+    if isinstance(model, (str, Path)):
+        return str(model)
+    config = model if hasattr(model, "to_json_string") else getattr(model, "config", None)
+    return str(config.to_json_string()) if config is not None else repr(model)
+
+
+def _tokenizer(tokenizer: Any) -> str | None:
+    """How to cut texts as it was given; of a tokenizer a hash of all that it does to a text."""
+    if tokenizer is None or isinstance(tokenizer, (str, Path)):
+        return None if tokenizer is None else str(tokenizer)
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    about = json.loads(core.to_str()) if core is not None else tokenizer.get_vocab()
+    if core is not None:  # what the last call asked for, and no part of the tokenizer
+        about = {name: about[name] for name in about if name not in ("padding", "truncation")}
+    about = [
+        type(tokenizer).__qualname__,
+        about,
+        {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
+        tokenizer.model_max_length,
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,0 +1,182 @@
+"""A saved study without its model: tables, page, and several side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import close
+from pages import open_page
+from small_study import small_study
+
+import mechmem as mm
+from mechmem.reports.compare import compare_studies
+from mechmem.reports.saved import load_study, rewrite_report
+from mechmem.studies.table_files import write_tables
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The study, and the same as if another model and seed had been asked, half as strongly."""
+    root = tmp_path_factory.mktemp("studies")
+    study = small_study()
+    mm.write_report(study, root / "one")
+    mm.write_report(study, root / "two")
+    note = root / "two" / "manifest.json"
+    manifest = json.loads(note.read_text())
+    manifest["model"]["name"], manifest["seed"] = "another <b>model</b>", 7
+    note.write_text(json.dumps(manifest))
+    file = root / "two" / "tables" / "beyond_controls.csv"
+    frame = pd.read_csv(file)
+    columns = ["beyond_every_control", "low", "high"]
+    frame[columns] = frame[columns] - frame["low"].max() - 0.01
+    frame.to_csv(file, index=False)
+    return root / "one", root / "two"
+
+
+def test_a_saved_study_gives_its_tables_and_answer_back(folders):
+    study, saved = small_study(), load_study(folders[0])
+    assert (saved.model, saved.task, saved.seed) == ("lab/addition-cued", "addition-cued", 0)
+    assert saved.answer() == study.answer()
+    assert saved.kind == "behavior"
+    tables = study.tables()
+    assert set(saved.names) == set(tables)
+    for name in ("test", "beyond_controls", "probes", "separation", "validation"):
+        for column in tables[name].select_dtypes("number"):
+            back, want = saved.table(name)[column], tables[name][column]
+            np.testing.assert_allclose(back.astype(float), want.astype(float), rtol=1e-12)
+
+
+def test_text_comes_back_as_text_and_numbers_as_numbers(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "study")
+    shutil.rmtree(folder / "tables")
+    texts = ["None", "NA", "null", "nan", "", " ", "007", "1.50", "True", 'a "b",\nc']
+    number = [0.1, float("nan"), -1e-300, float("inf"), 1 / 3, 2.0, 3.0, 4.0, 5.0, 1e17]
+    table = pd.DataFrame(
+        {"id": [f"{k:03d}" for k in range(10)], "completion": texts, "share": number,
+         "n": range(10), "right": [True, False] * 5, "label": ["NA", None, *["7"] * 8],
+         "mixed": ["", None, *["7"] * 8]}
+    )  # fmt: skip
+    write_tables({"mine": table, "other": table[["n"]]}, folder / "tables")
+    saved = load_study(folder)
+    assert saved.names == ["mine", "other"]
+    back = saved.table("mine")
+    for name in ("id", "completion", "share", "n", "right", "label"):
+        both = zip(back[name], table[name], strict=True)
+        assert all(a == b or (pd.isna(a) and pd.isna(b)) for a, b in both), name
+    assert back["mixed"].tolist() == ["", "", *["7"] * 8]
+    assert (back["share"].dtype, back["n"].dtype) == (np.dtype(float), np.dtype(int))
+    (folder / "tables" / "columns.json").unlink()  # of an older mechmem
+    back = load_study(folder).table("mine")
+    assert back["completion"].tolist()[:4] == texts[:4]
+    assert back["share"].dtype == float
+    (folder / "tables" / "columns.json").write_text("[]")
+    with pytest.raises(mm.ArtifactError, match="Save the study again"):
+        load_study(folder).table("mine")
+
+
+def test_every_text_of_a_study_comes_back(folders):
+    for name, table in small_study().tables().items():
+        back = load_study(folders[0]).table(name)
+        for column in table:
+            if any(isinstance(value, str) for value in table[column]):
+                want = ["" if pd.isna(v) else str(v) for v in table[column]]
+                assert ["" if pd.isna(v) else v for v in back[column]] == want, (name, column)
+
+
+def test_the_report_is_put_together_again_as_it_was(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "study")
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    assert rewrite_report(folder) == folder / "report.html"
+    assert (folder / "report.html").read_bytes() == page
+
+
+def test_two_studies_lie_side_by_side(folders):
+    found = compare_studies(folders[::-1])
+    assert found.labels == ["another <b>model</b>, seed 7", "lab/addition-cued, seed 0"]
+    table = found.table()
+    best = small_study().sweep.best
+    mine = table[table["study"] == found.labels[1]].set_index("toward")
+    for toward in best.rates:
+        gap = best.beyond_every_control(toward)
+        row = mine.loc[toward]
+        close([row["beyond"], row["low"], row["high"]], [gap.value, gap.low, gap.high], 1e-12)
+        assert (row["n"], row["groups"]) == (gap.n, gap.groups)
+    turned = int((mine["low"] > 0).sum())
+    text = found._count()
+    assert "0 of 2" in text or turned > 0
+    mix = found.mix()
+    plain = small_study().observed["test"]
+    shares = mix[mix["study"] == found.labels[1]].set_index("outcome")["share"]
+    close(shares["memorized"], plain.outcomes.count("memorized") / len(plain), 1e-12)
+
+
+def test_studies_that_differ_in_nothing_are_told_apart_by_folder(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "again")
+    labels = compare_studies([folders[0], folder]).labels
+    assert labels == ["lab/addition-cued (one)", "lab/addition-cued (again)"]
+
+
+def test_the_page_of_a_comparison_opens_offline_and_shows_every_figure(folders, tmp_path, chromium):
+    found = compare_studies(folders)
+    page = found.save(tmp_path / "compare.html")
+    assert "another <b>model" not in page.read_text()
+    seen = open_page(chromium, page)
+    assert seen.console == []
+    assert seen.requests == []
+    drawn = found.figures()
+    assert set(drawn) == {"effects", "mix", "separation", "probes"}
+    assert f'data-drawn="{len(drawn)}"' in seen.dom
+    titles = re.findall(r'class="gtitle"[^>]*>([^<]+)<', seen.dom)
+    assert {str(fig.layout.title.text) for fig in drawn.values()} <= set(titles)
+
+
+def test_what_is_no_study_is_refused_in_words(folders, tmp_path):
+    for make, words in [
+        (lambda place: None, "manifest.json is missing"),
+        (lambda place: (place / "manifest.json").write_text("{}"), "not the manifest of a study"),
+        (lambda place: (place / "manifest.json").write_text("{"), "not the manifest of a study"),
+    ]:
+        make(tmp_path)
+        with pytest.raises(mm.ArtifactError, match=words):
+            load_study(tmp_path)
+    with pytest.raises(mm.ArtifactError, match="at least two"):
+        compare_studies(folders[:1])
+    with pytest.raises(mm.ArtifactError, match="Did you mean 'probes'"):
+        load_study(folders[0]).table("probe")
+    folder = shutil.copytree(folders[0], tmp_path / "cut")
+    (folder / "artifacts" / "page.json").write_text("{")
+    with pytest.raises(mm.ArtifactError, match="changed or cut off"):
+        rewrite_report(folder)
+    (folder / "artifacts" / "page.json").unlink()
+    with pytest.raises(mm.ArtifactError, match="Run it again"):
+        rewrite_report(folder)
+
+
+def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):
+    folder = tmp_path / "reasoning"
+    (folder / "tables").mkdir(parents=True)
+    manifest = {"study": "reasoning", "model": {"name": "m"}, "task": "t", "seed": 0}
+    manifest |= {"verdict": "v", "answer": "a"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    frame = pd.DataFrame(
+        {"family": ["unedited", "addition"], "label": ["memory"] * 2, "accuracy": [0.5, 0.7],
+         "low": [0.4, 0.6], "high": [0.6, 0.8], "n": [20, 20], "groups": [20, 20],
+         "sign": [None, "toward memory"], "beyond_random": [None, 0.2],
+         "beyond_random_low": [None, 0.1], "beyond_random_high": [None, 0.3]}
+    )  # fmt: skip
+    frame.to_csv(folder / "tables" / "accuracy.csv", index=False)
+    found = compare_studies([folders[0], folder])
+    row = found.table().set_index("kind").loc["reasoning"]
+    assert (row["beyond"], row["low"], row["high"], row["n"]) == (0.2, 0.1, 0.3, 20)
+    assert row["toward"] == "memory, toward memory"
+    assert "1 of 1 changes of accuracy" in found._count()
+    assert replace(load_study(folder)).kind == "reasoning"
+    assert "correct, memory" in set(found.mix()["outcome"])

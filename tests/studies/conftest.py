@@ -1,0 +1,26 @@
+"""One small study of the shipped model, shared by every test of this folder."""
+
+from __future__ import annotations
+
+import pytest
+
+import mechmem as mm
+from mechmem.sweeps.grids import default_grid
+
+
+@pytest.fixture(scope="session")
+def lab_model() -> mm.Model:
+    return mm.load_model("lab/addition-cued")
+
+
+@pytest.fixture(scope="session")
+def lab_task() -> mm.Task:
+    return mm.get_task("addition-cued")
+
+
+@pytest.fixture(scope="session")
+def lab_study(lab_model, lab_task) -> mm.Study:
+    def grid(*fitted):
+        return {name: edits[:3] for name, edits in default_grid(*fitted).items()}
+
+    return mm.run_study(lab_model, task=lab_task, n=200, seed=0, grid=grid)

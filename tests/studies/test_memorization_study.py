@@ -1,0 +1,105 @@
+"""The study of two meanings of memorization, with small models that have learned little yet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import mechmem as mm
+
+ASKED = {"models": 2, "steps": 100, "prompts": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("small-models")
+
+
+@pytest.fixture(scope="module")
+def study(folder):
+    return mm.run_memorization_study(mm.load_model("lab/recall-reasoning"), **ASKED, folder=folder)
+
+
+def rank_correlation(items, score):
+    """SciPy's, NaN where the score does not vary."""
+    if items[score].nunique() == 1:
+        return float("nan")
+    return spearmanr(items["projection"], items[score]).statistic
+
+
+def test_no_entity_that_fitted_the_direction_is_scored(study):
+    scored = {name.split(".")[0] for name in study.table()["group"]}
+    seen = study.counterfactual
+    entities = {name.split(".")[0] for name in seen.groups}
+    assert scored == entities
+    assert 40 <= len(entities) <= 56  # half of the 96
+    assert set(study.table()["kind"]) == {"fact", "computation", "disputed"}
+
+
+def test_correlations_are_those_of_scipy_on_the_items(study):
+    table = study.table()
+    found = study.correlations().set_index("score")
+    assert table["counterfactual"].nunique() > 1
+    for score in ("perturbational", "counterfactual"):
+        want = rank_correlation(table, score)
+        got = found.loc[f"{score} score", "spearman"]
+        assert got == pytest.approx(want, abs=1e-9, nan_ok=True)
+    within = study.within_kinds().set_index(["kind", "score"])
+    for kind, items in table.groupby("kind"):
+        want = rank_correlation(items, "counterfactual")
+        got = within.loc[(kind, "counterfactual"), "spearman"]
+        assert got == pytest.approx(want, abs=1e-9, nan_ok=True)
+
+
+def test_edits_are_named_alike_in_the_model_asked_and_in_the_small_ones(study):
+    names = {"toward reasoning", "toward memory", "random direction"}
+    assert set(study.perturbational) == set(study.counterfactual.performance) == {"", *names}
+    changes = study.changes().set_index(["score", "edit", "kind"])
+    assert set(changes.index.get_level_values("edit")) == names
+    plain, pushed = (study.perturbational[name].scores for name in ("", "toward memory"))
+    want = np.mean([pushed[name] - plain[name] for name in plain])
+    got = changes.loc[("perturbational", "toward memory", "all"), "change"]
+    assert got == pytest.approx(want)
+
+
+def test_items_that_a_small_model_was_not_trained_on_are_not_in_its_training_rows():
+    task = mm.get_task("recall-reasoning", seed=4)
+    names = sorted(set(task.questions(192, seed=0).groups))[:5]
+    from mechmem.tasks.recall_reasoning import ATTRIBUTES, ENTITIES, RECALL_VOCABULARY
+
+    rows = task.world.training_rows(4, 512, names)
+    words = np.array(RECALL_VOCABULARY)[rows]
+    asked = set()
+    for row in words:
+        (entity,), (attribute,) = set(row) & set(ENTITIES), set(row) & set(ATTRIBUTES)
+        asked.add(f"{entity}.{attribute}")
+    assert not asked & set(names)
+    assert len(asked) > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"alpha": 2.0}, "'settings', 'alpha'"),
+        ({"steps": 50}, "'settings', 'steps'"),
+        ({"task": mm.get_task("recall-reasoning", seed=4)}, "other .*'reading'"),
+    ],
+)
+def test_small_models_of_other_settings_are_not_taken_from_the_folder(
+    study, folder, change, words, monkeypatch
+):
+    monkeypatch.setattr(
+        "mechmem.studies.memorization.run.recall_model",
+        lambda *args, **options: pytest.fail("a model was trained"),
+    )
+    with pytest.raises(mm.ArtifactError, match=words):
+        mm.run_memorization_study(
+            mm.load_model("lab/recall-reasoning"), **{**ASKED, **change}, folder=folder
+        )
+
+
+def test_the_figure_is_drawn_from_the_study(study):
+    fig = mm.plotting.memorization(study)
+    drawn = sum(len(t.x) for t in fig.data if t.type == "scatter" and t.xaxis == "x")
+    assert drawn == len(study.table())
