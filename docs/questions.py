@@ -20,7 +20,7 @@ import numpy as np
 
 import mechmem as mm
 from mechmem import plotting
-from mechmem.tasks.addition_cued import CUES
+from mechmem.tasks.lab.addition_cued import CUES
 
 HERE = Path(__file__).parent
 RUNS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import mechmem as mm
 from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
 from mechmem.studies.reasoning.edits import ORACLE
-from mechmem.tasks.recall_reasoning import KINDS
+from mechmem.tasks.lab.recall_reasoning import KINDS
 
 RUNS = {
     "seed 0": {"seed": 0},

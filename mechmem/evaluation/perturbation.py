@@ -16,8 +16,8 @@ from mechmem.evaluation.rates import evaluate
 from mechmem.models.hooked import Model
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task
-from mechmem.tasks.perturb import ORIGINAL
 from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.questions.perturb import ORIGINAL
 
 __all__ = ["PerturbationalMemorization", "perturbational_memorization"]
 
@@ -132,8 +132,8 @@ def perturbational_memorization(
     Args:
         model: From `load_model`.
         items: The originals, with their right answers.
-        perturbations: Made by `mechmem.tasks.perturb` or by the task: ``meta["perturbs"]`` names
-            the item.
+        perturbations: Made by `mechmem.tasks.questions.perturb` or the task:
+            ``meta["perturbs"]`` names the item.
         task: Reads the completions.
         edit: In force during all of it.
         solved: The outcome that counts as solved.

@@ -12,8 +12,8 @@ from mechmem.evaluation.behavior import Observations
 from mechmem.models.hooked import Model
 from mechmem.patching.directions import AddDirection
 from mechmem.sweeps.result import Sweep
-from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import Prompt, PromptSet
+from mechmem.tasks.questions.labels import LABELS
 
 __all__ = ["read_answers", "read_questions", "shown_answers", "shown_questions"]
 

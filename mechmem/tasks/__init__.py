@@ -1,7 +1,5 @@
 """Floor 1: prompts, and the tasks that make and read them."""
 
-from mechmem.tasks.addition import Addition
-from mechmem.tasks.addition_cued import AdditionCued, CuedWorld
 from mechmem.tasks.base import (
     BEHAVIORS,
     PromptAnswers,
@@ -10,18 +8,20 @@ from mechmem.tasks.base import (
     get_task,
     register_task,
 )
-from mechmem.tasks.cipher import Cipher
-from mechmem.tasks.colors import Colors
-from mechmem.tasks.official import OfficialTask, TrainingText, rejected_pairs
-from mechmem.tasks.perturb import (
+from mechmem.tasks.lab.addition_cued import AdditionCued, CuedWorld
+from mechmem.tasks.lab.recall_reasoning import RecallReasoning, RecallWorld
+from mechmem.tasks.paper1.addition import Addition
+from mechmem.tasks.paper1.cipher import Cipher
+from mechmem.tasks.paper1.colors import Colors
+from mechmem.tasks.paper1.official import OfficialTask, TrainingText, rejected_pairs
+from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
+from mechmem.tasks.questions.perturb import (
     none_of_the_others,
     other_numbers,
     perturbed,
     shuffled_options,
 )
-from mechmem.tasks.prompts import Chat, Prompt, PromptSet, Splits
-from mechmem.tasks.reasoning import Reasoning
-from mechmem.tasks.recall_reasoning import RecallReasoning, RecallWorld
+from mechmem.tasks.questions.reasoning import Reasoning
 
 __all__ = [
     "BEHAVIORS",

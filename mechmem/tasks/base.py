@@ -9,18 +9,8 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mechmem.errors import TaskError, did_you_mean, listed
-from mechmem.tasks.own_prompts import misspelt
+from mechmem.tasks.own import misspelt
 from mechmem.tasks.prompts import Prompt, PromptSet
-
-__all__ = [
-    "BEHAVIORS",
-    "PromptAnswers",
-    "Task",
-    "available_tasks",
-    "get_task",
-    "register_task",
-    "starts_with_answer",
-]
 
 BEHAVIORS = ("memorized", "generalized")
 """What a model can be seen to do; differences are the first minus the second."""

@@ -15,8 +15,6 @@ from mechmem.errors import PromptError, listed
 from mechmem.seeding import keyed_order
 from mechmem.tasks import files
 
-__all__ = ["Chat", "Prompt", "PromptSet", "Splits"]
-
 
 @dataclass(frozen=True, slots=True)
 class Chat:

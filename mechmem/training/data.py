@@ -10,7 +10,7 @@ import torch
 
 from mechmem.errors import TaskError
 from mechmem.models.tokens import Tokens
-from mechmem.tasks.official import OfficialTask, TrainingText
+from mechmem.tasks.paper1.official import OfficialTask, TrainingText
 from mechmem.tasks.prompts import Prompt
 from mechmem.training.settings import TrainingSettings
 

@@ -12,7 +12,7 @@ import torch
 from mechmem.errors import ArtifactError, ModelError, TaskError
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import keyed_seed
-from mechmem.tasks.official import OfficialTask
+from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 

@@ -22,7 +22,7 @@ from mechmem.plotting.save import save_figure
 from mechmem.plotting.training import training_curves
 from mechmem.seeding import caller_state_kept, keyed_seed
 from mechmem.tasks.base import Task, get_task
-from mechmem.tasks.official import OfficialTask
+from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.data import Items, collate, encode, epoch_size
 from mechmem.training.deterministic import Progress
 from mechmem.training.loop import Row, fit, kept_row

@@ -10,7 +10,7 @@ from helpers import contrast_set, fresh_bench, ragged
 
 import mechmem as mm
 from mechmem.evaluation.perturbation import perturbational_memorization
-from mechmem.tasks.perturb import perturbed
+from mechmem.tasks.questions.perturb import perturbed
 
 
 class Known(mm.Task):

@@ -66,7 +66,7 @@ def test_edits_are_named_alike_in_the_model_asked_and_in_the_small_ones(study):
 def test_items_that_a_small_model_was_not_trained_on_are_not_in_its_training_rows():
     task = mm.get_task("recall-reasoning", seed=4)
     names = sorted(set(task.questions(192, seed=0).groups))[:5]
-    from mechmem.tasks.recall_reasoning import ATTRIBUTES, ENTITIES, RECALL_VOCABULARY
+    from mechmem.tasks.lab.recall_reasoning import ATTRIBUTES, ENTITIES, RECALL_VOCABULARY
 
     rows = task.world.training_rows(4, 512, names)
     words = np.array(RECALL_VOCABULARY)[rows]

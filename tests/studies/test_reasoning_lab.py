@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mechmem as mm
 from mechmem.models.loading import LAB_FOLDER
-from mechmem.tasks.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallWorld
+from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallWorld
 
 FOLDER = LAB_FOLDER / "recall-reasoning"
 

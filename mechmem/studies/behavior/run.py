@@ -26,7 +26,7 @@ from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.grids import default_grid
 from mechmem.sweeps.sweep import sweep
 from mechmem.tasks.base import BEHAVIORS, Task
-from mechmem.tasks.own_prompts import check_own_pairs
+from mechmem.tasks.own import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}

@@ -35,9 +35,9 @@ from mechmem.studies.memorization.counterfactual import (
     CounterfactualMemorization,
     counterfactual_memorization,
 )
-from mechmem.tasks.labels import LABELS
+from mechmem.tasks.lab.recall_reasoning import KINDS, RecallReasoning
 from mechmem.tasks.prompts import PromptSet
-from mechmem.tasks.recall_reasoning import KINDS, RecallReasoning
+from mechmem.tasks.questions.labels import LABELS
 from mechmem.training.lab.recall_reasoning import STEPS, recall_model
 
 __all__ = ["MemorizationStudy", "run_memorization_study"]

@@ -11,8 +11,8 @@ from mechmem.evaluation.behavior import Observations
 from mechmem.studies.reasoning.edits import Tested, Trial
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
 from mechmem.tasks.base import starts_with_answer
-from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import Prompt
+from mechmem.tasks.questions.labels import LABELS
 
 __all__ = ["accuracy_table", "case_examples", "mode_table", "repair_table"]
 

@@ -25,8 +25,8 @@ from mechmem.patching.base import Edit
 from mechmem.patching.directions import ProjectOut
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
 from mechmem.tasks.base import Task
-from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.questions.labels import LABELS
 
 __all__ = [
     "ALPHAS",

@@ -19,8 +19,8 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
-from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.questions.labels import LABELS
 
 __all__ = ["Reading", "held_out_reading", "split_half_cosines", "subsets_of"]
 

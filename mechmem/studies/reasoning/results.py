@@ -15,7 +15,7 @@ from mechmem.studies.reasoning.edits import Trial
 from mechmem.studies.reasoning.reading import Reading
 from mechmem.studies.reasoning.turning import Turning
 from mechmem.tasks.prompts import PromptSet
-from mechmem.tasks.topics import TopicBalance
+from mechmem.tasks.questions.topics import TopicBalance
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
 from mechmem.studies.token_reading import read_questions
 from mechmem.tasks.base import Task
-from mechmem.tasks.labels import LABELS
+from mechmem.tasks.lab.recall_reasoning import RecallReasoning
 from mechmem.tasks.prompts import PromptSet
-from mechmem.tasks.reasoning import Reasoning
-from mechmem.tasks.recall_reasoning import RecallReasoning
-from mechmem.tasks.topics import topic_balance
+from mechmem.tasks.questions.labels import LABELS
+from mechmem.tasks.questions.reasoning import Reasoning
+from mechmem.tasks.questions.topics import topic_balance
 
 QUESTIONS = 1152
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}

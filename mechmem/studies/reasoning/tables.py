@@ -21,8 +21,8 @@ from mechmem.studies.reasoning.answers import (
     repair_table,
 )
 from mechmem.studies.reasoning.results import ReasoningResults
-from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.questions.labels import LABELS
 
 SMALLEST = 6
 GRIDS = {

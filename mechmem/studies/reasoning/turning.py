@@ -17,8 +17,8 @@ from mechmem.errors import TaskError
 from mechmem.evaluation.steering import Make, add, scale_everywhere, steering_grid
 from mechmem.models.hooked import Model
 from mechmem.tasks.base import Task, starts_with_answer
-from mechmem.tasks.labels import LABELS
 from mechmem.tasks.prompts import Prompt, PromptSet
+from mechmem.tasks.questions.labels import LABELS
 
 __all__ = ["ROUTES", "Turning", "turn_answers"]
 

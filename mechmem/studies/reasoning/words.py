@@ -12,8 +12,8 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
 from mechmem.studies.reasoning.edits import ORACLE, Tested
 from mechmem.studies.reasoning.results import ReasoningResults
-from mechmem.tasks.labels import LABELS
-from mechmem.tasks.reasoning import Reasoning
+from mechmem.tasks.questions.labels import LABELS
+from mechmem.tasks.questions.reasoning import Reasoning
 
 __all__ = ["headline", "limits", "notes", "oracle_gains", "sentence"]
 

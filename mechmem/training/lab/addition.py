@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mechmem.tasks.addition import Addition
-from mechmem.tasks.official_config import draw_addition_config
+from mechmem.tasks.paper1.addition import Addition
+from mechmem.tasks.paper1.official_config import draw_addition_config
 from mechmem.training.deterministic import Progress, deterministic
 from mechmem.training.lab.shipping import write_manifest
 from mechmem.training.models import small_gpt2

@@ -17,8 +17,8 @@ from mechmem.evaluation.behavior import observe
 from mechmem.models.loading import load_model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
-from mechmem.tasks.addition_cued import VOCABULARY, AdditionCued
 from mechmem.tasks.base import PromptAnswers
+from mechmem.tasks.lab.addition_cued import VOCABULARY, AdditionCued
 from mechmem.training.deterministic import Progress, deterministic
 
 __all__ = ["train_addition_cued"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from mechmem.tasks.cipher import Cipher
+from mechmem.tasks.paper1.cipher import Cipher
 from mechmem.training.deterministic import Progress, deterministic
 from mechmem.training.lab.shipping import write_manifest
 from mechmem.training.models import small_gpt2

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mechmem.seeding import caller_state_kept
-from mechmem.tasks.colors import Colors, Story
+from mechmem.tasks.paper1.colors import Colors, Story
 from mechmem.training.deterministic import Progress, deterministic
 from mechmem.training.lab.colors_start import lay_out
 from mechmem.training.lab.shipping import write_manifest

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from mechmem.artifacts import versions, write_text
 from mechmem.evaluation.behavior import observe
 from mechmem.models.loading import load_model
-from mechmem.tasks.official import OfficialTask
+from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.run import Training
 
 __all__ = ["MEASURED_PAIRS", "measured", "write_manifest"]

@@ -1,0 +1,1 @@
+"""What a prompt says against what a pretrained model knows."""

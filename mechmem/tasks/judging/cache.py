@@ -1,0 +1,82 @@
+"""Replies of judges on disk: one line each, written at once, readable after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from mechmem.errors import ArtifactError
+
+
+class JudgeCache:
+    """Replies of one judge by the text that it was shown.
+
+    Several judges may share a file. A last line that was cut off in the middle is dropped.
+
+    Args:
+        path: A JSON lines file, made when absent; ``None`` keeps replies in memory only.
+        judge: Whose replies.
+
+    Raises:
+        ArtifactError: When the file is something else, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path | None, judge: str) -> None:
+        self.path = None if path is None else Path(path)
+        self.judge = judge
+        self._replies: dict[str, str | float] = {}
+        if self.path is not None:
+            self._load(self.path)
+
+    def __contains__(self, text: str) -> bool:
+        return self._key(text) in self._replies
+
+    def __getitem__(self, text: str) -> str | float:
+        return self._replies[self._key(text)]
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def add(self, text: str, reply: str | float) -> None:
+        """Keep a reply, on disk before this returns."""
+        key = self._key(text)
+        self._replies[key] = reply
+        if self.path is None:
+            return
+        line = json.dumps({"key": key, "judge": self.judge, "reply": reply}, ensure_ascii=False)
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot write {self.path}: {error.strerror or error}. Give another cache=."
+            ) from error
+
+    def _key(self, text: str) -> str:
+        return hashlib.sha256(f"{self.judge}\x1f{text}".encode()).hexdigest()[:24]
+
+    def _load(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            raw = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot read {path}: {error.strerror or error}. Give another cache=."
+            ) from error
+        whole = raw[: raw.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._replies[row["key"]] = row["reply"]
+            except (ValueError, KeyError, TypeError):
+                raise ArtifactError(
+                    f"{path}, line {number} is no reply of a judge; give another cache=, or delete "
+                    "that line."
+                ) from None
+        if len(whole) < len(raw):
+            with path.open("r+b") as handle:
+                handle.truncate(len(whole))

@@ -1,0 +1,1 @@
+"""Tasks whose models ship with the package."""

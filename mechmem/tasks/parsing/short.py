@@ -1,0 +1,86 @@
+"""Judging a short answer against its aliases, strictly by default and as the paper does by name."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from mechmem.tasks.parsing.statements import own_answer
+
+_NO_ANSWER = re.compile(
+    r"(?:i\s+(?:do\s+not|don't|cannot|can't)\s+(?:know|say|answer|tell|determine)"
+    r"|i(?:'m|\s+am)\s+(?:not\s+(?:sure|certain)|unsure|unable|sorry)|sorry\b"
+    r"|(?:it\s+is\s+|it's\s+)?(?:unknown|unclear|not\s+known)(?=\W*$)|unknown\W*$|n/a\W*$"
+    r"|as\s+an\s+ai\b|none\s+of\s+the\s+above)",
+    re.I,
+)
+_ARTICLES = frozenset(("a", "an", "the"))
+_DENIALS = frozenset(("not", "isn", "wasn", "aren", "weren", "never", "nor", "neither"))
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W_]+(?:[.,](?=\d)\d+)*")
+
+
+def normalized_words(text: str) -> list[str]:
+    """Lower-case words without punctuation and articles; Chinese, Japanese, Thai by character."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return [word for word in _WORD.findall(plain) if word not in _ARTICLES]
+
+
+def match_short(completion: str, aliases: Sequence[str]) -> str:
+    """``"correct"``, ``"wrong"`` or ``"unparsed"``: an alias as whole words in the first line.
+
+    Only the first line that says something counts, up to the next question. An alias inside
+    another word does not count, nor one that is denied (*not Paris*). *Paris or London*, with one
+    of them no alias, is unparsed, as are nothing at all and *I don't know*.
+    """
+    line = first_line(completion)
+    words = normalized_words(line)
+    if not words or _NO_ANSWER.match(line.replace("’", "'")):
+        return "unparsed"
+    wanted = [normalized_words(alias) for alias in aliases]
+    hits = [
+        (at, at + len(alias))
+        for alias in wanted
+        if alias
+        for at in range(len(words) - len(alias) + 1)
+        if words[at : at + len(alias)] == alias and not _denied(words, at)
+    ]
+    if not hits:
+        return "wrong"
+    for at, word in enumerate(words):
+        if word in ("or", "oder", "ou", "或"):
+            sides = (any(end <= at for _, end in hits), any(start > at for start, _ in hits))
+            inside = any(start <= at < end for start, end in hits)
+            if not inside and sides.count(True) == 1:
+                return "unparsed"
+    return "correct"
+
+
+def match_short_paper(completion: str, aliases: Sequence[str]) -> str:
+    """PopQA's own rule, which arXiv 2503.23084 follows: any alias anywhere as a substring.
+
+    As it is, in lower case, or capitalized, in the whole completion. *Romania* holds *Oman* and
+    the next, invented question may hold the answer; nothing but silence is unparsed.
+    """
+    if not completion.strip():
+        return "unparsed"
+    hit = any(
+        form in completion
+        for alias in aliases
+        if alias
+        for form in (alias, alias.lower(), alias.capitalize())
+    )
+    return "correct" if hit else "wrong"
+
+
+def first_line(completion: str) -> str:
+    """The first line with a word or number in it, up to the next question."""
+    for line in own_answer(completion).splitlines():
+        text = re.sub(r"^\s*(?:A|Answer)\s*:\s*", "", line).strip()
+        if any(char.isalnum() for char in text):
+            return text
+    return ""
+
+
+def _denied(words: Sequence[str], at: int) -> bool:
+    return any(word in _DENIALS for word in words[max(0, at - 3) : at])

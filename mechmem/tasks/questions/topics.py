@@ -1,0 +1,93 @@
+"""Topics confound labels: how much of the label the topic alone gives away, and balanced samples.
+
+In the paper's MMLU-Pro items, reasoning is mostly mathematics and physics, memory mostly
+humanities: a direction between the labels may be one between topics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mechmem.errors import PromptError
+from mechmem.seeding import keyed_order
+from mechmem.tasks.prompts import PromptSet
+
+NO_TOPIC = "(none)"
+
+
+@dataclass(frozen=True)
+class TopicBalance:
+    """How topics and labels go together.
+
+    Attributes:
+        counts: Prompts by topic (rows) and label (columns).
+        majority: Share of the most frequent label: what guessing without the topic gets right.
+        by_topic: Share that guessing each topic's most frequent label gets right. A probe that
+            does no better may have learned the topic.
+        one_sided: Topics in which only one label occurs.
+    """
+
+    counts: pd.DataFrame
+    majority: float
+    by_topic: float
+    one_sided: tuple[str, ...]
+
+
+def topic_balance(prompts: PromptSet, by: str = "category") -> TopicBalance:
+    """Counts of topic by label over the labeled prompts.
+
+    Args:
+        prompts: With labels; those without one are left out.
+        by: Key of the meta that holds the topic.
+
+    Raises:
+        PromptError: When no prompt has a label.
+    """
+    rows = [(_topic(p.meta.get(by)), p.label) for p in prompts if p.label is not None]
+    if not rows:
+        raise PromptError("No prompt has a label; read a set that has them, or apply Labels.")
+    frame = pd.DataFrame(rows, columns=[by, "label"])
+    counts = pd.crosstab(frame[by], frame["label"])
+    total = len(rows)
+    return TopicBalance(
+        counts,
+        float(counts.sum().max() / total),
+        float(counts.max(axis=1).sum() / total),
+        tuple(str(name) for name in counts.index[(counts > 0).sum(axis=1) < 2]),
+    )
+
+
+def balanced_by_topic(prompts: PromptSet, by: str = "category", seed: int = 0) -> PromptSet:
+    """As many prompts of each label within every topic, drawn by key, in their order.
+
+    Topics in which a label is missing drop out. Which prompts stay depends on the seed and the
+    ids, not on the order.
+
+    Raises:
+        PromptError: When nothing is left, or fewer than two labels occur.
+    """
+    labels = sorted({p.label for p in prompts if p.label is not None})
+    if len(labels) < 2:
+        raise PromptError(f"Balancing needs two labels or more, got {labels}.")
+    cells: dict[tuple[str, str], list[str]] = {}
+    for prompt in prompts:
+        if prompt.label is not None:
+            cells.setdefault((_topic(prompt.meta.get(by)), prompt.label), []).append(prompt.id)
+    kept: set[str] = set()
+    for topic in {name for name, _ in cells}:
+        members = [cells.get((topic, label), []) for label in labels]
+        size = min(map(len, members))
+        for ids in members:
+            kept.update(keyed_order(ids, seed, "topic", topic)[:size])
+    if not kept:
+        raise PromptError(
+            f"No topic ({by!r}) has prompts of all labels {labels}: the topic decides the label, "
+            "and these prompts cannot tell the two apart."
+        )
+    return prompts.filter(lambda prompt: prompt.id in kept)
+
+
+def _topic(value: object) -> str:
+    return str(value) if value not in (None, "") else NO_TOPIC
