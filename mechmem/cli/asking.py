@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,11 +13,27 @@ if TYPE_CHECKING:
     from mechmem.models import Model
     from mechmem.tasks import PromptSet, Task
 
-__all__ = ["PAIRS", "Asked", "load_asked", "read_prompts"]
+__all__ = ["PAIRS", "Asked", "HowRead", "Reading", "load_asked", "read_prompts"]
 
 PAIRS = 600
 READERS = {".csv": "from_csv", ".jsonl": "from_jsonl", ".parquet": "from_parquet"}
 _TINY = 256
+
+
+class HowRead(StrEnum):
+    """How a behavior is read."""
+
+    text = "text"
+    choice = "choice"
+
+
+Reading = Annotated[
+    HowRead | None,
+    typer.Option(
+        help="text: what the model writes; choice: which of the two answers it finds likelier, "
+        "nothing is written; default the task's own, text for your own prompts."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -28,12 +45,14 @@ class Asked:
         task_name: A task, or ``None`` for own prompts and for the task of a lab model's card.
         prompts: Own prompts, or ``None``.
         pairs: Pairs asked for, or ``None``.
+        reading: ``"text"``, ``"choice"``, or ``None`` for the task's own.
     """
 
     model_name: str
     task_name: str | None
     prompts: PromptSet | None
     pairs: int | None
+    reading: str | None = None
 
     def load(self) -> tuple[Model, Task | None]:
         """The model, and the task unless the prompts bring their own answers."""
@@ -79,7 +98,9 @@ def read_prompts(file: Path) -> PromptSet:
     return prompts
 
 
-def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
+def load_asked(
+    task: str, model: str | None, pairs: int | None, reading: str | None = None
+) -> Asked:
     """Check what was typed.
 
     Raises:
@@ -97,7 +118,7 @@ def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
             raise typer.BadParameter("your own prompts are the pairs", param_hint="--pairs")
         prompts = read_prompts(file)
         PromptAnswers.for_prompts(prompts.require("study"))
-        return Asked(model, None, prompts, None)
+        return Asked(model, None, prompts, None, reading)
     if task not in available_tasks():
         if file.suffix:
             read_prompts(file)  # says which files there are
@@ -106,4 +127,4 @@ def load_asked(task: str, model: str | None, pairs: int | None) -> Asked:
         raise typer.BadParameter(
             f"no lab model ships for {task!r}; say which model to ask", param_hint="--model"
         )
-    return Asked(model or f"lab/{task}", task, None, pairs)
+    return Asked(model or f"lab/{task}", task, None, pairs, reading)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mechmem.cli.app import Seed, command, progress_bar, step_of
-from mechmem.cli.asking import Asked, load_asked
+from mechmem.cli.asking import Asked, Reading, load_asked
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, is_first, is_shared, print_result
 
@@ -65,6 +65,7 @@ def study(
         int | None,
         typer.Option(help="The same of test prompts; default: the lab model's own number, or 480."),
     ] = None,
+    reading: Reading = None,
     questions: Annotated[
         Path | None,
         typer.Option(help="For reasoning: a file with question, answer, and label or score."),
@@ -94,6 +95,8 @@ def study(
     if task in REASONING:
         if pairs is not None:
             raise typer.BadParameter("this study has no pairs", param_hint="--pairs")
+        if reading is not None:
+            raise typer.BadParameter("this study reads answers itself", param_hint="--reading")
         if validation is not None or test is not None:
             raise typer.BadParameter(
                 "this study divides its questions itself", param_hint="--validation, --test"
@@ -106,7 +109,7 @@ def study(
     for option, value in theirs.items():
         if value is not None:
             raise typer.BadParameter("only `mechmem study reasoning` reads it", param_hint=option)
-    asked = load_asked(task, model, pairs)
+    asked = load_asked(task, model, pairs, reading)
     _study(asked, out, seed, output, {"validation": validation, "test": test})
 
 
@@ -157,6 +160,7 @@ def _run(
         "token_budget": asked.batches(model),
         "folder": cells,
         "progress": say,
+        "reading": asked.reading,
     }
     if task is None:
         return run_study(model, prompts=asked.prompts, **options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mechmem.cli.app import Seed, command, progress_bar, step_of
-from mechmem.cli.asking import Asked, load_asked
+from mechmem.cli.asking import Asked, Reading, load_asked
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, is_first, print_result
 
@@ -59,6 +59,7 @@ def sweep(
             "or 600."
         ),
     ] = None,
+    reading: Reading = None,
     draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
     seed: Seed = 0,
     output: Output = Format.table,
@@ -73,7 +74,7 @@ def sweep(
     from mechmem.artifacts import check_writable, write_text
 
     check_writable(out)
-    asked = load_asked(task, model, pairs)
+    asked = load_asked(task, model, pairs, reading)
     with progress_bar("loading") as bar:
 
         def say(line: str) -> None:
@@ -110,11 +111,12 @@ def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int,
     assert prompts is not None
     parts = prompts.split(**SHARES, seed=seed)
     say("observing the training prompts")
-    flips = observe(model, parts.train, task=task, margins=False).flips()
+    seen = observe(model, parts.train, task=task, reading=asked.reading, margins=False)
+    flips, (first, second) = seen.flips(), seen.behaviors
     acts = cache_activations(model, flips.require("fit edits on flips"), sites="resid_post")
     edits: dict[str, list[Edit]] = {}
     if Family.direction in grid["edits"]:
-        r = difference_of_means(acts, toward="generalized")
+        r = difference_of_means(acts, toward=second)
         chosen = model.sites("resid_post")
         if grid["layers"] is not None:
             chosen = model.sites([("resid_post", layer) for layer in grid["layers"]])
@@ -122,7 +124,7 @@ def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int,
             AddDirection(r[site], alpha=alpha) for site in chosen for alpha in grid["alphas"]
         ]
     if Family.neurons in grid["edits"]:
-        scores = neuron_mean_difference(acts)
+        scores = neuron_mean_difference(acts, first=first, second=second)
         edits["neurons"] = [
             ShiftNeurons(scores, top=top, alpha=alpha)
             for top in grid["tops"]
@@ -132,6 +134,7 @@ def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int,
         model,
         edits,
         task=task,
+        reading=asked.reading,
         validation=parts.validation,
         test=parts.test,
         draws=draws,

@@ -15,11 +15,12 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Completion
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
-from mechmem.patching.margins import behavior_margins
-from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.patching.margins import behavior_margins, choice_margins
+from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading
+from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Observations", "as_observed", "check_kinds", "observe"]
+__all__ = ["Observations", "as_observed", "check_kinds", "observe", "reader_for"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,18 @@ class Observations:
 
     Attributes:
         prompts: What was asked, in order.
-        completions: What the model wrote.
+        completions: What the model wrote; empty where it was read by choice.
         outcomes: How the task read it.
         margins: Log-probability of the memorized answer minus that of the generalized one, in
             nats, before anything is generated; NaN where a prompt lacks one of the two answers.
+            Read by choice: score of the first of `Task.choices` minus the best other one's.
         allowed: Every outcome the task knows, in its order.
         task: Name of the task.
         model: Facts of the model that answered.
         tokenized: What the model was fed.
         truncated: True where the limit of new tokens ended the completion.
+        behaviors: The task's names of the two behaviors, memorized first.
+        reading: ``"text"`` or ``"choice"``.
     """
 
     prompts: PromptSet
@@ -48,6 +52,8 @@ class Observations:
     model: ModelInfo
     tokenized: tuple[TokenizedPrompt, ...]
     truncated: tuple[bool, ...]
+    behaviors: tuple[str, str] = BEHAVIORS
+    reading: str = "text"
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -69,7 +75,7 @@ class Observations:
         """
         out = []
         for one, other in self.behaving.pairs():
-            if {one.behavior, other.behavior} == set(BEHAVIORS):
+            if {one.behavior, other.behavior} == set(self.behaviors):
                 out += [one, other]
         return PromptSet(out)
 
@@ -98,6 +104,7 @@ class Observations:
                 "behavior": self.outcomes,
                 "margin": self.margins,
                 "truncated": self.truncated,
+                "reading": self.reading,
             }
         )
 
@@ -107,27 +114,38 @@ def observe(
     prompts: PromptsLike,
     *,
     task: Task | None = None,
+    reading: str | Choice | None = None,
     margins: bool = True,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
 ) -> Observations:
-    """Generate greedily after every prompt and classify what came out.
+    """What the model does on every prompt: what it writes, greedily, or which answer it chooses.
 
     Args:
         model: From `load_model`, or the view inside `patched`.
         prompts: What to ask.
         task: Reads the completions. Without one, the prompts' own `memorized`/`generalized` (or
             `answer`) serve.
-        margins: Also score both answers; leave out to save two forward passes.
+        reading: ``"text"``, ``"choice"`` (nothing is written: the likelier of the two answers
+            counts, see `mechmem.tasks.base.Choice`, which may be given as well), or ``None`` for
+            the task's own.
+        margins: Also score both answers; leave out to save two forward passes. A reading by choice
+            has them anyway.
         token_budget: Most tokens in one batch.
         progress: Called with the number of prompts once they are done.
 
     Raises:
-        TaskError: Without a task, when prompts lack their answers.
+        TaskError: Without a task or by choice, when prompts lack their answers.
     """
     check_kinds(model, task)
     asked = as_prompts(prompts).require("observe")
-    reader = task if task is not None else PromptAnswers.for_prompts(asked)
+    reader = reader_for(asked, task, reading)
+    if reader.choice is not None:
+        scored = choice_margins(model, asked, reader, token_budget=token_budget)
+        observed = as_observed(model, asked, model.tokenize(asked), reader, None, scored)
+        if progress is not None:
+            progress(len(asked))
+        return observed
     done = model.complete(asked, reader.max_new_tokens, stop=reader.stop, token_budget=token_budget)
     observed = as_observed(
         model,
@@ -142,23 +160,33 @@ def observe(
     return observed
 
 
+def reader_for(prompts: PromptSet, task: Task | None, reading: str | Choice | None = None) -> Task:
+    """What reads these prompts: the task, else their own answers, by text or by choice."""
+    return with_reading(task if task is not None else PromptAnswers.for_prompts(prompts), reading)
+
+
 def as_observed(
     model: Model,
     prompts: PromptSet,
     tokenized: Sequence[TokenizedPrompt],
     task: Task,
-    done: Sequence[Completion],
+    done: Sequence[Completion] | None,
     margins: np.ndarray,
 ) -> Observations:
-    """Completions, read by the task.
+    """Completions, read by the task; or, where it is read by choice and nothing was written, the
+    margins between its choices.
 
     Raises:
         TaskError: When the task gives an outcome that it has not declared.
     """
-    outcomes = tuple(
-        task.classify(prompt, completion.text)
-        for prompt, completion in zip(prompts, done, strict=True)
-    )
+    if done is None:
+        outcomes = tuple(task.decide(margin) for margin in margins.tolist())
+        done = [Completion(finished=True)] * len(prompts)
+    else:
+        outcomes = tuple(
+            task.classify(prompt, completion.text)
+            for prompt, completion in zip(prompts, done, strict=True)
+        )
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         if outcome not in task.outcomes:
             raise TaskError(
@@ -176,6 +204,8 @@ def as_observed(
         model.info,
         tuple(tokenized),
         tuple(not completion.finished for completion in done),
+        task.behaviors,
+        task.reading,
     )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import PromptError
-from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe
+from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe, reader_for
 from mechmem.evaluation.rates import Rates, check_before, refuse_seen
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.cells import touched
@@ -20,8 +21,9 @@ from mechmem.models.hooked import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import PatchedModel, patched_each
 from mechmem.patching.base import Edit, as_edits
-from mechmem.patching.margins import answer_ids
-from mechmem.tasks.base import PromptAnswers, Task
+from mechmem.patching.margins import answer_ids, choice_ids, margins_of_scores
+from mechmem.tasks.base import Task
+from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Bench", "evaluate_each"]
@@ -33,6 +35,7 @@ def evaluate_each(
     edits: Sequence[Edit | Sequence[Edit]],
     *,
     task: Task | None = None,
+    reading: str | Choice | None = None,
     before: Observations | None = None,
     allow_seen: bool = False,
     margins: bool = True,
@@ -46,7 +49,7 @@ def evaluate_each(
     Numbers equal those of `evaluate` up to rounding (float32: about 1e-6 of the logits' spread).
 
     Args:
-        model, prompts, task, before, allow_seen, margins, seed: As in `evaluate`.
+        model, prompts, task, reading, before, allow_seen, margins, seed: As in `evaluate`.
         edits: Each an edit, or a list that composes.
         reuse: False runs every edit by itself.
         token_budget: Most tokens in one batch.
@@ -55,12 +58,14 @@ def evaluate_each(
         LeakageError, EditError, PromptError: As in `evaluate`, for any of the edits.
     """
     asked = as_prompts(prompts).require("evaluate")
+    check_kinds(model, task)
+    task = reader_for(asked, task, reading)
     tokenized = model.tokenize(asked)
     if not allow_seen:
         for edit in edits:
             refuse_seen(as_edits(edit), asked, tokenized)
     if before is not None:
-        check_before(before, model, asked, tokenized)
+        check_before(before, model, asked, tokenized, task)
     with patched_each(model, edits) as views:
         plain = [PatchedModel.view(model)] if before is None else []
         bench = Bench(
@@ -98,7 +103,7 @@ class Bench:
         for view in views:
             check_kinds(view, task)
         self.views, self.prompts, self.margins = list(views), prompts, list(margins)
-        self.reader = task if task is not None else PromptAnswers.for_prompts(prompts)
+        self.reader = reader_for(prompts, task)
         self.token_budget = token_budget
         if not self.views:
             raise PromptError("There is no edit to try; give at least one.")
@@ -108,17 +113,20 @@ class Bench:
             self.model.backend, self.tokenized, [view.interventions for view in self.views],
             pad_id=self.model.tokens.pad_id, token_budget=token_budget, reuse=reuse,
         )  # fmt: skip
+        self.chooses = self.reader.choice is not None
+        if self.chooses:
+            self.margins = [True] * len(self.views)
         self._scored = [
             k
             for k, p in enumerate(prompts)
-            if p.memorized is not None and p.generalized is not None
+            if self.chooses or (p.memorized is not None and p.generalized is not None)
         ]
-        self._answers = self._answer_ids() if any(margins) else []
+        self._answers = self._answer_ids() if any(self.margins) else []
 
     @property
     def writes(self) -> bool:
-        """Whether text is generated; otherwise the next token decides."""
-        return self.reader.max_new_tokens != 1
+        """Whether text is generated; otherwise the next token decides, or the margin."""
+        return self.reader.max_new_tokens != 1 and not self.chooses
 
     def run(
         self, which: Sequence[int], watched: Mapping[int, Sequence[int]] | None = None
@@ -135,19 +143,21 @@ class Bench:
         out = {cell: self._by_itself(cell) for cell in which if self._alone(cell)}
         rest = [cell for cell in which if cell not in out]
         done = self._written(rest) if self.writes else {}
-        need = rest if not self.writes else [c for c in rest if c in (watched or {})]
+        heeds = not (self.writes or self.chooses)  # the next token is what was written
+        need = rest if heeds else [c for c in rest if c in (watched or {})]
         need = list(dict.fromkeys([*need, *(c for c in rest if self.margins[c] and self._single)]))
         heard = many_next(self.grid, need, self._candidates, watched) if need else {}
         margins = self._margins(rest, heard)
         for cell in rest:
             self.logits[cell] = heard[cell].logits if cell in heard else {}
-            self.texts[cell] = done[cell] if self.writes else self._read(heard[cell].tokens)
+            if not self.chooses:
+                self.texts[cell] = done[cell] if self.writes else self._read(heard[cell].tokens)
             out[cell] = as_observed(
                 self.views[cell],
                 self.prompts,
                 self.tokenized,
                 self.reader,
-                self.texts[cell],
+                self.texts.get(cell),
                 margins[cell],
             )
         return out
@@ -189,46 +199,65 @@ class Bench:
             out |= zip(members, done, strict=True)
         return out
 
-    def _answer_ids(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def _answer_ids(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Of the scored prompts: of both behaviors' answers, or of all choices."""
         chosen = PromptSet(self.prompts[k] for k in self._scored)
         if not len(chosen):
             return []
+        if self.chooses:
+            return choice_ids(self.model, chosen, self.reader)
         return list(zip(*answer_ids(self.model, chosen, self.reader), strict=True))
 
     @property
     def _single(self) -> bool:
-        """Whether one pass gives the margins: both answers of every prompt are one token."""
+        """Whether one pass gives the margins: all answers of every prompt are one token."""
         return bool(self._answers) and all(
-            len(answer) == 1 for pair in self._answers for answer in pair
+            len(answer) == 1 for several in self._answers for answer in several
         )
 
     @property
     def _candidates(self) -> Tensor:
-        out = torch.zeros(len(self.prompts), 2 if self._single else 0, dtype=torch.long)
-        if self._single:
-            out[self._scored] = torch.tensor([[a[0], b[0]] for a, b in self._answers])
+        if not self._single:
+            return torch.zeros(len(self.prompts), 0, dtype=torch.long)
+        out = torch.zeros(len(self.prompts), self._most, dtype=torch.long)
+        for row, several in zip(self._scored, self._answers, strict=True):
+            out[row, : len(several)] = torch.tensor([answer[0] for answer in several])
         return out
 
+    @property
+    def _most(self) -> int:
+        return max(len(several) for several in self._answers)
+
     def _margins(self, cells: Sequence[int], heard: Mapping[int, Next]) -> dict[int, np.ndarray]:
-        """Log-probability of the memorized answer minus that of the generalized one."""
+        """Log-probability of the memorized answer minus that of the generalized one; read by
+        choice, score of the first choice minus the best other one's."""
         out = {cell: np.full(len(self.prompts), np.nan) for cell in cells}
         wanted = [cell for cell in cells if self.margins[cell] and self._answers]
         if not wanted:
             return out
-        if self._single:
-            for cell in wanted:
-                scores = heard[cell].scores[self._scored].numpy()
-                out[cell][self._scored] = scores[:, 0] - scores[:, 1]
-            return out
-        chosen = [self.tokenized[k] for k in self._scored]
-        both = [
-            many_logprobs(
-                self.model.backend, chosen, [pair[k] for pair in self._answers],
-                [self.grid.cells[cell] for cell in wanted], pad_id=self.model.tokens.pad_id,
-                token_budget=self.token_budget,
+        scores = self._scores(wanted, heard)
+        for cell, values in zip(wanted, scores, strict=True):
+            out[cell][self._scored] = (
+                margins_of_scores(values, self._answers, self.reader)
+                if self.chooses
+                else values[:, 0] - values[:, 1]
             )
-            for k in (0, 1)
-        ]  # fmt: skip
-        for cell, values in zip(wanted, (both[0] - both[1]).numpy(), strict=True):
-            out[cell][self._scored] = values
+        return out
+
+    def _scores(
+        self, cells: Sequence[int], heard: Mapping[int, Next]
+    ) -> Float[np.ndarray, "cell example choice"]:
+        """Log-probabilities of the answers, up to a constant of the prompt; NaN for none."""
+        out = np.full((len(cells), len(self._scored), self._most), np.nan)
+        for k in range(self._most):
+            rows = [row for row, several in enumerate(self._answers) if len(several) > k]
+            if self._single:
+                at = [self._scored[row] for row in rows]
+                out[:, rows, k] = [heard[cell].scores[at, k].numpy() for cell in cells]
+                continue
+            out[:, rows, k] = many_logprobs(
+                self.model.backend, [self.tokenized[self._scored[row]] for row in rows],
+                [self._answers[row][k] for row in rows], [self.grid.cells[cell] for cell in cells],
+                pad_id=self.model.tokens.pad_id, token_budget=self.token_budget,
+            ).numpy()  # fmt: skip
         return out

@@ -12,12 +12,13 @@ import pandas as pd
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.provenance import Seen
 from mechmem.errors import PromptError, TaskError, did_you_mean, listed
-from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.behavior import Observations, check_kinds, observe, reader_for
 from mechmem.models.hooked import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import Task
+from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Rates", "check_before", "evaluate", "refuse_seen"]
@@ -141,6 +142,7 @@ def evaluate(
     prompts: PromptsLike,
     *,
     task: Task | None = None,
+    reading: str | Choice | None = None,
     edit: Edit | Sequence[Edit] | None = None,
     before: Observations | None = None,
     allow_seen: bool = False,
@@ -154,6 +156,7 @@ def evaluate(
         prompts: What to ask. None of them, and no rephrasing, may have been seen in making the
             edit.
         task: Reads the completions; default the prompts' own answers.
+        reading: ``"text"`` or ``"choice"`` (see `observe`); default the task's own.
         edit: One edit or a list that composes in order.
         before: Observations of the unedited model on the same prompts, to save the time.
         allow_seen: Evaluate on fitted prompts all the same (in-sample; say so when you show it).
@@ -166,6 +169,8 @@ def evaluate(
         PromptError: When ``before`` belongs to other prompts or another model.
     """
     asked = as_prompts(prompts).require("evaluate")
+    check_kinds(model, task)
+    task = reader_for(asked, task, reading)
     if edit is None:
         return Rates(observe(model, asked, task=task, margins=margins), None, seed)
     edits = as_edits(edit)
@@ -175,7 +180,7 @@ def evaluate(
     if before is None:
         before = observe(model, asked, task=task, margins=margins)
     else:
-        check_before(before, model, asked, tokenized)
+        check_before(before, model, asked, tokenized, task)
     with patched(model, edits) as view:
         after = observe(view, asked, task=task, margins=margins)
     return Rates(after, before, seed)
@@ -196,13 +201,22 @@ def refuse_seen(
 
 
 def check_before(
-    before: Observations, model: Model, prompts: PromptSet, tokenized: Sequence[TokenizedPrompt]
+    before: Observations,
+    model: Model,
+    prompts: PromptSet,
+    tokenized: Sequence[TokenizedPrompt],
+    task: Task | None = None,
 ) -> None:
-    """Refuse observations that are not of this model on these prompts.
+    """Refuse observations that are not of this model on these prompts, or were read another way.
 
     Raises:
-        PromptError: Saying which of the two differs.
+        PromptError: Saying what differs.
     """
+    if task is not None and before.reading != task.reading:
+        raise PromptError(
+            f"`before` was read by {before.reading}, and this evaluation reads by {task.reading}; "
+            f"observe with reading={task.reading!r}, or leave `before` out."
+        )
     if not _same_prompts(before, prompts, tokenized):
         raise PromptError(
             "`before` was observed on other prompts than the ones to evaluate; observe these, or "

@@ -237,7 +237,20 @@ class Model:
             self.tokens.continuation(prompt, text)
             for prompt, text in zip(asked, texts, strict=True)
         ]
-        for prompt, answer in zip(tokenized, wanted, strict=True):
+        return self.answer_scores(tokenized, wanted, token_budget)
+
+    def answer_scores(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        answers: Sequence[tuple[int, ...]],
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> Float[Tensor, " example"]:
+        """Log-probability (nats, float64) of answers given as ids; a prompt may come several times.
+
+        Raises:
+            PromptError: When one does not fit.
+        """
+        for prompt, answer in zip(prompts, answers, strict=True):
             length = len(prompt.ids) + len(answer) - 1  # its last token is scored, never read
             if self.tokens.n_ctx is not None and length > self.tokens.n_ctx:
                 raise PromptError(
@@ -246,8 +259,8 @@ class Model:
                 )
         return answer_logprobs(
             self.backend,
-            tokenized,
-            wanted,
+            prompts,
+            answers,
             interventions=self.interventions,
             pad_id=self.tokens.pad_id,
             token_budget=token_budget,

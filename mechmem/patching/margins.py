@@ -1,6 +1,8 @@
-"""The behavior margin: how much likelier the memorized answer is than the generalized one."""
+"""How much likelier one answer is than another: the behavior margin, and readings by choice."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -9,9 +11,10 @@ from mechmem.errors import PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["answer_ids", "behavior_margins"]
+__all__ = ["answer_ids", "behavior_margins", "choice_ids", "choice_margins", "margins_of_scores"]
 
 
 def behavior_margins(
@@ -54,6 +57,72 @@ def answer_ids(
         [model.tokens.continuation(p, text) for p, text in zip(prompts, memorized, strict=True)],
         [model.tokens.continuation(p, text) for p, text in zip(prompts, generalized, strict=True)],
     )
+
+
+def choice_margins(
+    model: Model,
+    prompts: PromptSet,
+    task: Task,
+    *,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+) -> Float[np.ndarray, " example"]:
+    """Score of the first of a prompt's `Task.choices` minus that of the best other one, in nats.
+
+    A score is the sum of the log-probabilities of all tokens of an answer after the prompt, in
+    float64, or their mean (`Choice.length`). NaN where the answers cannot be compared
+    (`margins_of_scores`). It says which of these answers is likelier, not that the model would
+    write one of them.
+    """
+    answers = choice_ids(model, prompts, task)
+    scores = np.full((len(prompts), max(map(len, answers))), np.nan)
+    if all(len(ids) == 1 for several in answers for ids in several):
+        every = model.logits(prompts, token_budget=token_budget).double().log_softmax(-1).numpy()
+        for row, several in enumerate(answers):
+            scores[row, : len(several)] = every[row, [ids[0] for ids in several]]
+    else:
+        at = [(row, k) for row, several in enumerate(answers) for k in range(len(several))]
+        asked = model.tokenize(prompts)
+        flat = model.answer_scores(
+            [asked[row] for row, _ in at], [answers[row][k] for row, k in at], token_budget
+        )
+        scores[tuple(np.array(at).T)] = flat.numpy()
+    return margins_of_scores(scores, answers, task)
+
+
+def margins_of_scores(
+    scores: Float[np.ndarray, "example choice"],
+    answers: Sequence[Sequence[tuple[int, ...]]],
+    task: Task,
+) -> Float[np.ndarray, " example"]:
+    """From summed log-probabilities of the choices to margins, by the task's rule for length.
+
+    NaN by ``"sum"`` where the first answer's tokens begin another's or the other way round: the
+    shorter one is never less likely, whatever the model thinks.
+    """
+    rule = task.choice or Choice()
+    scores = scores.copy()
+    comparable = np.ones(len(scores), dtype=bool)
+    for row, several in enumerate(answers):
+        if rule.length == "mean":
+            scores[row, : len(several)] /= [len(ids) for ids in several]
+        else:
+            first = several[0]
+            comparable[row] = not any(
+                first[: len(ids)] == ids or ids[: len(first)] == first for ids in several[1:]
+            )
+    margins = scores[:, 0] - np.nanmax(scores[:, 1:], axis=1)
+    return np.where(comparable, margins, np.nan)
+
+
+def choice_ids(model: Model, prompts: PromptSet, task: Task) -> list[tuple[tuple[int, ...], ...]]:
+    """Token ids of every prompt's `Task.choices`."""
+    return [
+        tuple(
+            model.tokens.continuation(prompt, task.continuation(prompt, answer))
+            for answer in task.choices(prompt)
+        )
+        for prompt in prompts
+    ]
 
 
 def _answers(prompts: PromptSet, task: Task | None) -> list[list[str]]:

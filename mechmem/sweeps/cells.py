@@ -103,7 +103,7 @@ class CellRun:
                 views, prompts, task=reader, margins=[item.margins for item in settings],
                 reuse=self.reuse, token_budget=self.token_budget,
             )  # fmt: skip
-            known = (bench.tokenized, reader.outcomes, reader.name, self.model.info)
+            known = (bench.tokenized, reader, self.model.info)
             watched = self._watched(bench)
 
             def find(unit: Sequence[int]) -> bool:

@@ -16,6 +16,7 @@ from mechmem.errors import ArtifactError
 from mechmem.evaluation.behavior import Observations
 from mechmem.models.hooked import ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
+from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["CellStore", "Done"]
@@ -84,8 +85,7 @@ class CellStore:
         key: str,
         prompts: PromptSet,
         tokenized: Sequence[TokenizedPrompt],
-        allowed: Sequence[str],
-        task: str,
+        task: Task,
         model: ModelInfo,
     ) -> Done:
         """A finished cell; everything that its key stands for is taken from the caller.
@@ -110,7 +110,7 @@ class CellStore:
             ) from error
         completions, outcomes, truncated = (tuple(column) for column in columns)
         seen = Observations(
-            prompts, completions, outcomes, np.array(margins), tuple(allowed), task, model,
-            tuple(tokenized), truncated,
+            prompts, completions, outcomes, np.array(margins), task.outcomes, task.name, model,
+            tuple(tokenized), truncated, task.behaviors, task.reading,
         )  # fmt: skip
         return Done(seen, difference)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, listed
-from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.neuron_controls import SETTLED
 from mechmem.evaluation.rates import Rates
@@ -23,6 +23,7 @@ from mechmem.sweeps.cells import CellRun, Setting, check_sharing
 from mechmem.sweeps.result import Cell, Sweep, Tested
 from mechmem.sweeps.store import Done
 from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Cell", "Sweep", "Tested", "sweep", "two_way_gain"]
@@ -41,9 +42,10 @@ def sweep(
     grid: Mapping[str, Sequence[Edit]] | Sequence[Edit],
     *,
     task: Task | None = None,
+    reading: str | Choice | None = None,
     validation: PromptSet,
     test: PromptSet,
-    toward: Sequence[str] = BEHAVIORS,
+    toward: Sequence[str] | None = None,
     objective: Objective = two_way_gain,
     counts: Mapping[str, str] | None = None,
     draws: int = 3,
@@ -69,8 +71,9 @@ def sweep(
         model: The unedited model.
         grid: Edits by family, or one list. Edits need a ``toward`` field.
         task: Reads the completions.
+        reading: ``"text"`` or ``"choice"`` (see `observe`); default the task's own.
         validation, test: Prompts that share no group with each other or with what the edits saw.
-        toward: Classes to steer to.
+        toward: Classes to steer to; default the task's two behaviors.
         objective: From rates per class to a score; higher is better.
         counts: Per class steered to, the outcome that counts in tables and in the comparison with
             controls; default the outcome of the same name, or the task's first one where it has
@@ -110,6 +113,8 @@ def sweep(
     seen = seen | Seen.of(validation, model.tokenize(validation))
     seen.refuse(test.require("test on"), model.tokenize(test), "test the chosen edit")
 
+    task = task if task is None and reading is None else reader_for(validation, task, reading)
+    toward = toward or (BEHAVIORS if task is None else task.behaviors)
     place = None if folder is None else Path(folder)
     run = CellRun(model, task, seed, place, rank, world, reuse, token_budget)
     check_sharing(place, rank, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from abc import ABC, abstractmethod
@@ -9,11 +10,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mechmem.errors import TaskError, did_you_mean, listed
+from mechmem.tasks.choice import READINGS, UNDECIDED, Choice
 from mechmem.tasks.own import misspelt
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 BEHAVIORS = ("memorized", "generalized")
 """What a model can be seen to do; differences are the first minus the second."""
+QUESTIONS = ("correct", "wrong")
 
 
 class Task(ABC):
@@ -23,6 +26,10 @@ class Task(ABC):
         name: The name that `get_task` knows it by.
         outcomes: What a completion can be. The last one means "none of the others": what cannot
             be parsed is that, never a guess.
+        behaviors: What an answer that is a prompt's `memorized`, and one that is its `generalized`,
+            count as; a task may have names of its own for them.
+        choice: Set when the task is read by choice (`with_reading`); then the last outcome is
+            ``undecided``.
         max_new_tokens: How far to generate, at most.
         stop: Strings after which a completion is finished.
         read_spans: Named spans (and ``"last"``) where the behavior is worth reading or editing.
@@ -30,6 +37,8 @@ class Task(ABC):
 
     name: ClassVar[str] = ""
     outcomes: ClassVar[tuple[str, ...]] = (*BEHAVIORS, "other")
+    behaviors: ClassVar[tuple[str, str]] = BEHAVIORS
+    choice: Choice | None = None
     max_new_tokens: int = 16
     stop: tuple[str, ...] = ()
     read_spans: tuple[str, ...] = ("last",)
@@ -51,6 +60,46 @@ class Task(ABC):
     def continuation(self, prompt: Prompt, answer: str) -> str:
         """``answer`` as the text that would follow the prompt, white space included."""
         return answer if prompt.text[-1:].isspace() else f" {answer}"
+
+    @property
+    def reading(self) -> str:
+        """``"text"`` or ``"choice"``."""
+        return READINGS[self.choice is not None]
+
+    def choices(self, prompt: Prompt) -> tuple[str, ...]:
+        """The answers that a reading by choice compares: that of the first outcome, then the rest.
+
+        Questions compare the right answer with the wrong ones: ``meta["wrong"]`` (one or a list),
+        the other letters of a multiple choice, or the prompt's other route.
+
+        Raises:
+            TaskError: When the prompt lacks one.
+        """
+        if self.outcomes[:2] != QUESTIONS:
+            both = (prompt.memorized, prompt.generalized)
+            found = [answer for answer in both if answer is not None]
+            needed = "`memorized` and `generalized`"
+        else:
+            found = [] if prompt.answer is None else [prompt.answer, *_wrong(prompt)]
+            needed = "an `answer` and at least one wrong one (a column `wrong`)"
+        if len(found) < 2:
+            raise TaskError(
+                f"A reading by choice compares answers, and prompt {prompt.id!r} lacks them: it "
+                f"needs {needed}. Set them, leave the prompt out, or use reading='text'."
+            )
+        return tuple(found)
+
+    def decide(self, margin: float) -> str:
+        """The outcome of a reading by choice.
+
+        Args:
+            margin: Score of the first answer minus the best other one's; NaN where they cannot be
+                compared.
+        """
+        within = (self.choice or Choice()).within
+        if margin > within:
+            return self.outcomes[0]
+        return self.outcomes[1] if margin < -within else UNDECIDED
 
 
 class PromptAnswers(Task):
@@ -107,6 +156,47 @@ class PromptAnswers(Task):
             if starts_with_answer(completion, getattr(prompt, name) or "")
         ]
         return hits[0] if len(hits) == 1 else "other"
+
+
+def with_reading(task: Task, reading: str | Choice | None) -> Task:
+    """The same task, read as asked; itself where that is how it is read already.
+
+    Args:
+        task: Is not changed.
+        reading: ``"text"`` (what the model writes), ``"choice"`` (which answer it finds likelier;
+            a `Choice` says by which rule), or ``None`` for the task's own.
+
+    Raises:
+        TaskError: For another reading, or a task whose first two outcomes are not the two that a
+            choice can have.
+    """
+    if reading is None or reading == task.reading:
+        return task
+    if not isinstance(reading, Choice) and reading not in READINGS:
+        raise TaskError(f"reading={reading!r} is not a reading; say one of {listed(READINGS)}.")
+    first = task.outcomes[:2]
+    if first not in (QUESTIONS, task.behaviors):
+        raise TaskError(
+            f"Task {task.name!r} has the outcomes {listed(task.outcomes)}, so it is not clear what "
+            "a choice between two answers would be; name the two in `behaviors`, in the order of "
+            "`memorized` and `generalized`."
+        )
+    out = copy.copy(task)
+    by_choice = reading != "text"
+    out.choice = (reading if isinstance(reading, Choice) else Choice()) if by_choice else None
+    neither = UNDECIDED if by_choice else "unparsed" if first == QUESTIONS else "other"
+    out.outcomes = (*first, neither)  # type: ignore[misc]
+    return out
+
+
+def _wrong(prompt: Prompt) -> list[str]:
+    """Wrong answers that a question brings along."""
+    given = prompt.meta.get("wrong")
+    if given is None:
+        letters = [chr(ord("A") + k) for k in range(len(prompt.meta.get("options", ())))]
+        given = letters if prompt.answer in letters else [prompt.memorized, prompt.generalized]
+    several = [given] if isinstance(given, str) else list(given)
+    return [str(answer) for answer in several if answer is not None and answer != prompt.answer]
 
 
 def starts_with_answer(completion: str, answer: str) -> bool:

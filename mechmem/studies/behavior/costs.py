@@ -15,7 +15,7 @@ from mechmem.evaluation.rates import Rates
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model
 from mechmem.sweeps.sweep import Sweep
-from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["DOSES", "clean_cost", "dose_response"]
@@ -42,7 +42,7 @@ def dose_response(
     if not hasattr(chosen, "alpha"):
         return pd.DataFrame()  # an edit without a strength has one dose
     tried: list[tuple[str, Any, str]] = []
-    for toward in BEHAVIORS:
+    for toward in found.best.rates:
         for dose in doses:
             edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
             placebo = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
@@ -112,8 +112,9 @@ def clean_cost(
     seed: int,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
 ) -> pd.DataFrame:
-    """Accuracy on the task's clean items, unedited and under the chosen edit."""
-    if task is None or type(task).clean_prompts is Task.clean_prompts:
+    """Accuracy on the task's clean items, unedited and under the chosen edit; empty where nothing
+    is written."""
+    if task is None or task.choice or type(task).clean_prompts is Task.clean_prompts:
         return pd.DataFrame()
     items = task.clean_prompts(400, seed)
     reader = PromptAnswers("answer")
@@ -122,10 +123,12 @@ def clean_cost(
     settings = {"unedited": Rates(plain, None, seed)}
     chosen: Any = found.best.edit
     edited = evaluate_each(
-        model, items, [replace(chosen, toward=toward) for toward in BEHAVIORS], task=reader,
+        model, items, [replace(chosen, toward=toward) for toward in found.best.rates], task=reader,
         before=plain, margins=False, seed=seed, token_budget=token_budget,
     )  # fmt: skip
-    settings |= {f"toward {name}": rates for name, rates in zip(BEHAVIORS, edited, strict=True)}
+    settings |= {
+        f"toward {name}": rates for name, rates in zip(found.best.rates, edited, strict=True)
+    }
     rows = []
     for name, rates in settings.items():
         share = rates.share("correct")

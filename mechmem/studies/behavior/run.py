@@ -15,7 +15,7 @@ from mechmem.analysis.probes import fit_probes
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, PromptError, TaskError, listed
-from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model
 from mechmem.patching import Edit
@@ -25,7 +25,8 @@ from mechmem.studies.token_reading import read_answers
 from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.grids import default_grid
 from mechmem.sweeps.sweep import sweep
-from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.base import Task
+from mechmem.tasks.choice import Choice
 from mechmem.tasks.own import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
@@ -43,6 +44,7 @@ def run_study(
     *,
     task: Task | None = None,
     prompts: PromptSet | None = None,
+    reading: str | Choice | None = None,
     n: int = 600,
     seed: int = 0,
     grid: Callable[[NeuronScores, NeuronScores, Directions], Mapping[str, Sequence[Edit]]] = (
@@ -67,6 +69,8 @@ def run_study(
         task: Makes pairs and reads completions.
         prompts: Your own rephrased prompts with `memorized` and `generalized`, instead of the
             task's.
+        reading: ``"text"`` or ``"choice"`` (see `observe`); default the task's own, text for your
+            own prompts.
         n: Pairs to make, when the task makes them.
         seed: Keys splits, controls and resampling.
         grid: From neuron scores, window scores and directions to edits by family.
@@ -107,13 +111,16 @@ def run_study(
         prompts = task.pairs(n, seed)
     else:
         check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
+    name = task.name if task is not None else "own prompts"
+    task = reader_for(prompts, task, reading)
+    first, second = task.behaviors
     parts = prompts.split(**SHARES, seed=seed)._asdict()
     observed = {}
-    for name, part in parts.items():
-        say(f"observing the {name} prompts")
+    for part_name, part in parts.items():
+        say(f"observing the {part_name} prompts")
         # Only the margins of the test part are shown; with long answers they cost half the time.
-        observed[name] = observe(
-            model, part, task=task, margins=name == "test", token_budget=token_budget
+        observed[part_name] = observe(
+            model, part, task=task, margins=part_name == "test", token_budget=token_budget
         )
     flips = observed["train"].flips()
     if len(flips) // 2 < MIN_FLIPS:
@@ -121,18 +128,20 @@ def run_study(
     say(f"reading the states of {len(flips)} flips")
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
-    depth = depth_profile(acts, seed=seed)
-    scores = neuron_mean_difference(_posts(acts))
-    mlp_scores = neuron_mean_difference(cache_activations(model, flips, sites="mlp_post"))
+    depth = depth_profile(acts, first=first, second=second, seed=seed)
+    scores = neuron_mean_difference(_posts(acts), first=first, second=second)
+    mlp_scores = neuron_mean_difference(
+        cache_activations(model, flips, sites="mlp_post"), first=first, second=second
+    )
     window_scores = _window(model, flips, task, scores)
-    directions = difference_of_means(acts, toward=BEHAVIORS[1])
+    directions = difference_of_means(acts, toward=second)
     say("measuring the separation on test flips")
     test_flips = observed["test"].flips()
     held_out = cache_activations(model, test_flips, sites=acts.sites)
     apart = separation(directions, held_out, seed=seed)
     say("fitting probes and their baselines")
     probes = fit_probes(acts, seed=seed)
-    tried = {name: _first_groups(parts[name], most) for name, most in steered.items()}
+    tried = {part: _first_groups(parts[part], most) for part, most in steered.items()}
     found = sweep(
         model,
         grid(scores, window_scores, directions),
@@ -164,7 +173,7 @@ def run_study(
     return BehaviorStudy(
         model.info,
         dict(model.card),
-        task.name if task is not None else "own prompts",
+        name,
         seed,
         parts,
         observed,
@@ -214,12 +223,18 @@ def _too_few(seen: Observations) -> str:
         )
     shares = {name: seen.outcomes.count(name) for name in seen.allowed}
     prompt, wrote = seen.prompts[0], seen.completions[0]
+    example = (
+        f"after {prompt.text!r:.80} the model wrote {wrote!r:.60}, where {prompt.memorized!r} or "
+        f"{prompt.generalized!r} was looked for"
+        if seen.reading == "text"
+        else f"{prompt.memorized!r} minus {prompt.generalized!r} is {seen.margins[0]:.2f} nats "
+        f"after {prompt.text!r:.80}"
+    )
     return (
         f"Only {len(seen.flips()) // 2} of {len(pairs)} training pairs are flips (outcomes "
         f"{shares}); a contrast needs at least {MIN_FLIPS} in the training part, which is "
-        f"{SHARES['train']:.0%} of the groups. For example, after {prompt.text!r:.80} the model "
-        f"wrote {wrote!r:.60}, where {prompt.memorized!r} or {prompt.generalized!r} was looked "
-        "for. Use more pairs, or a model that shows both behaviors."
+        f"{SHARES['train']:.0%} of the groups. For example, {example}. Use more pairs, or a model "
+        "that shows both behaviors."
     )
 
 
@@ -238,10 +253,10 @@ def _posts(acts: Activations) -> Activations:
     return replace(acts, states=states)
 
 
-def _window(
-    model: Model, flips: PromptSet, task: Task | None, scores: NeuronScores
-) -> NeuronScores:
-    positions = list(task.read_spans) if task is not None else ["last"]
+def _window(model: Model, flips: PromptSet, task: Task, scores: NeuronScores) -> NeuronScores:
+    positions = list(task.read_spans)
     if positions == ["last"]:
         return scores
-    return neuron_mean_difference(cache_activations(model, flips, positions=positions))
+    first, second = task.behaviors
+    acts = cache_activations(model, flips, positions=positions)
+    return neuron_mean_difference(acts, first=first, second=second)
