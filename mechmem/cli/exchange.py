@@ -52,7 +52,9 @@ def export(
 
 @command()
 def bake(
-    model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="lab/ or real/ name, folder, .gguf file or hub name.")
+    ],
     directions: Saved,
     out: Annotated[Path, typer.Option(help="Folder for the new model and its tokenizer.")],
     edit: Annotated[Way, typer.Option(help="Add the direction, or remove it everywhere.")],

@@ -15,7 +15,9 @@ __all__ = ["check", "tasks"]
 
 @command()
 def check(
-    model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="lab/ or real/ name, folder, .gguf file or hub name.")
+    ],
     output: Output = Format.table,
 ) -> None:
     """Prove by numbers that every site of a model can be read and edited truthfully.
@@ -56,7 +58,7 @@ def tasks(output: Output = Format.table) -> None:
 
 def _is_of(model: str, task: str) -> bool:
     """Whether a lab model was trained on a task, by its manifest."""
-    from mechmem.models.loading import LAB_FOLDER
+    from mechmem.models.shipped import LAB_FOLDER
 
     card = LAB_FOLDER / model.removeprefix("lab/") / "manifest.json"
     return bool(json.loads(card.read_text(encoding="utf-8")).get("task") == task)

@@ -17,7 +17,9 @@ __all__ = ["extract", "merge"]
 
 @command()
 def extract(
-    model: Annotated[str, typer.Argument(help="lab/<name>, a folder or a hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="lab/ or real/ name, folder, .gguf file or hub name.")
+    ],
     prompts: Annotated[Path, typer.Argument(help="A .csv, .jsonl or .parquet file of prompts.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
     sites: Annotated[

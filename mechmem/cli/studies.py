@@ -44,7 +44,9 @@ def study(
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="lab/<name>, a folder or a hub name; default the task's lab model."),
+        typer.Option(
+            help="lab/ or real/ name, folder, .gguf file or hub name; default the task's lab model."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
     seed: Seed = 0,

@@ -39,7 +39,9 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
     model: Annotated[
         str | None,
-        typer.Option(help="lab/<name>, a folder or a hub name; default the task's lab model."),
+        typer.Option(
+            help="lab/ or real/ name, folder, .gguf file or hub name; default the task's lab model."
+        ),
     ] = None,
     edits: Annotated[
         list[Family] | None,

@@ -2,7 +2,8 @@
 
 from mechmem.models.check import CheckReport, check_model
 from mechmem.models.hooked import Model, ModelInfo
-from mechmem.models.loading import lab_models, load_model
+from mechmem.models.loading import load_model
+from mechmem.models.shipped import lab_models, real_models
 from mechmem.models.sites import STREAMS, Site
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "check_model",
     "lab_models",
     "load_model",
+    "real_models",
 ]

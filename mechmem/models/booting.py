@@ -14,21 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from mechmem.errors import ModelError, did_you_mean, listed
+from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
-__all__ = [
-    "boot",
-    "boot_options",
-    "check_causal",
-    "kept_still",
-    "parse_device",
-    "parse_dtype",
-    "placement",
-    "refuse_options",
-    "tokenizer_at",
-]
-
-_BOOT_ERRORS = (
+BOOT_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, TypeError,
     SafetensorError,
 )  # fmt: skip
@@ -47,18 +36,19 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
     Raises:
         ModelError: When TransformerLens cannot make it.
     """
-    given = {} if body is None else {"hf_model": body}
+    given = {"model_class": _Whole()} if body is None else {"hf_model": body}
     if body is not None and not getattr(body.config, "architectures", None):
         # A model made from a config does not name its class there, and is not recognized by it.
         body.config.architectures = [type(body).__name__]
     try:
         with _private(tokenizer) as private, kept_still():
             bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
-    except _BOOT_ERRORS as error:
+    except ModelError:
+        raise
+    except BOOT_ERRORS as error:
         raise ModelError(
-            f"TransformerLens cannot load {where!r}: {_first_words(error)}. Check that its files "
-            "are "
-            "whole, and that TransformerLens knows this architecture."
+            f"TransformerLens cannot load {where!r}: {first_words(error)}. Check that its files "
+            "are whole, and that TransformerLens knows this architecture."
         ) from error
     _mend_rotation(bridge)
     return bridge.eval()
@@ -135,18 +125,17 @@ def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
             # transformers 5 makes an empty one for a GPT-2 folder without tokenizer files.
             raise OSError("it has no tokenizer files")
         return found
-    except _BOOT_ERRORS as error:
+    except BOOT_ERRORS as error:
         if not Path(where).exists():
             folders = [path.name for path in Path(where).parent.glob("*/") if path.is_dir()]
             raise ModelError(
                 f"There is no folder {where!r}, and the hub gave nothing by that name: "
-                f"{_first_words(error)}. Give the path of a folder with a model and its tokenizer, "
+                f"{first_words(error)}. Give the path of a folder with a model and its tokenizer, "
                 f"or a name on the hub.{did_you_mean(Path(where).name, folders)}"
             ) from error
         raise ModelError(
-            f"No tokenizer can be loaded from {where!r}: {_first_words(error)}. Save one there "
-            "with "
-            "tokenizer.save_pretrained(folder), or pass tokenizer=."
+            f"No tokenizer can be loaded from {where!r}: {first_words(error)}. Save one there "
+            "with tokenizer.save_pretrained(folder), or pass tokenizer=."
         ) from error
 
 
@@ -194,7 +183,7 @@ def _private(tokenizer: Any) -> Iterator[Any]:
         try:
             tokenizer.save_pretrained(folder)
             private = AutoTokenizer.from_pretrained(folder)
-        except _BOOT_ERRORS:  # a class that AutoTokenizer does not know
+        except BOOT_ERRORS:  # a class that AutoTokenizer does not know
             private = copy.deepcopy(tokenizer)
         yield private
 
@@ -218,13 +207,27 @@ def _mend_rotation(bridge: Any) -> None:
                 point.register_forward_hook(cast)
 
 
+class _Whole:
+    """In place of a model class: the usual one loads, and every weight has to be there."""
+
+    def from_pretrained(self, where: str, **options: Any) -> Any:
+        from transformer_lens.model_bridge.sources import transformers as sources
+
+        source: Any = sources
+        architecture = source.determine_architecture_from_hf_config(options["config"])
+        usual = source.get_hf_model_class_for_architecture(architecture)
+        model, found = usual.from_pretrained(where, output_loading_info=True, **options)
+        check_whole(found, where)
+        return model
+
+
 def _bridge_class() -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge
 
 
-def _first_words(error: BaseException, limit: int = 240) -> str:
+def first_words(error: BaseException, limit: int = 240) -> str:
     """The first line of an error; TransformerLens's list of all architectures is long."""
     lines = str(error).splitlines() or [type(error).__name__]
     text = lines[0].split(" Available architectures")[0]

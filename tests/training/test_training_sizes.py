@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mechmem as mm
-from mechmem.models.loading import LAB_FOLDER
+from mechmem.models.shipped import LAB_FOLDER
 
 
 @pytest.fixture(scope="module")
