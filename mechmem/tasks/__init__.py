@@ -3,6 +3,7 @@
 from mechmem.tasks.base import (
     BEHAVIORS,
     PromptAnswers,
+    QuestionTask,
     Task,
     available_tasks,
     get_task,
@@ -35,6 +36,7 @@ __all__ = [
     "Prompt",
     "PromptAnswers",
     "PromptSet",
+    "QuestionTask",
     "Reasoning",
     "RecallReasoning",
     "RecallWorld",

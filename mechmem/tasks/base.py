@@ -7,12 +7,13 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
-from mechmem.errors import TaskError, did_you_mean, listed
+from mechmem.errors import TaskError, listed
 from mechmem.tasks.choice import READINGS, UNDECIDED, Choice
 from mechmem.tasks.own import misspelt
 from mechmem.tasks.prompts import Prompt, PromptSet
+from mechmem.tasks.registry import Registry
 
 BEHAVIORS = ("memorized", "generalized")
 """What a model can be seen to do; differences are the first minus the second."""
@@ -100,6 +101,29 @@ class Task(ABC):
         if margin > within:
             return self.outcomes[0]
         return self.outcomes[1] if margin < -within else UNDECIDED
+
+
+class QuestionTask(Task):
+    """A task whose questions are labeled reasoning or memory: what `run_reasoning_study` takes.
+
+    `pairs` may refuse where questions have no rephrasings.
+    """
+
+    outcomes = ("correct", "wrong", "unparsed")
+
+    @abstractmethod
+    def questions(self, n: int, seed: int = 0) -> PromptSet:
+        """``n`` labeled questions, or all that the task's own data hold."""
+
+    def extraction(self, prompts: PromptSet) -> PromptSet:
+        """The same questions as states are read from them; ``group`` says what is held out."""
+        return prompts
+
+    def evaluation(
+        self, prompts: PromptSet, examples: PromptSet | None = None, shots: int | None = None
+    ) -> PromptSet:
+        """The same questions in the form that asks for an answer, ids and groups unchanged."""
+        return prompts
 
 
 class PromptAnswers(Task):
@@ -208,23 +232,40 @@ def starts_with_answer(completion: str, answer: str) -> bool:
     return not rest or not (wanted[-1].isalnum() and re.match(r"\w|[.,]\d", rest))
 
 
-_REGISTRY: dict[str, Callable[..., Task]] = {}
+Maker = TypeVar("Maker", bound=Callable[..., Task])
+_TASKS: Registry[Callable[..., Task]] = Registry("task")
 
 
-def register_task(name: str, make: Callable[..., Task]) -> None:
+@overload
+def register_task(name: Maker, /) -> Maker: ...
+@overload
+def register_task(name: str, /) -> Callable[[Maker], Maker]: ...
+@overload
+def register_task(name: str, make: Maker, /) -> Maker: ...
+def register_task(name: Any, make: Any = None, /) -> Any:
     """Make a task known to `get_task` and the command line.
 
+    At the definition: ``@register_task`` for a class with a ``name``, ``@register_task("name")``
+    for any function that returns a task. ``register_task("name", make)`` does the same later. A
+    name may be registered again, with a warning: the new task takes the place of the old one.
+
     Raises:
-        TaskError: When the name is taken by something else.
+        TaskError: Without a name, or when nothing is given that could make a task.
     """
-    if _REGISTRY.get(name, make) is not make:
-        raise TaskError(f"A task named {name!r} is registered already; choose another name.")
-    _REGISTRY[name] = make
+    if isinstance(name, str) and make is None:
+        return lambda maker: register_task(name, maker)
+    if make is None:
+        name, make = getattr(name, "name", ""), name
+    if not callable(make):
+        raise TaskError(
+            f"A task is registered with its class or a function that makes it, got {make!r:.60}."
+        )
+    return _TASKS.add(name, make)
 
 
 def available_tasks() -> list[str]:
     """Names that `get_task` knows, sorted."""
-    return sorted(_REGISTRY)
+    return sorted(_TASKS)
 
 
 def get_task(name: str, **options: object) -> Task:
@@ -237,12 +278,7 @@ def get_task(name: str, **options: object) -> Task:
     Raises:
         TaskError: For an unknown name, with the nearest known one.
     """
-    if name not in _REGISTRY:
-        raise TaskError(
-            f"Unknown task {name!r}; known are {listed(available_tasks())}."
-            f"{did_you_mean(name, _REGISTRY)}"
-        )
-    make = _REGISTRY[name]
+    make = _TASKS[name]
     known = inspect.signature(make)
     try:
         known.bind(**options)

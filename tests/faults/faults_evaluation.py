@@ -376,11 +376,11 @@ FAULTS = [
         "addition-cued makes 1 to 2000 pairs",
     ),
     Fault(
-        "register a second task under one name",
-        lambda s: mm.register_task("addition-cued", Word),
+        "register a task without a name",
+        lambda s: mm.register_task("", Word),
         mm.TaskError,
-        "A task named 'addition-cued' is registered already",
-        "choose another name.",
+        "A task is registered under a name, got ''",
+        "set its `name`, or pass one.",
     ),
     Fault(
         "ask controls of a kind of edit that has none",

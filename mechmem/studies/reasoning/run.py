@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -24,8 +23,7 @@ from mechmem.studies.reasoning.reading import (
 from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
 from mechmem.studies.token_reading import read_questions
-from mechmem.tasks.base import Task
-from mechmem.tasks.lab.recall_reasoning import RecallReasoning
+from mechmem.tasks.base import QuestionTask, Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.reasoning import Reasoning
@@ -59,10 +57,10 @@ def run_reasoning_study(
     Args:
         model: From `load_model`.
         task: `RecallReasoning` for its lab model; `Reasoning` for question sets, whose data,
-            answer length and reading then hold.
+            answer length and reading then hold; or a `QuestionTask` of your own.
         questions: Labelled questions from ``get_task("reasoning").read(...)``; default the task's.
         examples, shots: Worked examples for the evaluation prompts (`Reasoning.evaluation`).
-        n: Questions that `RecallReasoning` makes.
+        n: Questions that a task makes; one with data of its own gives all.
         alphas, scales: Strengths to try, all with both signs.
         draws: Norm-matched random directions per edit on the test questions.
         seed: Keys splits, controls and resampling.
@@ -138,21 +136,12 @@ def _asked(
     seed: int,
 ) -> tuple[PromptSet, PromptSet]:
     """Labelled questions in the form for states, and those with an answer in the form to answer."""
-    if isinstance(reader, RecallReasoning):
-        made = reader.questions(n, seed) if questions is None else questions
-        # An entity's two attributes share their kind, so the entity is what must be held out.
-        found = PromptSet(replace(p, group=str(p.meta.get("entity", p.group))) for p in made)
-        return found, found
-    if not isinstance(reader, Reasoning):
+    if not isinstance(reader, QuestionTask):
         raise TaskError(
             f"The study of reasoning and memory needs a task with labeled questions, got "
             f"{reader.name!r}; use get_task('reasoning', data=...) or get_task('recall-reasoning')."
         )
-    given = questions if questions is not None else reader.data
-    if given is None:
-        raise TaskError(
-            "There are no questions: pass questions=get_task('reasoning').read('questions.csv')."
-        )
+    given = reader.questions(n, seed) if questions is None else questions
     labeled = reader.extraction(given.filter(lambda prompt: prompt.label in LABELS))
     answered = labeled.filter(
         lambda prompt: prompt.answer is not None and prompt.meta.get("kind") is not None

@@ -137,6 +137,7 @@ class CuedWorld:
         return np.column_stack([encode(orders, cues), number_index(answers)])
 
 
+@register_task
 class AdditionCued(Task):
     """The task on one `CuedWorld`.
 
@@ -253,6 +254,3 @@ def _deranged(rng: np.random.Generator, sums: np.ndarray) -> np.ndarray:
 def _name(order: list[int], cue: list[int]) -> str:
     words = "-".join(slot[index] for slot, index in zip(CUES, cue, strict=True))
     return f"{'+'.join(map(str, order))}.{words}"
-
-
-register_task(AdditionCued.name, AdditionCued)

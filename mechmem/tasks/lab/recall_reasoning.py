@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int
 
 from mechmem.errors import TaskError
 from mechmem.seeding import keyed_order, keyed_rng
-from mechmem.tasks.base import Task, register_task, starts_with_answer
+from mechmem.tasks.base import QuestionTask, register_task, starts_with_answer
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import label_of
 from mechmem.tasks.questions.perturb import perturbed
@@ -128,7 +129,8 @@ class RecallWorld:
         return np.column_stack([encode(template, entity, attribute, numbers), number_index(answer)])
 
 
-class RecallReasoning(Task):
+@register_task
+class RecallReasoning(QuestionTask):
     """The task on one `RecallWorld`.
 
     Its prompts are always held out: a phrasing of the pair and operands that training never used;
@@ -141,7 +143,6 @@ class RecallReasoning(Task):
     """
 
     name = "recall-reasoning"
-    outcomes = ("correct", "wrong", "unparsed")
     max_new_tokens = 1
 
     def __init__(self, seed: int = 0, shared: bool = True) -> None:
@@ -170,6 +171,10 @@ class RecallReasoning(Task):
             prompt = self._drawn(entity, attribute, rng)
             out.setdefault(prompt.id, prompt)
         return PromptSet(out.values())
+
+    def extraction(self, prompts: PromptSet) -> PromptSet:
+        """The same prompts, tied by entity: its two attributes share their kind."""
+        return PromptSet(replace(p, group=str(p.meta.get("entity", p.group))) for p in prompts)
 
     def pairs(self, n: int, seed: int = 0) -> PromptSet:
         """``n`` pairs of questions about one item each, other phrasing and other numbers."""
@@ -300,6 +305,3 @@ def _question(template: int, entity: int, attribute: int, numbers: np.ndarray) -
         attribute=ATTRIBUTES[attribute],
         numbers=" ".join(map(str, numbers)),
     )
-
-
-register_task(RecallReasoning.name, RecallReasoning)

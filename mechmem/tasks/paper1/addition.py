@@ -20,6 +20,7 @@ Addends = tuple[int, ...]
 _INPUT = re.compile(r"Input:\n(\d+(?:\+\d+)+)\nTarget:\n")
 
 
+@register_task
 class Addition(OfficialTask[Addends]):
     """Sums whose last addends may be a memorized pattern (arXiv 2412.18497, task AA).
 
@@ -174,6 +175,3 @@ def sum_after_scratchpad(text: str) -> str | None:
 
 def _digits(number: Sequence[int]) -> str:
     return f"[{','.join(map(str, number))}]"
-
-
-register_task(Addition.name, Addition)

@@ -21,6 +21,7 @@ _BEFORE, _AFTER = "CIPHERTEXT:", " QUESTION: What is the plaintext? ANS:"
 _INPUT = re.compile(re.escape(_BEFORE) + r"([A-Z]+)" + re.escape(_AFTER))
 
 
+@register_task
 class Cipher(OfficialTask[str]):
     """Ciphertexts whose last letters may be a memorized pattern (the paper's second version).
 
@@ -140,6 +141,3 @@ class Cipher(OfficialTask[str]):
 
     def _remembered(self, prompt: Prompt, text: str) -> bool:
         return has_tag(prompt, text, list(self.tags.values()), self.tag)
-
-
-register_task(Cipher.name, Cipher)

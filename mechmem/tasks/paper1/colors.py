@@ -41,6 +41,7 @@ class Story:
     sentences: tuple[str, ...]
 
 
+@register_task
 class Colors(OfficialTask[Story]):
     """Names with a remembered color in sentences that imply one (arXiv 2412.18497, task ICI).
 
@@ -220,6 +221,3 @@ def _first_word(text: str) -> str:
     """The first word up to a full stop, without punctuation around it (the released code)."""
     words = text.split()
     return words[0].split(".")[0].strip(string.punctuation) if words else ""
-
-
-register_task(Colors.name, Colors)

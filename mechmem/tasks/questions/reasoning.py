@@ -8,15 +8,17 @@ from typing import Any
 
 from mechmem.errors import TaskError, did_you_mean, listed
 from mechmem.seeding import keyed_order
-from mechmem.tasks.base import Task, register_task
-from mechmem.tasks.parsing import READINGS, Reading, judge_completion
+from mechmem.tasks.base import QuestionTask, register_task
+from mechmem.tasks.parsing import Reading
 from mechmem.tasks.prompts import Chat, Prompt, PromptSet
 from mechmem.tasks.questions.forms import evaluation_prompts, extraction_prompts
+from mechmem.tasks.questions.kinds import READINGS, judge_completion
 from mechmem.tasks.questions.labels import THRESHOLD, Labels
 from mechmem.tasks.questions.reader import read_questions
 
 
-class Reasoning(Task):
+@register_task
+class Reasoning(QuestionTask):
     """Question sets in the paper's two forms, and the reading of their answers.
 
     Args:
@@ -32,7 +34,6 @@ class Reasoning(Task):
     """
 
     name = "reasoning"
-    outcomes = ("correct", "wrong", "unparsed")
 
     def __init__(
         self,
@@ -90,6 +91,10 @@ class Reasoning(Task):
         if labels is not None:
             prompts = labels.apply(prompts, threshold=self.threshold)
         return self._chatted(prompts)
+
+    def questions(self, n: int, seed: int = 0) -> PromptSet:
+        """The data as they are, however many: `run_reasoning_study` takes the labeled ones."""
+        return self._need("a study's questions")
 
     def extraction(self, prompts: PromptSet) -> PromptSet:
         """The same questions in the form in which states are read."""
@@ -162,6 +167,3 @@ class Reasoning(Task):
                 "get_task('reasoning', data=<file or PromptSet>, source='gsm8k')."
             )
         return self.data
-
-
-register_task(Reasoning.name, Reasoning)

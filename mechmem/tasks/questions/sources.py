@@ -1,4 +1,4 @@
-"""What the columns of each question set mean. A new set is one function and one line below it."""
+"""What the columns of each question set mean. A new set is one function under its decorator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from mechmem.errors import PromptError, listed
-from mechmem.tasks.parsing import KINDS, bare_number, gold_number
+from mechmem.tasks.parsing import bare_number, gold_number
+from mechmem.tasks.questions.kinds import KINDS
 from mechmem.tasks.questions.rows import FILE, language_of, listed_cell
+from mechmem.tasks.registry import Registry
 
 Row = Mapping[str, Any]
 
@@ -29,7 +31,7 @@ class Item:
 
     Attributes:
         question: The question alone.
-        kind: How an answer is read (`mechmem.tasks.parsing.KINDS`); empty when it is not.
+        kind: How an answer is read (`mechmem.tasks.questions.kinds.KINDS`); empty when it is not.
         answer: The right answer: a letter, a number, a text.
         options: Texts of a multiple choice.
         aliases: Other right answers.
@@ -58,14 +60,35 @@ class Item:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+Reader = Callable[[Row, str, int], Item]
+
+
 class Source(NamedTuple):
     """A question set: its reader, and how many worked examples its evaluation prompt has.
 
     The reader gets a row, its name in messages, and its number in its language or file.
     """
 
-    read: Callable[[Row, str, int], Item]
+    read: Reader
     shots: int
+
+
+SOURCES: Registry[Source] = Registry("question set")
+
+
+def register_source(name: str, shots: int = 0) -> Callable[[Reader], Reader]:
+    """Decorator: make a reader of rows a question set, by the name that ``source=`` takes.
+
+    Args:
+        name: For example ``"gsm8k"``.
+        shots: Worked examples in its evaluation prompts when nobody says how many.
+    """
+
+    def add(read: Reader) -> Reader:
+        SOURCES.add(name, Source(read, shots))
+        return read
+
+    return add
 
 
 def _text(row: Row, name: str, where: str) -> str:
@@ -80,6 +103,7 @@ def _kept(row: Row, *names: str) -> dict[str, Any]:
     return {name: row[name] for name in names if row.get(name) is not None}
 
 
+@register_source("mmlu-pro", shots=5)
 def mmlu_pro(row: Row, where: str, index: int) -> Item:
     """``question, options, answer`` (a letter), ``answer_index, category, src, cot_content``."""
     options = tuple(listed_cell(row.get("options"), f"{where}: options"))
@@ -101,6 +125,7 @@ def mmlu_pro(row: Row, where: str, index: int) -> Item:
     )
 
 
+@register_source("gsm8k", shots=8)
 def gsm8k(row: Row, where: str, index: int) -> Item:
     """``question, answer`` (a solution that ends in ``#### 18``)."""
     solution = _text(row, "answer", where)
@@ -115,6 +140,7 @@ def gsm8k(row: Row, where: str, index: int) -> Item:
     )
 
 
+@register_source("gsm-symbolic", shots=8)
 def gsm_symbolic(row: Row, where: str, index: int) -> Item:
     """GSM8K's columns and ``id, instance, original_question``; variants share their group."""
     parts = [str(row[name]) for name in ("id", "instance") if row.get(name) is not None]
@@ -126,6 +152,7 @@ def gsm_symbolic(row: Row, where: str, index: int) -> Item:
     )
 
 
+@register_source("mgsm", shots=8)
 def mgsm(row: Row, where: str, index: int) -> Item:
     """``question, answer_number`` (or ``answer``); row *k* is the same problem in every language.
 
@@ -148,6 +175,7 @@ def mgsm(row: Row, where: str, index: int) -> Item:
     )
 
 
+@register_source("popqa")
 def popqa(row: Row, where: str, index: int) -> Item:
     """``question, possible_answers`` (a JSON list), ``obj, prop, s_pop``."""
     answers = listed_cell(row.get("possible_answers", ""), f"{where}: possible_answers")
@@ -167,6 +195,7 @@ def popqa(row: Row, where: str, index: int) -> Item:
     )
 
 
+@register_source("c-eval", shots=5)
 def ceval(row: Row, where: str, index: int) -> Item:
     """``question, A, B, C, D, answer, explanation``; the file's name says the subject."""
     options = tuple(str(row[letter]) for letter in "ABCDEF" if row.get(letter) not in (None, ""))
@@ -190,6 +219,7 @@ def ceval(row: Row, where: str, index: int) -> Item:
     )
 
 
+@register_source("mbpp")
 def mbpp(row: Row, where: str, index: int) -> Item:
     """``text`` (or ``prompt`` in the sanitized part), ``task_id``; code is never run."""
     name = "text" if row.get("text") else "prompt"
@@ -197,12 +227,14 @@ def mbpp(row: Row, where: str, index: int) -> Item:
     return Item(_text(row, name, where), category="programming", key=key)
 
 
+@register_source("humaneval")
 def humaneval(row: Row, where: str, index: int) -> Item:
     """``prompt`` (a function's head), ``task_id``; code is never run."""
     key = str(row.get("task_id", ""))
     return Item(_text(row, "prompt", where), category="programming", key=key)
 
 
+@register_source("questions")
 def own(row: Row, where: str, index: int) -> Item:
     """Your own: ``question`` and what else you have (``answer, aliases, options, category, id,
     group, kind, language``, and ``label`` or ``score``). Without ``kind`` an answer is a number
@@ -221,7 +253,7 @@ def own(row: Row, where: str, index: int) -> Item:
         number = not aliases and bare_number(answer, language) is not None
         kind = "choice" if options else "number" if number else "short"
     if kind and kind not in KINDS:
-        raise PromptError(f"{where}: kind {kind!r} is none of {listed(KINDS)}.")
+        raise PromptError(f"{where}: kind {kind!r} is not one of {listed(KINDS)}.")
     if kind == "number" and isinstance(row.get("answer"), float):
         exact = gold_number(row["answer"])  # a number, whose point is one in every language
         answer = answer if gold_number(answer, language) == exact else exact
@@ -246,16 +278,3 @@ def _number(value: Any, where: str) -> str:
     if number is None:
         raise PromptError(f"{where}: no number in the answer {value!r:.80}.")
     return number
-
-
-SOURCES: Mapping[str, Source] = {
-    "mmlu-pro": Source(mmlu_pro, 5),
-    "gsm8k": Source(gsm8k, 8),
-    "gsm-symbolic": Source(gsm_symbolic, 8),
-    "mgsm": Source(mgsm, 8),
-    "popqa": Source(popqa, 0),
-    "c-eval": Source(ceval, 5),
-    "mbpp": Source(mbpp, 0),
-    "humaneval": Source(humaneval, 0),
-    "questions": Source(own, 0),
-}

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechmem.errors import TaskError
-from mechmem.tasks.parsing import judge_completion, read_choice, read_choice_paper
+from mechmem.tasks.parsing import read_choice, read_choice_paper
+from mechmem.tasks.questions.kinds import judge_completion
 
 COT = "Let's think step by step. "
 TABLE: list[tuple[str, str | None]] = [

@@ -13,9 +13,9 @@ from mechmem.tasks.parsing import (
     bare_number,
     canonical_number,
     gold_number,
-    judge_completion,
     read_number,
 )
+from mechmem.tasks.questions.kinds import judge_completion
 
 TABLE: list[tuple[str, str | None]] = [
     # As the data and the worked examples end.
@@ -232,7 +232,7 @@ def test_an_answer_is_read_in_the_language_of_the_completion() -> None:
         assert judge_completion(said, "number", "1.234", language="de")[0] == "correct"
     assert judge_completion("Die Antwort ist 3,5.", "number", "3,5", language="de")[0] == "correct"
     assert judge_completion("The answer is 1.234.", "number", "1.234")[0] == "correct"
-    with pytest.raises(TaskError, match=r"'1,234' is no number in language 'de'.*separators"):
+    with pytest.raises(TaskError, match=r"'1,234' is not a number in language 'de'.*separators"):
         judge_completion("Die Antwort ist 1234.", "number", "1,234", language="de")
 
 
@@ -245,7 +245,7 @@ def test_correct_is_equal_as_a_number_and_not_as_text() -> None:
 
 
 def test_an_answer_that_is_no_number_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"'blue' is no number; set kind='short'"):
+    with pytest.raises(TaskError, match=r"'blue' is not a number; set kind='short'"):
         judge_completion("18", "number", "blue")
 
 

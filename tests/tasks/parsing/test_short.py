@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechmem.errors import TaskError
-from mechmem.tasks.parsing import judge_completion, match_short, match_short_paper
+from mechmem.tasks.parsing import match_short, match_short_paper
+from mechmem.tasks.questions.kinds import judge_completion
 
 PARIS = ["Paris", "City of Light"]
 OMAN = ["Oman", "Sultanate of Oman"]
@@ -111,7 +112,7 @@ def test_the_table_is_long_enough_and_has_no_row_twice() -> None:
 def test_an_unknown_reading_or_kind_names_the_known_ones() -> None:
     with pytest.raises(TaskError, match=r"reading must be one of 'strict', 'paper', got 'loose'"):
         judge_completion("Paris", "short", "Paris", reading="loose")
-    with pytest.raises(TaskError, match=r"got 'numbers'\. Did you mean 'number'\?"):
+    with pytest.raises(TaskError, match=r"'numbers'; known are.* Did you mean 'number'\?"):
         judge_completion("Paris", "numbers", "Paris")
 
 

@@ -242,7 +242,7 @@ class TestWhatRowsBecome:
             {"question": "q", "label": "memory", "score": 0.9},
             "label 'memory' contradicts score 0.9",
         ),
-        ("questions", {"question": "q", "kind": "essay"}, "kind 'essay' is none of 'choice'"),
+        ("questions", {"question": "q", "kind": "essay"}, "kind 'essay' is not one of 'choice'"),
         ("questions", {"text": "q"}, "has no 'question'; its columns are 'text'"),
         (
             "c-eval",
