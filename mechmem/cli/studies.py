@@ -19,19 +19,29 @@ if TYPE_CHECKING:
 __all__ = ["demo", "study"]
 
 DEMO_MODEL = "lab/addition-cued"
+SHUFFLES = 19
+Shuffles = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Refits of the whole recipe on exchanged labels, for the verdict; 0 leaves them out, "
+        "and then nothing is tested.",
+    ),
+]
 
 
 @command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-demo"),
     seed: Seed = 0,
+    shuffles: Shuffles = SHUFFLES,
     output: Output = Format.table,
 ) -> None:
     """Run the whole study on the shipped lab model and write a report.
 
     Example: mechmem demo
     """
-    _study(Asked(DEMO_MODEL, None, None, None), out, seed, output)
+    _study(Asked(DEMO_MODEL, None, None, None), out, seed, shuffles, output)
 
 
 @command()
@@ -80,6 +90,7 @@ def study(
         int | None,
         typer.Option(help="For reasoning: longest answer to your own questions; default 512."),
     ] = None,
+    shuffles: Shuffles = SHUFFLES,
     output: Output = Format.table,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
@@ -112,13 +123,14 @@ def study(
         if value is not None:
             raise typer.BadParameter("only `mechmem study reasoning` reads it", param_hint=option)
     asked = load_asked(task, model, pairs, reading)
-    _study(asked, out, seed, output, {"validation": validation, "test": test})
+    _study(asked, out, seed, shuffles, output, {"validation": validation, "test": test})
 
 
 def _study(
     asked: Asked,
     out: Path,
     seed: int,
+    shuffles: int,
     output: Format,
     steered: Mapping[str, int | None] | None = None,
 ) -> None:
@@ -137,7 +149,9 @@ def _study(
             bar.set_description_str(step_of(line))
             bar.update(1)
 
-        result = _run(asked, out / "cells" if is_shared() else None, seed, steered or {}, say)
+        result = _run(
+            asked, out / "cells" if is_shared() else None, seed, shuffles, steered or {}, say
+        )
         if not is_first():
             return
         say("writing the report")
@@ -148,7 +162,12 @@ def _study(
 
 
 def _run(
-    asked: Asked, cells: Path | None, seed: int, steered: Mapping[str, int | None], say: Any
+    asked: Asked,
+    cells: Path | None,
+    seed: int,
+    shuffles: int,
+    steered: Mapping[str, int | None],
+    say: Any,
 ) -> BehaviorStudy:
     from mechmem.models import load_model
     from mechmem.studies.behavior.run import STEERED, run_study
@@ -158,6 +177,7 @@ def _run(
     typed = {name: most for name, most in steered.items() if most is not None}
     options: dict[str, Any] = {
         "seed": seed,
+        "shuffles": shuffles,
         "steered": {**STEERED, **model.card.get("study_steered", {}), **typed},
         "token_budget": asked.batches(model),
         "folder": cells,

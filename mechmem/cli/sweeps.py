@@ -16,7 +16,7 @@ from mechmem.cli.output import Format, Output, is_first, print_result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechmem.sweeps.sweep import Sweep
+    from mechmem.sweeps.result import Sweep
 
 __all__ = ["sweep"]
 

@@ -93,6 +93,8 @@ class CellRun:
             EditError: When an edit never acted.
             ArtifactError: When a stored cell is damaged, or cannot be written.
         """
+        if not settings:
+            return []
         check_sharing(self.folder, self.rank, self.world)
         reader = self.task if self.task is not None else PromptAnswers.for_prompts(prompts)
         store = None if self.folder is None else CellStore(self.folder)

@@ -15,8 +15,6 @@ from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.patching.base import Edit
 
-__all__ = ["Cell", "Sweep", "Tested"]
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -104,6 +102,7 @@ class Sweep:
         seen: Everything that fitting and choosing has seen.
         checked: Cells that were compared with a fresh run of their own, hooks on: the largest
             ``difference`` of their logits, in units of the spread of a prompt's logits.
+        refits: For every refit on exchanged classes what `tested` is for the grid, but no controls.
     """
 
     cells: Sequence[Cell]
@@ -111,6 +110,7 @@ class Sweep:
     before: Observations
     seen: Seen
     checked: pd.DataFrame = field(default_factory=pd.DataFrame)
+    refits: Sequence[Sequence[Tested]] = ()
 
     @property
     def best(self) -> Tested:

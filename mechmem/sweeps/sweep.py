@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,7 @@ from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Cell", "Sweep", "Tested", "sweep", "two_way_gain"]
-
+Grid = Mapping[str, Sequence[Edit]] | Sequence[Edit]
 Objective = Callable[[Mapping[str, Rates]], float]
 
 
@@ -39,7 +38,7 @@ def two_way_gain(rates: Mapping[str, Rates]) -> float:
 
 def sweep(
     model: Model,
-    grid: Mapping[str, Sequence[Edit]] | Sequence[Edit],
+    grid: Grid,
     *,
     task: Task | None = None,
     reading: str | Choice | None = None,
@@ -48,6 +47,8 @@ def sweep(
     toward: Sequence[str] | None = None,
     objective: Objective = two_way_gain,
     counts: Mapping[str, str] | None = None,
+    refits: Sequence[Grid] = (),
+    refine: Mapping[str, Sequence[float]] | None = None,
     draws: int = 3,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -78,6 +79,10 @@ def sweep(
         counts: Per class steered to, the outcome that counts in tables and in the comparison with
             controls; default the outcome of the same name, or the task's first one where it has
             none (``"correct"`` for questions).
+        refits: Grids that the same rule made from exchanged classes. Each is swept as the grid is
+            (validation, choice, one look at test), without controls, its cells beside all others.
+        refine: Per family, multiples of the best edit's alpha that are tried on validation after
+            the grid, in the refits too.
         draws: Random draws per control.
         seed: Keys controls and resampling.
         folder: Where finished edits are stored. The same sweep called again, after a kill or on
@@ -96,9 +101,9 @@ def sweep(
         ModelError: When edits do not give the same side by side as alone.
         ArtifactError: When processes share the work without a folder, or it cannot be used.
     """
-    families = dict(grid) if isinstance(grid, Mapping) else {"": list(grid)}
-    edits = [edit for members in families.values() for edit in members]
-    if not edits:
+    grids = [_families(one) for one in (grid, *refits)]
+    edits = [edit for families in grids for members in families.values() for edit in members]
+    if not any(grids[0].values()):
         raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
     for edit in as_edits(edits):
         if "toward" not in {item.name for item in fields(edit)}:  # type: ignore[arg-type]
@@ -122,51 +127,108 @@ def sweep(
         _toward(edits[0], name).changes(model)  # refuses a class that it does not know
     start = observe(model, validation, task=task, margins=False, token_budget=token_budget)
     goals = _goals(toward, counts, start.allowed, objective)
+    checked: list[dict[str, Any]] = []
+
+    def validate(tried: Sequence[_Try]) -> list[Cell]:
+        settings = [
+            Setting(_toward(item.edit, name), _about("validation", item, name))
+            for item in tried
+            for name in toward
+        ]
+        done = run.run(settings, validation, _teller(progress))
+        checked.extend(_differences(settings, done))
+        cells = []
+        for k, item in enumerate(tried):
+            mine = done[k * len(toward) : (k + 1) * len(toward)]
+            rates = {
+                name: Rates(one.seen, start, seed) for name, one in zip(toward, mine, strict=True)
+            }
+            cells.append(Cell(item.family, item.edit, rates, _score(objective, rates, item.edit)))
+        return cells
+
     tried = [
-        (family, edit, Setting(_toward(edit, name), _about("validation", family, edit, name)))
+        _Try(k, family, edit)
+        for k, families in enumerate(grids)
         for family, members in families.items()
         for edit in members
-        for name in toward
     ]
-    done = run.run([item for *_, item in tried], validation, _teller(progress))
-    checked = _differences([item for *_, item in tried], done)
-    cells = []
-    for first in range(0, len(tried), len(toward)):
-        family, edit, _ = tried[first]
-        rates = {
-            name: Rates(item.seen, start, seed)
-            for name, item in zip(toward, done[first : first + len(toward)], strict=True)
-        }
-        score = objective(rates)
-        if not math.isfinite(score):
-            raise EditError(
-                f"The objective gave {score} for {edit.describe()}, which ranks nowhere; return a "
-                "finite number."
-            )
-        cells.append(Cell(family, edit, rates, score))
+    found = list(zip(tried, validate(tried), strict=True))
+    again = [
+        _Try(item.grid, item.family, _stronger(cell.edit, factor))
+        for item, cell in _winners(found)
+        for factor in (refine or {}).get(item.family, ())
+    ]
+    found += zip(again, validate(again), strict=True)
     before = observe(model, test, task=task, token_budget=token_budget)
-    winners = [
-        max((cell for cell in cells if cell.family == family), key=lambda cell: cell.score)
-        for family in families
+    plans = [
+        (item, cell, list(_test_plan(item, cell, model, toward, draws, seed)))
+        for item, cell in _winners(found)
     ]
-    winners.sort(key=lambda cell: -cell.score)
-    plans = [(cell, list(_test_plan(cell, model, toward, draws, seed))) for cell in winners]
-    settings = [setting for _, plan in plans for _, _, setting in plan]
+    settings = [setting for *_, plan in plans for _, _, setting in plan]
     done = run.run(settings, test, _teller(progress))
     checked += _differences(settings, done)
     results = iter(done)
-    tested = []
-    for cell, plan in plans:
-        found: dict[str, Rates] = {}
+    tested: list[list[Tested]] = [[] for _ in grids]
+    for item, cell, plan in plans:
+        rates: dict[str, Rates] = {}
         placebo: dict[str, dict[str, list[Rates]]] = {name: {} for name in toward}
         for name, kind, _ in plan:
             rates_of = Rates(next(results).seen, before, seed)
             if kind:
                 placebo[name].setdefault(kind, []).append(rates_of)
             else:
-                found[name] = rates_of
-        tested.append(Tested(cell.family, cell.edit, found, placebo, goals))
-    return Sweep(cells, tested, before, seen, pd.DataFrame(checked))
+                rates[name] = rates_of
+        tested[item.grid].append(Tested(cell.family, cell.edit, rates, placebo, goals))
+    return Sweep(
+        [cell for item, cell in found if item.grid == 0],
+        tested[0],
+        before,
+        seen,
+        pd.DataFrame(checked),
+        tested[1:],
+    )
+
+
+@dataclass(frozen=True)
+class _Try:
+    """An edit to try: 0 is the grid itself, the others are its refits."""
+
+    grid: int
+    family: str
+    edit: Edit
+
+
+def _families(grid: Grid) -> dict[str, Sequence[Edit]]:
+    return dict(grid) if isinstance(grid, Mapping) else {"": list(grid)}
+
+
+def _winners(found: Sequence[tuple[_Try, Cell]]) -> list[tuple[_Try, Cell]]:
+    """The best cell of every family of every grid, the best family of each grid first."""
+    best: dict[tuple[int, str], tuple[_Try, Cell]] = {}
+    for item, cell in found:
+        key = (item.grid, item.family)
+        if key not in best or cell.score > best[key][1].score:
+            best[key] = (item, cell)
+    return sorted(best.values(), key=lambda pair: (pair[0].grid, -pair[1].score))
+
+
+def _stronger(edit: Edit, factor: float) -> Edit:
+    if not hasattr(edit, "alpha"):
+        raise EditError(
+            f"refine= multiplies the strength alpha, and {type(edit).__name__} has none; leave its "
+            "family out of refine."
+        )
+    return replace(cast(Any, edit), alpha=edit.alpha * factor)  # type: ignore[no-any-return]
+
+
+def _score(objective: Objective, rates: Mapping[str, Rates], edit: Edit) -> float:
+    score = objective(rates)
+    if not math.isfinite(score):
+        raise EditError(
+            f"The objective gave {score} for {edit.describe()}, which ranks nowhere; return a "
+            "finite number."
+        )
+    return score
 
 
 def _goals(
@@ -193,25 +255,24 @@ def _goals(
     return {name: given.get(name, name if name in allowed else allowed[0]) for name in toward}
 
 
-def _about(
-    part: str, family: str, edit: Edit, toward: str, setting: str = "edit"
-) -> dict[str, Any]:
+def _about(part: str, item: _Try, toward: str, setting: str = "edit") -> dict[str, Any]:
     return {
-        "part": part, "family": family, "setting": setting, **edit.describe(), "toward": toward,
+        "part": part, "family": item.family, "setting": setting, "refit": item.grid,
+        **item.edit.describe(), "toward": toward,
     }  # fmt: skip
 
 
 def _test_plan(
-    cell: Cell, model: Model, toward: Sequence[str], draws: int, seed: int
+    item: _Try, cell: Cell, model: Model, toward: Sequence[str], draws: int, seed: int
 ) -> Iterator[tuple[str, str, Setting]]:
     """Class, control (empty for the edit itself) and what to run, for everything tested of one
-    winner."""
+    winner; refits have no controls."""
     for name in toward:
         edit = _toward(cell.edit, name)
-        yield name, "", Setting(edit, _about("test", cell.family, edit, name), margins=True)
-        for kind, kinds in _drawn(edit, model, draws, seed):
+        yield name, "", Setting(edit, _about("test", item, name), margins=item.grid == 0)
+        for kind, kinds in () if item.grid else _drawn(edit, model, draws, seed):
             for control in kinds:
-                yield name, kind, Setting(control, _about("test", cell.family, edit, name, kind))
+                yield name, kind, Setting(control, _about("test", item, name, kind))
 
 
 def _differences(settings: Sequence[Setting], done: Sequence[Done]) -> list[dict[str, Any]]:
@@ -229,6 +290,7 @@ def _teller(progress: Callable[[str], None] | None) -> Callable[[Setting], None]
     def tell(setting: Setting) -> None:
         about = setting.about
         kind = "" if about["setting"] == "edit" else f"{about['setting']}, "
+        kind += f"refit {about['refit']}, " if about["refit"] else ""
         progress(f"{about['part']}, {about['family']}: {kind}{setting.edit.describe()}")
 
     return tell

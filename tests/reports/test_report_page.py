@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,23 +21,39 @@ from small_study import LAYER, small_study
 import mechmem as mm
 from mechmem.analysis.intervals import Estimate
 from mechmem.errors import ArtifactError
+from mechmem.evaluation.rates import Rates
 from mechmem.studies import saving
 from mechmem.studies.behavior.summary import summary_table
 from mechmem.studies.behavior.words import headline, limits, negative_note
+from mechmem.studies.verdict import verdict_of
 
 HOSTILE = '</script><script>document.title="stolen"</script><img src=x onerror=alert(1)>\x07{{css}}'
 BOTH = ("memorized", "generalized")
 
 
 def answering(study: mm.Study, outcomes: dict[str, list[str]]) -> mm.Study:
-    """The study as it would be, had the chosen edit led to these outcomes."""
+    """The study as it would be, had the chosen edit led to these outcomes, and neither its refits
+    nor draws of a control to anything."""
     best = study.sweep.best
-    rates = {
-        toward: replace(part, after=replace(part.after, outcomes=tuple(outcomes[toward])))
-        for toward, part in best.rates.items()
+
+    def ending(rates: Mapping[str, Rates], found: Mapping[str, list[str]]) -> dict[str, Rates]:
+        return {
+            toward: replace(part, after=replace(part.after, outcomes=tuple(found[toward])))
+            for toward, part in rates.items()
+        }
+
+    idle = ending(best.rates, dict.fromkeys(BOTH, same(study)))
+    drawn = {
+        toward: {**named, "covariance direction": [idle[toward]] * 30}
+        for toward, named in best.controls.items()
     }
-    tested = [replace(best, rates=rates), *study.sweep.tested[1:]]
-    return replace(study, sweep=replace(study.sweep, tested=tested))
+    mine = replace(best, rates=ending(best.rates, outcomes), controls=drawn)
+    found = replace(
+        study.sweep,
+        tested=[mine, *study.sweep.tested[1:]],
+        refits=[[replace(best, rates=idle, controls={})]] * 19,
+    )
+    return replace(study, sweep=found, verdict=verdict_of(found, 19))
 
 
 def same(study: mm.Study) -> list[str]:
@@ -118,9 +135,10 @@ def page(saved: Path) -> str:
 def test_an_edit_that_does_nothing_is_called_that() -> None:
     study = small_study()
     study = answering(study, dict.fromkeys(BOTH, same(study)))
-    assert "changed no answer, which is not beyond its controls" in study.answer()
-    assert "both directions" not in study.answer()
-    assert headline(study) == "The edits do no more than their controls"
+    assert "changed no answer" in study.answer()
+    assert "Not turned: +0.0 points toward memorized" in study.answer()
+    assert "19 of 19 did as much, p = 1)" in study.answer()
+    assert headline(study) == "Not turned beyond refits on exchanged labels"
 
 
 def test_an_edit_that_turns_everything_is_said_to_turn_both_ways() -> None:
@@ -128,15 +146,11 @@ def test_an_edit_that_turns_everything_is_said_to_turn_both_ways() -> None:
     n = len(same(study))
     study = answering(study, {name: [name] * n for name in BOTH})
     text = study.answer()
-    assert "memorized answers to 100 % [100, 100] and generalized answers to 100 %" in text
-    assert "in both directions beyond every control" in text
-    assert "weak" not in text
-    assert headline(study) == "Turned both ways, beyond every control"
-    least = min(
-        np.mean([o != "memorized" for draw in draws for o in draw.after.outcomes])
-        for draws in study.sweep.best.controls["memorized"].values()
-    )
-    assert f"by at least {100 * least:+.1f} " in text
+    assert "memorized answers to 100 % [" in text
+    assert "generalized answers to 100 %" in text
+    assert "Turned both ways: +" in text
+    assert "none of 19 did as much, p = 0.05" in text
+    assert headline(study) == "Turned both ways, beyond refits on exchanged labels"
 
 
 def test_a_search_that_found_nothing_is_called_that() -> None:
@@ -151,37 +165,15 @@ def test_a_one_way_effect_is_named_one_way() -> None:
     study = small_study()
     n = len(same(study))
     study = answering(study, {"memorized": same(study), "generalized": ["generalized"] * n})
-    assert "toward generalized but not toward memorized" in study.answer()
-    assert headline(study) == "Turned toward generalized only, beyond every control"
+    assert "Turned toward generalized, not shown toward memorized" in study.answer()
+    assert headline(study) == "Turned toward generalized only, beyond refits on exchanged labels"
 
 
-def test_a_small_effect_is_called_weak() -> None:
+def test_without_refits_the_sentence_says_that_nothing_was_tested() -> None:
     study = small_study()
-    before = same(study)
-    few = []
-    for toward in BOTH:
-        turned = list(before)
-        # One prompt in every sixth group: small, but in one direction and spread evenly.
-        groups = list(dict.fromkeys(study.sweep.before.prompts.groups))[::6]
-        for group in groups:
-            rows = [k for k, g in enumerate(study.sweep.before.prompts.groups) if g == group]
-            turned[next((k for k in rows if turned[k] != toward), rows[0])] = toward
-        few.append(turned)
-    best = study.sweep.best
-    plain = {
-        toward: {
-            name: [
-                replace(draw, after=replace(draw.after, outcomes=tuple(before))) for draw in draws
-            ]
-            for name, draws in named.items()
-        }
-        for toward, named in best.controls.items()
-    }
-    tested = [replace(best, controls=plain), *study.sweep.tested[1:]]
-    study = replace(study, sweep=replace(study.sweep, tested=tested))
-    study = answering(study, dict(zip(BOTH, few, strict=True)))
-    assert "a weak effect toward memorized and generalized" in study.answer()
-    assert headline(study) == "Turned both ways beyond every control, but weakly"
+    untested = replace(study, verdict=verdict_of(replace(study.sweep, refits=[]), 0))
+    assert untested.answer().endswith("Nothing was tested: no refits on exchanged labels were run.")
+    assert headline(untested) == "Nothing was tested"
 
 
 def test_broken_answers_are_counted() -> None:
@@ -198,7 +190,7 @@ def test_the_answer_is_one_sentence_that_says_what_was_planted() -> None:
     assert study.card["planted"]
     assert "planted in training" in text
     assert "planted" not in replace(study, card={}).answer()
-    assert text.count(". ") == 0
+    assert text.count(". ") == 1  # the verdict is a sentence of its own
     assert text.endswith(".")
 
 
@@ -229,7 +221,8 @@ def test_a_negative_control_with_an_effect_raises_doubt() -> None:
     study = small_study()
     n = len(same(study))
     idle = answering(study, dict.fromkeys(BOTH, same(study)))
-    assert "nothing, as expected" in negative_note(replace(study, negative=idle))
+    assert "not turned: +0.0 points" in negative_note(replace(study, negative=idle))
+    assert "doubt" not in negative_note(replace(study, negative=idle))
     turned = answering(study, {name: [name] * n for name in BOTH})
     assert "Read the main result with doubt" in negative_note(replace(study, negative=turned))
     assert negative_note(replace(study, negative=None)) == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import mechmem as mm
-from mechmem.sweeps.grids import default_grid
+from mechmem.studies.behavior.plan import default_grid
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,9 @@ def lab_task() -> mm.Task:
 
 @pytest.fixture(scope="session")
 def lab_study(lab_model, lab_task) -> mm.Study:
-    def grid(*fitted):
-        return {name: edits[:3] for name, edits in default_grid(*fitted).items()}
+    def grid(fit):
+        return {name: edits[:3] for name, edits in default_grid(fit).items()}
 
-    return mm.run_study(lab_model, task=lab_task, n=200, seed=0, grid=grid)
+    return mm.run_study(
+        lab_model, task=lab_task, n=200, seed=0, grid=grid, refine={}, shuffles=3, draws=3
+    )

@@ -19,7 +19,15 @@ ASKED = {"validation": 20, "test": 60}
 @pytest.fixture(scope="module")
 def small(lab_model, lab_task):
     return mm.run_study(
-        lab_model, task=lab_task, n=100, grid=small_grid, steered=ASKED, doses=(0.0, 1.0, 2.0)
+        lab_model,
+        task=lab_task,
+        n=100,
+        grid=small_grid,
+        steered=ASKED,
+        doses=(0.0, 1.0, 2.0),
+        refine={},
+        shuffles=2,
+        draws=3,
     )
 
 
@@ -84,8 +92,9 @@ def test_the_command_asks_what_is_typed_then_what_the_lab_model_says(
 
     monkeypatch.setattr(study_module, "run_study", record)
     asked = Asked(model, None, None, None)
-    info, options = studies._run(asked, None, 3, typed, None)
+    info, options = studies._run(asked, None, 3, 5, typed, None)
     assert options["steered"] == expected
     assert info.d_model <= 256
     assert options["token_budget"] == 8 * 8192
     assert options["seed"] == 3
+    assert options["shuffles"] == 5

@@ -407,3 +407,45 @@ def test_a_sweep_killed_in_the_middle_goes_on_with_the_same_result(tmp_path, mon
     same(swept(folder=tmp_path), swept())
     kept = [path for path in before if path.stat().st_mtime_ns == times[path]]
     assert len(kept) >= 8
+
+
+class TestRefits:
+    """A refit goes through the whole sweep: its numbers are those of a sweep of its own."""
+
+    def test_equals_a_sweep_of_its_own_grid(self) -> None:
+        made = setting()
+        other = {
+            "neurons": [mm.ShiftNeurons(made.scores, top=0.5, alpha=a) for a in (0.5, 2.0)],
+            "directions": [
+                mm.AddDirection(made.directions["resid_post", 0], alpha=a) for a in (0.5, 3.0)
+            ],
+        }
+        refine = {"neurons": (0.5, 2.0)}
+        both = swept(refits=[other, {}], refine=refine)
+        for found, alone in (
+            (both.tested, swept(refine=refine)),
+            (both.refits[0], swept(edits=other, refine=refine)),
+        ):
+            assert [item.family for item in found] == [item.family for item in alone.tested]
+            for mine, theirs in zip(found, alone.tested, strict=True):
+                assert mine.edit.describe() == theirs.edit.describe()
+                for name, rates in mine.rates.items():
+                    assert rates.after.completions == theirs.rates[name].after.completions
+        assert both.refits[1] == []
+        assert not any(item.controls[name] for item in both.refits[0] for name in item.rates)
+        assert len(both.cells) == len(swept(refine=refine).cells)
+
+    def test_the_strength_is_refined_around_the_best_of_the_family(self) -> None:
+        plain, found = swept(), swept(refine={"neurons": (0.5, 2.0)})
+        best = max(
+            (cell for cell in plain.cells if cell.family == "neurons"), key=lambda cell: cell.score
+        )
+        extra = [cell.edit for cell in found.cells[len(plain.cells) :]]
+        assert [edit.alpha for edit in extra] == [best.edit.alpha * 0.5, best.edit.alpha * 2.0]
+        assert {edit.top for edit in extra} == {best.edit.top}
+
+    def test_an_edit_without_a_strength_cannot_be_refined(self) -> None:
+        made = setting()
+        edits = {"set": [mm.SetProjection(made.directions["resid_post", 0])]}
+        with pytest.raises(mm.EditError, match="SetProjection has none"):
+            swept(edits=edits, refine={"set": (0.5,)})

@@ -15,7 +15,8 @@ from mechmem.analysis.probes import Probes
 from mechmem.analysis.token_projections import TokenProjections
 from mechmem.evaluation.behavior import Observations
 from mechmem.studies.base import Study
-from mechmem.sweeps.sweep import Sweep
+from mechmem.studies.verdict import Verdict
+from mechmem.sweeps.result import Sweep
 from mechmem.tasks.prompts import PromptSet
 
 
@@ -38,6 +39,7 @@ class BehaviorResults(Study):
         dose: Rates over a range of alphas on the test part, the edit beside a placebo.
         clean: Accuracy on ordinary items, unedited and under the chosen edit.
         tokens: The first test flips, token by token along the direction.
+        verdict: What may be claimed, from refits on exchanged behaviors.
         negative: The same study on a model without a shared mode, if there is one.
         seconds: Wall-clock time.
     """
@@ -58,5 +60,6 @@ class BehaviorResults(Study):
     dose: pd.DataFrame
     clean: pd.DataFrame
     tokens: TokenProjections | None
+    verdict: Verdict
     negative: BehaviorResults | None
     seconds: float

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mechmem.analysis.depth_profile import depth_profile
-from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.directions import difference_of_means
+from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.geometry import separation
-from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
+from mechmem.analysis.neurons import neuron_mean_difference
 from mechmem.analysis.probes import fit_probes
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
@@ -18,12 +19,12 @@ from mechmem.errors import MechmemError, PromptError, TaskError, listed
 from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.hooked import Model
-from mechmem.patching import Edit
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
+from mechmem.studies.behavior.plan import REFINE, Fit, Grid, default_grid
 from mechmem.studies.behavior.study import BehaviorStudy
 from mechmem.studies.token_reading import read_answers
+from mechmem.studies.verdict import verdict_of
 from mechmem.sweeps.cells import check_sharing
-from mechmem.sweeps.grids import default_grid
 from mechmem.sweeps.sweep import sweep
 from mechmem.tasks.base import Task
 from mechmem.tasks.choice import Choice
@@ -32,6 +33,8 @@ from mechmem.tasks.prompts import PromptSet
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
 MIN_FLIPS = 10
+SHUFFLES = 19
+DRAWS = 30
 STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 LEAST_STEERED = 20
@@ -47,9 +50,10 @@ def run_study(
     reading: str | Choice | None = None,
     n: int = 600,
     seed: int = 0,
-    grid: Callable[[NeuronScores, NeuronScores, Directions], Mapping[str, Sequence[Edit]]] = (
-        default_grid
-    ),
+    grid: Grid = default_grid,
+    refine: Mapping[str, Sequence[float]] = REFINE,
+    shuffles: int = SHUFFLES,
+    draws: int = DRAWS,
     negative: tuple[Model, Task] | None = None,
     doses: Sequence[float] = DOSES,
     steered: Mapping[str, int] = STEERED,
@@ -73,7 +77,12 @@ def run_study(
             own prompts.
         n: Pairs to make, when the task makes them.
         seed: Keys splits, controls and resampling.
-        grid: From neuron scores, window scores and directions to edits by family.
+        grid: The rule that makes edits, by family, from what was fitted (`Fit`). It is run again
+            in every refit.
+        refine: Per family, multiples of the best strength that are tried after the grid.
+        shuffles: Refits of the whole recipe on exchanged behaviors, for the verdict; 0 leaves them
+            out, and then nothing is tested.
+        draws: Random draws per control of the winners.
         negative: A model (with its task) in which no effect is expected; only the winning family
             of edits is tried on it.
         doses: Multiples of the chosen alpha for the dose-response; empty to leave it out.
@@ -129,12 +138,20 @@ def run_study(
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
     depth = depth_profile(acts, first=first, second=second, seed=seed)
-    scores = neuron_mean_difference(_posts(acts), first=first, second=second)
+    last = _posts(acts)
+    window = _window(model, flips, task, last)
+    fit = Fit.of(last, window, flips, task.behaviors)
     mlp_scores = neuron_mean_difference(
         cache_activations(model, flips, sites="mlp_post"), first=first, second=second
     )
-    window_scores = _window(model, flips, task, scores)
     directions = difference_of_means(acts, toward=second)
+    exchange = Exchange(flips)
+    reason = exchange.reason() if shuffles else ""
+    say("fitting on exchanged behaviors")
+    refits = [
+        dict(grid(Fit.of(last, window, exchange.draw(seed, k), task.behaviors)))
+        for k in range(0 if reason else shuffles)
+    ]
     say("measuring the separation on test flips")
     test_flips = observed["test"].flips()
     held_out = cache_activations(model, test_flips, sites=acts.sites)
@@ -144,10 +161,13 @@ def run_study(
     tried = {part: _first_groups(parts[part], most) for part, most in steered.items()}
     found = sweep(
         model,
-        grid(scores, window_scores, directions),
+        grid(fit),
         task=task,
         validation=tried["validation"],
         test=tried["test"],
+        refits=refits,
+        refine=refine,
+        draws=draws,
         seed=seed,
         token_budget=token_budget,
         folder=place,
@@ -164,7 +184,10 @@ def run_study(
             task=negative[1],
             n=n,
             seed=seed,
-            grid=lambda *fitted: {found.best.family: grid(*fitted)[found.best.family]},
+            grid=lambda fit: {found.best.family: grid(fit)[found.best.family]},
+            refine=refine,
+            shuffles=shuffles,
+            draws=draws,
             doses=(),
             steered=steered,
             token_budget=token_budget,
@@ -179,9 +202,9 @@ def run_study(
         observed,
         flips,
         depth,
-        scores,
+        fit.scores,
         mlp_scores,
-        window_scores,
+        fit.window_scores,
         directions,
         apart,
         probes,
@@ -189,6 +212,7 @@ def run_study(
         dose,
         clean,
         read_answers(model, directions, probes, found),
+        verdict_of(found, shuffles, reason),
         inner,
         time.monotonic() - started,
     )
@@ -253,10 +277,8 @@ def _posts(acts: Activations) -> Activations:
     return replace(acts, states=states)
 
 
-def _window(model: Model, flips: PromptSet, task: Task, scores: NeuronScores) -> NeuronScores:
+def _window(model: Model, flips: PromptSet, task: Task, last: Activations) -> Activations:
     positions = list(task.read_spans)
     if positions == ["last"]:
-        return scores
-    first, second = task.behaviors
-    acts = cache_activations(model, flips, positions=positions)
-    return neuron_mean_difference(acts, first=first, second=second)
+        return last
+    return cache_activations(model, flips, positions=positions)

@@ -11,7 +11,7 @@ import pandas as pd
 from mechmem.analysis.intervals import Estimate
 from mechmem.evaluation.rates import Rates
 from mechmem.studies.behavior.results import BehaviorResults
-from mechmem.sweeps.sweep import Tested
+from mechmem.sweeps.result import Tested
 
 __all__ = ["summary_table"]
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from mechmem.analysis.intervals import Estimate
 from mechmem.evaluation.rates import Rates
 from mechmem.studies.behavior.results import BehaviorResults
-from mechmem.sweeps.sweep import Sweep, Tested
+from mechmem.sweeps.result import Sweep, Tested
 
 PAPER = "P1"
 """Families of edits whose name begins like this are the published form."""
 
-WEAK = 0.10
-"""An effect smaller than this beyond its best control is called weak."""
-
 
 def sentence(study: BehaviorResults) -> str:
-    """The result in one sentence: behavior, effect, and whether it goes beyond every control."""
+    """The result in one sentence: behavior, effect, and the verdict."""
     text = _behavior(study) + ", and " + _effect(study.sweep.best)
     if study.card.get("planted"):
         text += "; the reason to switch was planted in training"
-    return text[0].upper() + text[1:] + "."
+    return f"{text[0].upper()}{text[1:]}. {study.verdict.sentence}"
 
 
 def notes(study: BehaviorResults) -> list[str]:
@@ -36,19 +33,8 @@ def notes(study: BehaviorResults) -> list[str]:
 
 
 def headline(study: BehaviorResults) -> str:
-    """The same in a few words, for a heading."""
-    best = study.sweep.best
-    found = {toward: best.beyond_every_control(toward) for toward in best.rates}
-    turned = [toward for toward, gap in found.items() if gap.low > 0]
-    if not turned:
-        return "The edits do no more than their controls"
-    if len(turned) < len(found):
-        return f"Turned toward {_and(turned)} only, beyond every control"
-    weak = [toward for toward in turned if found[toward].value < WEAK]
-    if len(weak) == len(turned):
-        return "Turned both ways beyond every control, but weakly"
-    tail = f", weakly toward {_and(weak)}" if weak else ""
-    return f"Turned both ways, beyond every control{tail}"
+    """The verdict in a few words, for a heading."""
+    return study.verdict.headline
 
 
 def _paper_form(study: BehaviorResults) -> str:
@@ -75,22 +61,10 @@ def negative_note(study: BehaviorResults) -> str:
     inner = study.negative
     if inner is None:
         return ""
-    tested = inner.sweep.best
-    gaps = {toward: tested.beyond_every_control(toward) for toward in tested.rates}
-    turned = [toward for toward, gap in gaps.items() if gap.low > 0]
-    told = _and([f"{_points(gap)} toward {toward}" for toward, gap in gaps.items()])
-    start = f"On {inner.model.name}, in which no effect is expected, the same search reached"
-    if not turned:
-        return f"{start} {told} beyond the strongest control: nothing, as expected."
-    if len(turned) < len(gaps):
-        return (
-            f"{start} {told} beyond the strongest control: an effect toward {_and(turned)} but not "
-            "the other way, so a one-way effect alone is no evidence."
-        )
-    return (
-        f"{start} {told} beyond the strongest control: an effect where none was expected. Read the "
-        "main result with doubt."
-    )
+    found = inner.verdict
+    start = f"On {inner.model.name}, in which no effect is expected, the same search: "
+    tail = " Read the main result with doubt." if found.turned else ""
+    return start + found.sentence[0].lower() + found.sentence[1:] + tail
 
 
 def limits(study: BehaviorResults) -> list[str]:
@@ -135,34 +109,23 @@ def _behavior(study: BehaviorResults) -> str:
 
 
 def _effect(best: Tested) -> str:
-    gaps = {toward: best.beyond_every_control(toward) for toward in best.rates}
     moved = _and(
         [
             f"{toward} answers to {_share(rates.share(toward), True)}"
             for toward, rates in best.rates.items()
         ]
     )
+    gaps = {toward: best.beyond_every_control(toward) for toward in best.rates}
     told = _and([f"{_points(gap)} toward {toward}" for toward, gap in gaps.items()])
-    turned = [toward for toward, gap in gaps.items() if gap.low > 0]
-    weak = [toward for toward in turned if gaps[toward].value < WEAK]
     idle = all(
         rates.before is not None and rates.after.outcomes == rates.before.outcomes
         for rates in best.rates.values()
     )
     did = "changed no answer" if idle else f"took {moved}"
-    text = f"the chosen edit ({best.family or type(best.edit).__name__}) {did}"
-    if len(turned) == len(gaps):
-        text += f", in {'both directions' if len(gaps) == 2 else 'every direction'} beyond every "
-        text += f"control (by at least {told})"
-    elif turned:
-        missing = [toward for toward in gaps if toward not in turned]
-        text += f", beyond every control toward {_and(turned)} but not toward {_and(missing)}"
-        text += f" ({told})"
-    else:
-        text += f", which is not beyond its controls ({told})"
-    if weak:
-        text += f", a weak effect toward {_and(weak)}"
-    return text
+    return (
+        f"the chosen edit ({best.family or type(best.edit).__name__}) {did}, which is {told} "
+        "beyond the control that it beats by least"
+    )
 
 
 def _no_gain(sweep: Sweep) -> str:

@@ -1,0 +1,236 @@
+"""What a study may claim: the real effect among its refits on exchanged classes.
+
+The whole recipe (fit, the rule for the grid, choice on validation, one look at test) is repeated on
+exchanged classes. The statistic was fixed beforehand: the paired change in share, on test, of the
+family that was chosen on validation. ``p = (1 + refits at least as large) / (refits + 1)``; ties
+count against the effect.
+
+A gate comes first: the larger of the changes toward the two classes against the refits' larger.
+Only behind it: both ways, by the smaller against the refits' smaller, where each direction must
+also go beyond random draws with the states' own covariance (a fit may merely be longer than one to
+noise); and single classes and families, against each refit's maximum over classes and families, so
+that no p has to be divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from mechmem.sweeps.result import Sweep, Tested
+
+LEVEL = 0.05
+COVARIANCE = "covariance direction"
+TIE = 1e-12
+
+Effects = Mapping[str, Mapping[str, float]]
+"""By family and class: the paired change in share on test. The chosen family comes first."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be claimed.
+
+    Attributes:
+        effects: The real fit's, by family and class steered to, the chosen family first; empty
+            where no edit was found.
+        refits: The same of every refit on exchanged classes.
+        planned: Refits that were asked for.
+        reason: Why nothing could be tested; empty otherwise.
+        draws: Per class, p of the chosen edit among random draws with the states' covariance, and
+            how many there were.
+
+    What it does not show: that the classes are what they are called, or that another model, task
+    or set of prompts behaves alike. An exchange breaks every tie to the class, also that of the
+    prompts' own words.
+    """
+
+    effects: Effects
+    refits: Sequence[Effects]
+    planned: int
+    reason: str = ""
+    draws: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def shuffles(self) -> int:
+        """Refits that were run; 0 where nothing was tested."""
+        return len(self.refits)
+
+    @property
+    def chosen(self) -> str:
+        """The family that was chosen on validation."""
+        return next(iter(self.effects), "")
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes steered to."""
+        return list(next(iter(self.effects.values()), {}))
+
+    @property
+    def p(self) -> dict[str, float]:
+        """By claim: ``"any"``, ``"both"``, and every class. Empty where nothing was tested.
+
+        Those behind the gate are only to be read when ``"any"`` holds.
+        """
+        if not self.refits:
+            return {}
+        own = self.effects.get(self.chosen, {})
+        larger = [max(_chosen(refit).values(), default=0.0) for refit in self.refits]
+        smaller = [min(_chosen(refit).values(), default=0.0) for refit in self.refits]
+        if not own:
+            return {"any": 1.0, "both": 1.0}
+        return {
+            "any": _p(max(own.values()), larger),
+            "both": _p(min(own.values()), smaller),
+            **{name: _p(value, larger) for name, value in own.items()},
+        }
+
+    @property
+    def family_p(self) -> dict[str, float]:
+        """By family: its larger change against each refit's largest of all families."""
+        if not self.refits:
+            return {}
+        most = [
+            max((value for own in refit.values() for value in own.values()), default=0.0)
+            for refit in self.refits
+        ]
+        return {family: _p(max(own.values()), most) for family, own in self.effects.items()}
+
+    @property
+    def turned(self) -> list[str]:
+        """The classes that the model was turned to."""
+        p = self.p
+        if not p or p["any"] > LEVEL:
+            return []
+        if p["both"] <= LEVEL and all(
+            name in self.draws and self.draws[name][0] <= LEVEL for name in self.classes
+        ):
+            return self.classes
+        return [name for name in self.classes if p[name] <= LEVEL]
+
+    @property
+    def both(self) -> bool:
+        """Whether it was turned to every class."""
+        return len(self.turned) == len(self.classes) > 1
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with its p."""
+        if self.reason:
+            return f"Not testable: {self.reason}."
+        if not self.refits:
+            return "Nothing was tested: no refits on exchanged labels were run."
+        if not self.effects:
+            return "Not turned: no edit was found (p = 1)."
+        own = self.effects[self.chosen]
+        told = _and([f"{100 * value:+.1f} points toward {name}" for name, value in own.items()])
+        if not self.turned:
+            return (
+                f"Not turned: {told}, no more than refits on exchanged labels do "
+                f"({self._rank('any')})."
+            )
+        if self.both:
+            p = self.p
+            claim = "both" if p["both"] <= LEVEL else "any"
+            return (
+                f"Turned both ways: {told}, beyond refits on exchanged labels "
+                f"({self._rank(claim)})."
+            )
+        rest = [name for name in self.classes if name not in self.turned]
+        return (
+            f"Turned toward {_and(self.turned)}, not shown toward {_and(rest)}: {told}, beyond "
+            f"refits on exchanged labels ({self._rank('any')})."
+        )
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        if self.reason:
+            return "Not testable"
+        if not self.refits:
+            return "Nothing was tested"
+        if not self.turned:
+            return "Not turned beyond refits on exchanged labels"
+        if self.both:
+            return "Turned both ways, beyond refits on exchanged labels"
+        return f"Turned toward {_and(self.turned)} only, beyond refits on exchanged labels"
+
+    def table(self) -> pd.DataFrame:
+        """One row per claim for the edit, with its p, and one per claim and refit."""
+        rows = []
+        for claim, p in self.p.items():
+            null = claim if claim == "both" else "any"
+            values = [_statistic(self.effects, claim)]
+            values += [_statistic(refit, null) for refit in self.refits]
+            for k, value in enumerate(values):
+                kind, own = ("refit", float("nan")) if k else ("edit", p)
+                rows.append({"claim": claim, "kind": kind, "draw": k, "effect": value, "p": own})
+        return pd.DataFrame(rows)
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready, for a manifest."""
+        return {
+            "turned": self.turned,
+            "p": self.p,
+            "family_p": self.family_p,
+            "shuffles": self.shuffles,
+            "planned": self.planned,
+            "draws": {name: list(found) for name, found in self.draws.items()},
+            "sentence": self.sentence,
+        }
+
+    def _rank(self, claim: str) -> str:
+        found = self.table()
+        mine = found[(found["claim"] == claim) & (found["kind"] == "refit")]["effect"]
+        as_large = int((mine >= _statistic(self.effects, claim) - TIE).sum())
+        many = "none" if as_large == 0 else str(as_large)
+        return f"{many} of {self.shuffles} did as much, p = {self.p[claim]:.2g}"
+
+
+def verdict_of(sweep: Sweep, planned: int, reason: str = "") -> Verdict:
+    """The verdict on a sweep with its refits.
+
+    Args:
+        sweep: With `Sweep.refits`.
+        planned: How many refits were asked for.
+        reason: Why none could be made.
+    """
+    draws = {}
+    if sweep.tested:
+        best = sweep.best
+        for name, rates in best.rates.items():
+            drawn = best.controls[name].get(COVARIANCE, ())
+            if drawn:
+                goal = best.goal(name)
+                null = [draw.change(goal).value for draw in drawn]
+                draws[name] = (_p(rates.change(goal).value, null), len(null))
+    refits = [_effects(tested) for tested in sweep.refits]
+    return Verdict(_effects(sweep.tested), refits, planned, reason, draws)
+
+
+def _effects(tested: Sequence[Tested]) -> Effects:
+    return {
+        item.family: {name: r.change(item.goal(name)).value for name, r in item.rates.items()}
+        for item in tested
+    }
+
+
+def _chosen(effects: Effects) -> Mapping[str, float]:
+    return next(iter(effects.values()), {})
+
+
+def _statistic(effects: Effects, claim: str) -> float:
+    own = _chosen(effects)
+    if not own:
+        return 0.0
+    return {"any": max(own.values()), "both": min(own.values())}.get(claim, own.get(claim, 0.0))
+
+
+def _p(value: float, null: Sequence[float]) -> float:
+    return (1 + sum(other >= value - TIE for other in null)) / (len(null) + 1)
+
+
+def _and(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -1,0 +1,112 @@
+"""The verdict, against p values counted by hand and against nulls that have nothing in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mechmem.studies.verdict import Verdict
+
+M, G = "memorized", "generalized"
+BEYOND = {M: (1 / 31, 30), G: (1 / 31, 30)}
+
+
+def effects(m: float, g: float, **others: tuple[float, float]) -> dict[str, dict[str, float]]:
+    own = {"chosen": {M: m, G: g}}
+    return own | {name: {M: a, G: b} for name, (a, b) in others.items()}
+
+
+def flat(m: float, g: float, n: int = 19) -> list[dict[str, dict[str, float]]]:
+    return [effects(m, g)] * n
+
+
+def test_both_ways_when_the_smaller_beats_every_smaller() -> None:
+    found = Verdict(effects(0.3, 0.2), flat(0.1, 0.0), 19, draws=BEYOND)
+    assert found.p == {"any": 0.05, "both": 0.05, M: 0.05, G: 0.05}
+    assert found.turned == [M, G]
+    assert found.both
+    assert "none of 19 did as much, p = 0.05" in found.sentence
+
+
+def test_ties_count_against_the_effect() -> None:
+    refits = flat(0.1, 0.0, 18) + flat(0.3, 0.0, 1)
+    found = Verdict(effects(0.3, 0.2), refits, 19, draws=BEYOND)
+    assert found.p["any"] == 2 / 20
+    assert found.turned == []
+    assert found.sentence.startswith("Not turned: +30.0 points toward memorized")
+    assert "1 of 19 did as much" in found.sentence
+
+
+def test_the_gate_stands_before_both() -> None:
+    # The smaller change beats every smaller one, but the larger does not pass the gate.
+    found = Verdict(effects(0.25, 0.2), flat(0.3, -0.1), 19, draws=BEYOND)
+    assert found.p["both"] == 0.05
+    assert found.turned == []
+
+
+def test_one_class_is_judged_against_the_larger_change_of_every_refit() -> None:
+    found = Verdict(effects(0.3, 0.05), flat(0.06, 0.1), 19, draws=BEYOND)
+    assert found.p[G] == 1.0  # 0.05 is less than the 0.1 that refits reach toward either class
+    assert found.turned == [M]
+    assert "not shown toward generalized" in found.sentence
+
+
+@pytest.mark.parametrize("draws", [{}, {M: (0.03, 30)}, {M: (0.03, 30), G: (0.2, 30)}])
+def test_both_ways_needs_each_direction_beyond_draws_of_the_same_covariance(draws) -> None:
+    found = Verdict(effects(0.3, 0.05), flat(0.1, 0.0), 19, draws=draws)
+    assert found.p["both"] == 0.05
+    assert found.turned == [M]
+
+
+def test_a_family_is_judged_against_the_maximum_over_families() -> None:
+    found = Verdict(
+        effects(0.3, 0.2, other=(0.15, 0.1)),
+        [effects(0.05, 0.0, other=(0.2, 0.0))] * 19,
+        19,
+        draws=BEYOND,
+    )
+    assert found.family_p == {"chosen": 0.05, "other": 1.0}
+
+
+def test_a_refit_without_an_edit_counts_as_nothing_and_a_fit_without_one_has_p_1() -> None:
+    assert Verdict(effects(0.01, -0.1), [{}] * 19, 19).p["any"] == 0.05
+    found = Verdict({}, flat(0.0, 0.0), 19)
+    assert found.p["any"] == 1.0
+    assert found.turned == []
+    assert "no edit was found" in found.sentence
+
+
+def test_without_refits_nothing_is_said_to_be_tested() -> None:
+    assert "Nothing was tested" in Verdict(effects(0.9, 0.9), [], 0).sentence
+    found = Verdict(effects(0.9, 0.9), [], 19, reason="only 3 groups can change")
+    assert found.sentence == "Not testable: only 3 groups can change."
+    assert found.turned == []
+    assert found.p == {}
+
+
+def test_the_table_gives_every_refit_and_the_p_again() -> None:
+    rng = np.random.default_rng(0)
+    refits = [effects(*rng.normal(0, 0.1, 2)) for _ in range(19)]
+    found = Verdict(effects(0.12, 0.02), refits, 19, draws=BEYOND)
+    table = found.table()
+    for claim, rows in table.groupby("claim"):
+        real = rows[rows["kind"] == "edit"]
+        null = rows[rows["kind"] == "refit"]["effect"]
+        assert len(null) == 19
+        counted = (1 + (null >= real["effect"].item()).sum()) / 20
+        assert counted == real["p"].item() == found.p[claim]
+
+
+def test_a_claim_on_nothing_is_made_in_one_study_of_twenty() -> None:
+    """Real fits and refits from one distribution, correlated between the directions."""
+    rng = np.random.default_rng(1)
+    claims = both = 0
+    for _ in range(4000):
+        draws = rng.multivariate_normal([0, 0], [[0.01, -0.006], [-0.006, 0.01]], 20)
+        real, *null = (effects(*draw) for draw in draws)
+        found = Verdict(real, null, 19, draws=BEYOND)
+        claims += bool(found.turned)
+        both += found.both
+    # A binomial of 4,000 at 0.05 has a standard deviation of 0.0034.
+    assert abs(claims / 4000 - 0.05) < 4 * 0.0035
+    assert both <= claims
