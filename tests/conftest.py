@@ -27,7 +27,9 @@ import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import mechmem as mm
+from mechmem import progress
 
+progress.DELAY = 600.0  # a slow machine's bars are not what a test of stderr looks at
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "mechmem"
 FLOORS = {
     "errors": 0,
     "seeding": 0,
+    "progress": 0,
     "artifacts": 0,
     "tasks": 1,
     "models": 2,

@@ -15,6 +15,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
+from mechmem.progress import counted
 from mechmem.seeding import keyed_rng, keyed_seed
 
 __all__ = ["ProbeData", "Probes", "fit_probes", "one_thread", "probe_data"]
@@ -99,9 +100,16 @@ def fit_probes(
     if classifier not in CLASSIFIERS:
         raise MechmemError(f"Unknown classifier {classifier!r}; allowed are {listed(CLASSIFIERS)}.")
     data = probe_data(acts, by, seed, folds)
+    held: dict[Site, Estimate] = {}
+    shuffled: dict[Site, Estimate] = {}
+    with counted(len(data.states), "fitting probes", "site") as more:
+        for site, x in data.states.items():
+            held[site] = data.held_out(x, data.target, classifier)
+            shuffled[site] = data.held_out(x, data.shuffled, classifier)
+            more(1)
     return Probes(
-        {site: data.held_out(x, data.target, classifier) for site, x in data.states.items()},
-        {site: data.held_out(x, data.shuffled, classifier) for site, x in data.states.items()},
+        held,
+        shuffled,
         data.held_out(data.tokens, data.target),
         float(max(data.target.mean(), 1 - data.target.mean())),
         data.classes,

@@ -61,10 +61,11 @@ def progress_bar(text: str) -> Iterator[Any]:
     from tqdm import tqdm
 
     from mechmem.models.quiet import quiet_transformers
+    from mechmem.progress import silenced, told_elsewhere
 
-    if not sys.stderr.isatty():
-        with quiet_transformers():
-            yield _Lines(text)
+    if silenced() or not sys.stderr.isatty():
+        with quiet_transformers(), told_elsewhere():
+            yield _Lines(text, silent=silenced())
         return
     shape = "{desc:<60} {n_fmt} {elapsed}"
     with quiet_transformers(), tqdm(desc=text, file=sys.stderr, bar_format=shape) as bar:
@@ -79,8 +80,8 @@ def step_of(line: str) -> str:
 class _Lines:
     """A bar for logs and pipes: every step once, on its own line, and a count for long ones."""
 
-    def __init__(self, text: str) -> None:
-        self.n = 0
+    def __init__(self, text: str, silent: bool = False) -> None:
+        self.n, self._silent = 0, silent
         self._said, self._when = "", time.monotonic()
         self.set_description_str(text)
 
@@ -96,4 +97,5 @@ class _Lines:
 
     def _tell(self, text: str) -> None:
         self._when = time.monotonic()
-        typer.echo(text, err=True)
+        if not self._silent:
+            typer.echo(text, err=True)

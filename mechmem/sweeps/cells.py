@@ -24,6 +24,7 @@ from mechmem.models.hooked import Model
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, refuse_silent
 from mechmem.patching.base import Edit
+from mechmem.progress import counted
 from mechmem.seeding import keyed_rng
 from mechmem.sweeps.digests import Digests, setting_digest
 from mechmem.sweeps.store import CellStore, Done
@@ -115,17 +116,19 @@ class CellRun:
                 out.update({cell: store.read(keys[cell], prompts, *known) for cell in unit})
                 return True
 
-            for unit in self._units(bench.grid.order(), shared=store is not None):
-                if all(cell in out for cell in unit):
-                    continue
-                if not find(unit):
-                    for cell, done in self._run(bench, unit, watched).items():
-                        if store is not None:
-                            store.write(keys[cell], done, dict(settings[cell].about))
-                        out[cell] = done
-                for cell in unit:
-                    if progress is not None:
-                        progress(settings[cell])
+            with counted(len(settings), "trying edits", "edit") as more:
+                for unit in self._units(bench.grid.order(), shared=store is not None):
+                    if all(cell in out for cell in unit):
+                        continue
+                    if not find(unit):
+                        for cell, done in self._run(bench, unit, watched).items():
+                            if store is not None:
+                                store.write(keys[cell], done, dict(settings[cell].about))
+                            out[cell] = done
+                    for cell in unit:
+                        if progress is not None:
+                            progress(settings[cell])
+                    more(len(unit))
         return [out[cell] for cell in range(len(settings))]
 
     def _keys(self, settings: Sequence[Setting], prompts: PromptSet) -> list[str]:

@@ -202,6 +202,8 @@ def answer_logprobs(
             scores.append(each.gather(1, wanted[:, None]).sum().cpu())
         return scores
 
-    for work, scores in retried(plan.works, run):
-        out[list(work.rows)] = torch.stack(scores)
+    with told(None, len(prompts), "scoring answers") as tell:
+        for work, scores in retried(plan.works, run):
+            out[list(work.rows)] = torch.stack(scores)
+            tell(len(work.rows), sum(len(joined[row].ids) for row in work.rows))
     return out

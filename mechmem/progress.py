@@ -1,0 +1,72 @@
+"""Progress on stderr wherever a call takes more than two seconds, in Python and notebooks too.
+
+``MECHMEM_PROGRESS=0`` in the environment is the one switch that silences all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SWITCH = "MECHMEM_PROGRESS"
+DELAY = 2.0
+"""Seconds before a bar shows; what is done by then was not worth one."""
+LOGGED = 20.0
+"""Seconds between lines where nobody sees them move: logs and pipes."""
+
+_open = threading.local()
+
+
+def silenced() -> bool:
+    """Whether the switch is off."""
+    return os.environ.get(SWITCH, "1") == "0"
+
+
+@contextmanager
+def told_elsewhere() -> Iterator[None]:
+    """Bars inside stay silent: the caller says itself where it is."""
+    _open.depth = getattr(_open, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _open.depth -= 1
+
+
+@contextmanager
+def counted(total: int, what: str, unit: str = "prompt") -> Iterator[Callable[[int], None]]:
+    """A bar with the time left. Yields a function to call with how many more are done.
+
+    A bar inside another one stays silent: the outer one knows more.
+
+    Args:
+        total: How many there are.
+        what: What is being done to them.
+        unit: What one of them is.
+    """
+    from tqdm import tqdm
+
+    inside = getattr(_open, "depth", 0) > 0
+    moving = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        file=sys.stderr,
+        leave=False,
+        delay=DELAY,
+        mininterval=0.2 if moving else LOGGED,
+        dynamic_ncols=moving,
+        disable=inside or silenced(),
+    )
+
+    def tell(more: int) -> None:
+        bar.update(more)
+
+    try:
+        with told_elsewhere():
+            yield tell
+    finally:
+        bar.close()
