@@ -1,14 +1,15 @@
-"""Results on disk: tensors as safetensors beside a JSON manifest, written whole or not at all."""
+"""Results on disk: tensors and their manifest in one file, written whole or not at all.
+
+``path.safetensors`` holds everything: the manifest lies in it as a tensor of bytes, so that one
+rename replaces both. ``path.json`` is a copy of the manifest to look at.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mechmem.errors import ArtifactError
+from mechmem.errors import ArtifactError, listed
+from mechmem.manifests import Entries, checked, is_whole, opened, parsed, read_json, regular, sealed
+from mechmem.manifests import json_text as json_text
+from mechmem.writing import check_writable as check_writable
+from mechmem.writing import whole_file as whole_file
+from mechmem.writing import write_text as write_text
 
-__all__ = [
-    "check_writable",
-    "json_text",
-    "load_artifact",
-    "save_artifact",
-    "versions",
-    "whole_file",
-    "write_text",
-]
+FORMAT = 2
+MANIFEST = "mechmem/manifest"
+"""Name of the tensor of bytes that holds the manifest."""
 
-FORMAT = 1
+UNKNOWN = "auc/"
+"""How the names of tensors begin that say NaN where something was not counted."""
+
 _PACKAGES = ("mechmem", "transformer-lens", "torch", "transformers", "numpy")
+_TENSORS = {"dtype": str, "shape": [int], "digest": str}
 
 
 def versions() -> dict[str, str]:
@@ -46,7 +49,7 @@ def versions() -> dict[str, str]:
 def save_artifact(
     path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]
 ) -> Path:
-    """Write ``path.safetensors`` and ``path.json``, both or neither.
+    """Write ``path.safetensors``, in one step, and then its readable copy ``path.json``.
 
     Args:
         path: Path without a suffix (``.safetensors`` or ``.json`` is dropped).
@@ -61,156 +64,210 @@ def save_artifact(
         ArtifactError: When the folder cannot be written. Files that were there stay as they were.
     """
     data, note = _files(path)
-    held = {name: value.detach().contiguous() for name, value in tensors.items()}
-    manifest = {"format": FORMAT, "kind": kind, "versions": versions(), **about}
-    manifest["pair"] = pair = _pair(held, json_text(manifest, allow_nan=False))
-    with whole_file(data) as partial:
-        try:
-            save_file(held, partial, metadata={"pair": pair})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        partial.chmod(_usual_mode(data.parent))  # safetensors writes for the owner alone
-        # Inside, so that the tensors move into place only once the manifest is on disk as well.
-        write_text(note, json_text(manifest, indent=1, allow_nan=False) + "\n")
+    text = manifest_text(kind, tensors, {"versions": versions(), **about})
+    with whole_file(note) as partial:  # before the tensors move, so that a full disk is found out
+        partial.write_text(text, encoding="utf-8")
+        with whole_file(data) as whole:
+            write_tensors(whole, tensors, text)
     return note
 
 
-def load_artifact(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_artifact` wrote. Nothing is ever unpickled.
+def manifest_text(kind: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
+    """A manifest as JSON, with the digest of every tensor and of itself.
 
     Raises:
-        ArtifactError: When a file is missing, cut off, or holds something else; a missing entry of
-            either file raises when it is asked for.
+        ArtifactError: For numbers that are not finite.
+    """
+    for name, value in tensors.items():
+        _check_finite(value, name)
+    entries = {"format": FORMAT, "kind": kind, **about}
+    entries["tensors"] = {name: _described(value) for name, value in tensors.items()}
+    return json_text(sealed(entries, allow_nan=False), indent=1) + "\n"
+
+
+def write_tensors(partial: Path, tensors: Mapping[str, torch.Tensor], text: str) -> None:
+    """Write tensors and their manifest into a file of `whole_file`."""
+    held = {name: value.detach().contiguous() for name, value in tensors.items()}
+    held[MANIFEST] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    partial.touch()
+    mode = partial.stat().st_mode & 0o777
+    save_file(held, partial)
+    partial.chmod(mode)  # safetensors writes for the owner alone
+
+
+def load_artifact(
+    path: str | Path, kind: str, shape: Mapping[str, Any] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_artifact` wrote, as copies in memory. Nothing is ever unpickled.
+
+    Every tensor must be the one that was saved, bit by bit, and every entry of the manifest too;
+    the readable copy may belong to another save (one that is being written), but must be whole.
+
+    Args:
+        shape: What the manifest must hold besides; see `mechmem.manifests.checked`.
+
+    Raises:
+        ArtifactError: When a file is missing, cut off, changed, or holds something else; a missing
+            entry of either file raises when it is asked for.
     """
     data, note = _files(path)
-    try:
-        about = json.loads(note.read_text(encoding="utf-8"))
-        with safe_open(data, framework="pt") as opened:
-            pair = (opened.metadata() or {}).get("pair")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        missing = note if not note.is_file() else data
-        raise ArtifactError(
-            f"{missing} is missing; an artifact is two files, {data.name} and {note.name}."
-        ) from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{data} or {note.name} cannot be read, it may be cut off: {error}. Save it again. "
-            "Nothing is ever unpickled."
-        ) from error
-    if not isinstance(about, dict):
-        raise ArtifactError(
-            f"{note} holds a {type(about).__name__}, not a manifest. Save it again."
-        )
-    if about.get("kind") != kind:
-        raise ArtifactError(
-            f"{note} holds {about.get('kind')!r}, not {kind!r}; load it as what it is."
-        )
-    if about.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{note} has format {about.get('format')!r}; this mechmem reads format {FORMAT}. Make "
-            "it again, or use the mechmem that wrote it."
-        )
-    if pair is not None and about.get("pair", pair) != pair:
-        raise ArtifactError(f"{data} and {note} come from two different saves. Save it again.")
-    return _Entries(tensors, data), _Entries(about, note)
+    with open_tensors(data, kind) as held:
+        checked(held.about, dict(shape or {}), data)
+        tensors = {name: held.tensor(name).clone() for name in held.names}
+        for name, value in tensors.items():
+            held.verify(name, value)
+    _check_copy(note, held)
+    return _Tensors(tensors, data), held.about
 
 
-class _Entries(dict[str, Any]):
-    """A dictionary that says from which file an entry is missing."""
-
-    def __init__(self, entries: Mapping[str, Any], home: Path) -> None:
-        super().__init__(entries)
-        self.home = home
-
-    def __missing__(self, key: str) -> Any:
-        raise ArtifactError(
-            f"{self.home} has no {key!r}; it was changed or cut off. Save it again."
-        )
+def _opened(path: Path) -> Any:
+    return safe_open(str(regular(path)), framework="pt")
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file whole or not at all.
+class Held:
+    """An open file of tensors.
 
-    Raises:
-        ArtifactError: When it cannot be written.
+    Attributes:
+        path: The file.
+        about: Its manifest, checked.
     """
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return Path(path)
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        try:
+            self._open = _opened(path)
+            names = {str(name) for name in self._open.keys()}  # noqa: SIM118
+            data = b""
+            if MANIFEST in names:
+                data = self._open.get_tensor(MANIFEST).numpy().tobytes()
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{path} is missing; an artifact is two files, {path.name} and "
+                f"{path.with_suffix('.json').name}, of which this one holds the numbers."
+            ) from error
+        except (OSError, TypeError, SafetensorError) as error:
+            raise ArtifactError(
+                f"{path} cannot be read, it may be cut off: {error}. Save it again. Nothing is "
+                "ever unpickled."
+            ) from error
+        if not data:
+            raise ArtifactError(
+                f"{path} has no manifest in it: mechmem did not write it, or an earlier one did. "
+                "Make it again, or read it with mm.import_directions."
+            )
+        self.text = data
+        self.about = opened(parsed(data, path, "a manifest"), path, kind, FORMAT)
+        self._said = checked(self.about["tensors"], {str: _TENSORS}, path, "tensors")
+        if names - {MANIFEST} != set(self._said):
+            different = sorted(names.symmetric_difference({MANIFEST, *self._said}))
+            raise ArtifactError(
+                f"{path} was changed: {listed(different, 4)} is in the file or in its manifest, "
+                "not in both. Save it again."
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors, in the order in which they were saved."""
+        return list(self._said)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor, mapped from disk and not yet verified.
+
+        Raises:
+            ArtifactError: When there is none, or it has another dtype or shape than was saved.
+        """
+        if name not in self._said:
+            _Tensors({}, self.path)[name]
+        value: torch.Tensor = self._open.get_tensor(name)
+        said = self._said[name]
+        if str(value.dtype) != f"torch.{said['dtype']}" or list(value.shape) != said["shape"]:
+            raise ArtifactError(
+                f"{self.path} was changed: {name!r} is {value.dtype} {list(value.shape)}, and was "
+                f"saved as {said['dtype']} {said['shape']}. Save it again."
+            )
+        return value
+
+    def verify(self, name: str, value: torch.Tensor) -> None:
+        """Refuse a tensor that is not, bit by bit, the one that was saved.
+
+        Raises:
+            ArtifactError: Naming it.
+        """
+        if _digest(value) != self._said[name]["digest"]:
+            raise ArtifactError(
+                f"{self.path} was changed: {name!r} is not what was saved. Make it again."
+            )
+        _check_finite(value, name, f"{self.path}: ")
+
+
+def _check_finite(value: torch.Tensor, name: str, where: str = "") -> None:
+    """No result of the library holds NaN or infinity, but areas that nobody counted."""
+    if name.startswith(UNKNOWN):
+        return
+    if value.is_complex() or (value.is_floating_point() and not bool(value.isfinite().all())):
+        what = "complex" if value.is_complex() else "not finite (NaN or infinity)"
+        raise ArtifactError(
+            f"{where}{name!r} is {what}; nothing that is made of it means anything. Make it again "
+            "from finite states."
+        )
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A file to write beside ``path``, moved there at the end; gone after a failure.
+def open_tensors(path: str | Path, kind: str) -> Iterator[Held]:
+    """The tensors of a file, one at a time.
 
     Raises:
-        ArtifactError: When it cannot be written; what was there stays as it was.
+        ArtifactError: When it is missing, cut off or changed, or holds something else.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    held = Held(Path(path), kind)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError("it is a folder")
-        yield partial
-        os.replace(partial, target)
-    except OSError as error:
-        raise ArtifactError(
-            f"Cannot write {target}: {error.strerror or error}. Choose a folder you can write to."
-        ) from error
-    except UnicodeEncodeError as error:
-        raise ArtifactError(
-            f"Cannot write {target}: {error.object[error.start]!r} is no character of UTF-8. "
-            "Remove it from the text."
-        ) from error
+        yield held
     finally:
-        with suppress(OSError):
-            partial.unlink()
+        held._open = None
 
 
-def check_writable(folder: str | Path) -> None:
-    """Find out before long work, and leave no trace.
-
-    Raises:
-        ArtifactError: When nothing can be written there.
-    """
-    target = Path(folder)
-    made = [path for path in (target, *target.parents) if not path.exists()]
-    probe = write_text(target / f".mechmem-{os.getpid()}", "")
-    probe.unlink()
-    for path in made:
-        with suppress(OSError):  # somebody else has put something there meanwhile
-            path.rmdir()
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """JSON that UTF-8 can hold: escaped only where the text has lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False, **options)
+def _check_copy(note: Path, held: Held) -> None:
+    """Refuse a readable copy that says something its save did not."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, ensure_ascii=True, **options)
-    return text
+        same = regular(note).read_bytes() == held.text
+    except FileNotFoundError:
+        return  # the process was killed before it was written
+    except OSError as error:
+        raise ArtifactError(f"{note} cannot be read: {error.strerror or error}.") from error
+    if not same:
+        copy = read_json(note, "a manifest")
+        if not isinstance(copy, dict) or not is_whole(copy):
+            raise ArtifactError(
+                f"{note} was changed{_where(copy, held.about)}. Save it again, or delete it: "
+                f"{held.path.name} holds everything."
+            )
 
 
-def _pair(tensors: Mapping[str, torch.Tensor], manifest: str, samples: int = 64) -> str:
-    """Ties the two files of one save together; cheap at any size."""
-    digest = hashlib.sha256(manifest.encode())
-    for name, value in tensors.items():
-        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}".encode())
-        flat = value.reshape(-1)
-        chosen = flat[:: max(1, flat.numel() // samples)][:samples]
-        digest.update(repr(chosen.tolist()).encode())
-    return digest.hexdigest()[:16]
+def _where(copy: Any, about: Mapping[str, Any]) -> str:
+    if not isinstance(copy, dict):
+        return f": it holds a {type(copy).__name__}, not a manifest"
+    differ = [name for name in {**about, **copy} if about.get(name) != copy.get(name)]
+    return f" at {listed(differ, 4)}" if differ else ""
 
 
-def _usual_mode(folder: Path) -> int:
-    """The permissions that a new file gets here."""
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        probe = Path(scratch) / "probe"
-        probe.touch()
-        return probe.stat().st_mode & 0o777
+class _Tensors(Entries):
+    """Tensors by name; says from which file one is missing."""
+
+
+def _described(value: torch.Tensor) -> dict[str, Any]:
+    plain = value.detach()
+    return {
+        "dtype": str(plain.dtype).removeprefix("torch."),
+        "shape": list(plain.shape),
+        "digest": _digest(plain),
+    }
+
+
+def _digest(value: torch.Tensor) -> str:
+    """SHA-256 of the numbers' bytes, cut to 32 digits: faster than most disks."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    raw: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    return hashlib.sha256(raw).hexdigest()[:32]
 
 
 def _files(path: str | Path) -> tuple[Path, Path]:

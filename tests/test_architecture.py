@@ -22,6 +22,8 @@ FLOORS = {
     "errors": 0,
     "seeding": 0,
     "progress": 0,
+    "manifests": 0,
+    "writing": 0,
     "artifacts": 0,
     "tasks": 1,
     "models": 2,

@@ -16,11 +16,21 @@ from torch import Tensor
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
-from mechmem.caching.provenance import Provenance
-from mechmem.errors import PositionError, PromptError, SiteError, listed
+from mechmem.caching.provenance import PROVENANCE, Provenance
+from mechmem.errors import ArtifactError, PositionError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
 
 __all__ = ["Direction", "Directions", "difference_of_means"]
+
+_SHAPE = {
+    "provenance": PROVENANCE,
+    "toward": str,
+    "away": str,
+    "method": str,
+    "means": {str: [(None, float), (None, float)]},
+    "boundary": {str: (None, float)},
+    "settings": {str: dict},
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,19 @@ class Direction:
     reader: Float[Tensor, " d"] | None = None
     center: Float[Tensor, " d"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        value = self.vector
+        real = isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point()
+        if not real or not len(value) or not bool(value.isfinite().all()):
+            found = (
+                f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            )
+            why = " that is not finite" if real and len(value) else ""
+            raise SiteError(
+                f"The direction at {self.site} must be a tensor [d] of finite real numbers, got "
+                f"{found:.80}{why}. Make it again from finite states."
+            )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.vector.numpy().astype(dtype) if dtype is not None else self.vector.numpy()
@@ -160,7 +183,7 @@ class Directions:
     @classmethod
     def load(cls, path: str | Path) -> Directions:
         """Read what `save` wrote."""
-        tensors, about = load_artifact(path, "directions")
+        tensors, about = load_artifact(path, "directions", _SHAPE)
         provenance = Provenance.from_dict(about["provenance"])
         keys = [key for key in tensors if "/" not in key]
         means = {
@@ -168,6 +191,11 @@ class Directions:
             for key, pair in about["means"].items()
         }
         sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
+        if not sites or {site.key for site in sites} != set(means):
+            raise ArtifactError(
+                f"{path} holds vectors of {listed(keys, 4) or 'no site'} and class means of "
+                f"{listed(means, 4) or 'no site'}. Save it again."
+            )
         return cls(
             {
                 site: Direction(
@@ -179,10 +207,10 @@ class Directions:
                     means[site.key][1],
                     provenance,
                     about["method"],
-                    about.get("boundary", {}).get(site.key),
+                    about["boundary"].get(site.key),
                     tensors.get(f"{site.key}/reader"),
                     tensors.get(f"{site.key}/center"),
-                    about.get("settings", {}).get(site.key, {}),
+                    about["settings"].get(site.key, {}),
                 )
                 for site in sites
             }

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechmem.analysis.directions import Direction, Directions
+from mechmem.artifacts import MANIFEST
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
 from mechmem.models.hooked import Model
@@ -187,7 +188,8 @@ def _safetensors(file: Path) -> _Read:
     try:
         with safe_open(file, framework="pt") as opened:
             about = dict(opened.metadata() or {})
-            return _Read({name: opened.get_tensor(name) for name in opened.keys()}, about)  # noqa: SIM118
+            names = [name for name in opened.keys() if name != MANIFEST]  # noqa: SIM118
+            return _Read({name: opened.get_tensor(name) for name in names}, about)
     except SafetensorError as error:
         raise ArtifactError(f"{file} is no safetensors file: {error}. Save it again.") from error
 

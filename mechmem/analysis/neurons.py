@@ -25,8 +25,8 @@ from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.histograms import Histograms
 from mechmem.caching.moments import Moments
-from mechmem.caching.provenance import Provenance
-from mechmem.errors import MechmemError, SiteError, listed
+from mechmem.caching.provenance import PROVENANCE, Provenance
+from mechmem.errors import ArtifactError, MechmemError, SiteError, listed
 from mechmem.models.sites import Site
 
 __all__ = ["NeuronScores", "NeuronSet", "neuron_mean_difference"]
@@ -219,12 +219,20 @@ class NeuronScores:
     @classmethod
     def load(cls, path: str | Path) -> NeuronScores:
         """Read what `save` wrote."""
-        tensors, about = load_artifact(path, "neuron-scores")
+        tensors, about = load_artifact(path, "neuron-scores", _SHAPE)
         keys = {key.partition("/")[2] for key in tensors}
         sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
         names = {key.partition("/")[0] for key in tensors} | set(_TENSORS)
+        found = {name: {site: tensors[f"{name}/{site.key}"] for site in sites} for name in names}
+        for site in sites:
+            shapes = {tuple(found[name][site].shape) for name in names}
+            if len(shapes) > 1 or len(next(iter(shapes))) != 2 or names - {"auc", *_TENSORS}:
+                raise ArtifactError(
+                    f"{path} holds scores {listed(sorted(names))} of shapes {sorted(shapes)} at "
+                    f"{site}; each must be [position, d]. Save it again."
+                )
         return cls(
-            **{name: {site: tensors[f"{name}/{site.key}"] for site in sites} for name in names},
+            **found,
             first=about["first"],
             second=about["second"],
             columns=tuple(about["columns"]),
@@ -232,6 +240,7 @@ class NeuronScores:
         )
 
 
+_SHAPE = {"first": str, "second": str, "columns": [str], "provenance": PROVENANCE}
 _TENSORS = ("mean_difference", "correlation", "effect_size", "p", "q", "mean", "std")
 
 

@@ -11,12 +11,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.artifacts import load_artifact, save_artifact
-from mechmem.caching.provenance import Provenance, Seen
-from mechmem.errors import PositionError, PromptError, SiteError, did_you_mean, listed
+from mechmem.caching.provenance import PROVENANCE, Provenance, Seen
+from mechmem.errors import (
+    ArtifactError,
+    PositionError,
+    PromptError,
+    SiteError,
+    did_you_mean,
+    listed,
+)
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Activations", "class_names"]
+
+_SHAPE = {
+    "prompts": [dict],
+    "sites": [str],
+    "columns": [str],
+    "token_ids": [[int]],
+    "provenance": PROVENANCE,
+}
 
 
 @dataclass(frozen=True)
@@ -143,11 +158,25 @@ class Activations:
     @classmethod
     def load(cls, path: str | Path) -> Activations:
         """Read what `save` wrote."""
-        tensors, about = load_artifact(path, "activations")
+        tensors, about = load_artifact(path, "activations", _SHAPE)
         sites = [Site.from_key(key) for key in about["sites"]]
+        prompts = PromptSet.from_records(about["prompts"])
+        stacked = [len(prompts), len(about["columns"])]
+        for site in sites:
+            found = list(tensors[site.key].shape)
+            if found[:2] != stacked or len(found) < 3:
+                raise ArtifactError(
+                    f"{path} holds states of shape {found} at {site}, which are not those of "
+                    f"{stacked[0]} prompts at {stacked[1]} positions. Save it again."
+                )
+        if len(about["token_ids"]) != len(prompts):
+            raise ArtifactError(
+                f"{path} holds token ids of {len(about['token_ids'])} prompts, not of "
+                f"{len(prompts)}. Save it again."
+            )
         return cls(
             {site: tensors[site.key] for site in sites},
-            PromptSet.from_records(about["prompts"]),
+            prompts,
             tuple(about["columns"]),
             tuple(tuple(ids) for ids in about["token_ids"]),
             Provenance.from_dict(about["provenance"]),

@@ -13,11 +13,18 @@ from torch import Tensor
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.bootstrap import Bootstrap, WeightedMean
-from mechmem.caching.provenance import Provenance
-from mechmem.errors import MechmemError, PromptError, listed
+from mechmem.caching.provenance import PROVENANCE, Provenance
+from mechmem.errors import ArtifactError, MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 
 __all__ = ["ClassMoments", "Moments"]
+
+_SHAPE = {
+    "provenance": PROVENANCE,
+    "columns": [str],
+    "covariance": [str],
+    "bootstrap": (None, [int, int]),
+}
 
 AT_ONCE = 256
 """Stored examples that are summed up together: about what stays in the processor's cache."""
@@ -240,7 +247,7 @@ class Moments:
     @classmethod
     def load(cls, path: str | Path) -> Moments:
         """Read what `save` wrote."""
-        return cls.from_parts(*load_artifact(path, "moments"))
+        return cls.from_parts(*load_artifact(path, "moments", _SHAPE))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every number, by name."""
@@ -282,14 +289,35 @@ class Moments:
             key = entry.removesuffix("/count")
             name, _, place = key.rpartition("/")
             site = Site.from_key(place)
-            moments.classes.setdefault(name, {})[site] = ClassMoments(
+            own = ClassMoments(
                 int(tensors[entry]),
                 tensors[f"{key}/mean"],
                 tensors[f"{key}/m2"],
-                tensors.get(f"{key}/cross"),
+                tensors[f"{key}/cross"] if site in moments.covariance else None,
             )
+            _check(key, own, len(moments.columns))
+            moments.classes.setdefault(name, {})[site] = own
             if drawn is not None:
-                drawn.classes.setdefault(name, {})[site] = WeightedMean(
-                    tensors[f"{key}/weight"], tensors[f"{key}/drawn"]
-                )
+                mean, weight = tensors[f"{key}/drawn"], tensors[f"{key}/weight"]
+                if list(mean.shape) != [drawn.replicates, *own.mean.shape] or weight.shape != (
+                    drawn.replicates,
+                ):
+                    raise ArtifactError(
+                        f"The bootstrap of {key} has the shapes {list(weight.shape)} and "
+                        f"{list(mean.shape)}, which are not {drawn.replicates} replicates of "
+                        f"{list(own.mean.shape)}. Save it again."
+                    )
+                drawn.classes.setdefault(name, {})[site] = WeightedMean(weight, mean)
         return moments
+
+
+def _check(key: str, own: ClassMoments, columns: int) -> None:
+    """Refuse stored moments that cannot be those of anything."""
+    shape = list(own.mean.shape)
+    width = own.mean[0].numel() if shape and shape[0] else 0
+    wide = own.cross is None or list(own.cross.shape) == [columns, width, width]
+    if own.count < 1 or shape[:1] != [columns] or own.m2.shape != own.mean.shape or not wide:
+        raise ArtifactError(
+            f"The moments of {key} do not fit together: {own.count} examples, mean {shape}, m2 "
+            f"{list(own.m2.shape)}, {columns} positions. Save them again."
+        )

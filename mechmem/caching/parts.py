@@ -5,29 +5,56 @@ A part's ``index.json`` fixes the plan; every shard is written whole or not at a
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechmem.artifacts import versions, write_text
+from mechmem.artifacts import Held, manifest_text, versions, write_tensors
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, listed
+from mechmem.manifests import (
+    Entries,
+    checked,
+    json_text,
+    opened,
+    parsed,
+    read_json,
+    sealed,
+    shape_of,
+)
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
+from mechmem.writing import new_folder, whole_file, write_text
 
 __all__ = ["Part", "begin_part", "check_settings", "parts_of", "unknown_prompts"]
 
-FORMAT = 1
+FORMAT = 2
+INDEX = {
+    "settings": {
+        "what": str,
+        "model": shape_of(ModelInfo),
+        "sites": [str],
+        "positions": Any,
+        "token_budget": int,
+        "share_prefixes": bool,
+        "shard_rows": int,
+        "by?": str,
+        "covariance?": [str],
+        "bootstrap?": (None, [int, int]),
+    },
+    "columns": [str],
+    "plan": str,
+    "rows": [[int]],
+    "prompts": str,
+    "versions": {str: str},
+}
 
 
 @dataclass(frozen=True)
@@ -75,36 +102,59 @@ class Part:
         """Shards that nobody has written yet."""
         return [shard for shard in range(len(self.index["rows"])) if not self.path(shard).is_file()]
 
-    def read(self, shard: int) -> dict[str, Tensor]:
-        """A whole shard.
+    def opened(self, shard: int) -> Held:
+        """A shard's tensors, mapped from disk.
 
         Raises:
-            ArtifactError: When it is missing or cut off.
+            ArtifactError: When it is missing or cut off, or is not this shard of this part.
         """
-        try:
-            return load_file(self.path(shard))
-        except (OSError, SafetensorError) as error:
+        path = self.path(shard)
+        if not path.is_file():
             raise ArtifactError(
-                f"{self.path(shard)} cannot be read: {error}. Run the extraction again; it makes "
-                "what is missing (remove a damaged file first)."
-            ) from error
+                f"{path} is missing; {len(self.missing())} shards are missing. Run the extraction "
+                "again with the same settings: it makes what is missing."
+            )
+        with _way_out():
+            held = Held(path, "shard")
+        said = checked(held.about, {"part": str, "shard": int}, path)
+        if (said["part"], said["shard"]) != (self.index["digest"], shard):
+            raise ArtifactError(
+                f"{path} belongs to other prompts or another plan: it is shard {said['shard']} of "
+                f"part {said['part']}, not {shard} of {self.index['digest']}. Remove it and run "
+                "the extraction again; it makes what is missing."
+            )
+        return held
+
+    def read(self, shard: int) -> dict[str, Tensor]:
+        """A whole shard, in memory.
+
+        Raises:
+            ArtifactError: When it is missing, cut off or changed.
+        """
+        held = self.opened(shard)
+        tensors = {name: held.tensor(name).clone() for name in held.names}
+        with _way_out():
+            for name, value in tensors.items():
+                held.verify(name, value)
+        return Entries(tensors, held.path)
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a shard whole or not at all."""
-        target = self.path(shard)
-        partial = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}")
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            os.replace(partial, target)
-            for left in target.parent.glob(f".{target.name}.*"):  # of those who were killed
-                left.unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, FileNotFoundError) and target.is_file():
-                return  # another process was first, and took our file for one left behind
-            raise ArtifactError(f"Cannot write {target}: {error}.") from error
+        about = {"part": self.index["digest"], "shard": shard}
+        with whole_file(self.path(shard)) as partial:
+            write_tensors(partial, tensors, manifest_text("shard", tensors, about))
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """An error about a shard also says how to make it again."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error} Or remove it and run the extraction again with the same settings: it makes "
+            "what is missing."
+        ) from error
 
 
 def parts_of(folder: str | Path) -> list[Part]:
@@ -125,46 +175,66 @@ def begin_part(
     rows: Sequence[Sequence[int]],
     own: Mapping[str, Any],
 ) -> Part:
-    """Write down what will be done. Ranks that begin at once write the same bytes.
+    """Write down what will be done, in one step.
 
     Args:
         columns: Names of the positions that are read.
         plan: Its digest.
         rows: The prompts of every shard.
         own: Settings that all parts of a folder have in common.
+
+    Raises:
+        FileExistsError: When another process has taken the folder.
     """
-    index = {
-        "format": FORMAT,
-        "kind": "shards",
-        "versions": versions(),
-        "settings": own,
-        "columns": columns,
-        "plan": plan,
-        "rows": rows,
-    }
     lines = [
-        json.dumps({"prompt": record, "token_ids": list(item.ids)}, ensure_ascii=False)
+        json_text({"prompt": record, "token_ids": list(item.ids)})
         for record, item in zip(prompts.to_records(), tokenized, strict=True)
     ]
-    write_text(folder / "prompts.jsonl", "\n".join(lines) + "\n")
-    write_text(folder / "index.json", json.dumps(index, ensure_ascii=False) + "\n")
+    text = "\n".join(lines) + "\n"
+    index = sealed(
+        {
+            "format": FORMAT,
+            "kind": "shards",
+            "versions": versions(),
+            "settings": own,
+            "columns": columns,
+            "plan": plan,
+            "rows": rows,
+            "prompts": _hashed(text.encode()),
+        }
+    )
+    with new_folder(folder) as partial:
+        write_text(partial / "prompts.jsonl", text)
+        write_text(partial / "index.json", json_text(index) + "\n")
     return Part(folder, index, prompts, tuple(item.ids for item in tokenized))
 
 
 def _open(folder: Path) -> Part:
+    path, listing = folder / "index.json", folder / "prompts.jsonl"
+    index = opened(read_json(path, "part of a store"), path, "shards", FORMAT)
+    checked(index, INDEX, path)
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        text = (folder / "prompts.jsonl").read_text(encoding="utf-8")
-        records = [json.loads(line) for line in text.split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} cannot be read as part of a store: {error}") from error
-    if index.get("kind") != "shards" or index.get("format") != FORMAT:
+        data = listing.read_bytes()
+    except OSError as error:
         raise ArtifactError(
-            f"{folder} holds {index.get('kind')!r} of format {index.get('format')!r}; this mechmem "
-            f"reads 'shards' of format {FORMAT}."
+            f"{listing} cannot be read as part of a store: {error.strerror}. Choose another folder."
+        ) from error
+    if _hashed(data) != index["prompts"]:
+        raise ArtifactError(
+            f"{listing} was changed after it was written: it does not give the digest in "
+            f"{path.name}. Put the file back, or choose another folder."
         )
+    records = [parsed(line, listing) for line in data.decode("utf-8").split("\n") if line]
+    for number, record in enumerate(records, start=1):
+        checked(record, {"prompt": dict, "token_ids": [int]}, listing, f"line {number}")
+    if sorted(row for rows in index["rows"] for row in rows) != list(range(len(records))):
+        raise ArtifactError(f"{path}: rows must name each of {len(records)} prompts once.")
     prompts = PromptSet.from_records(record["prompt"] for record in records)
     return Part(folder, index, prompts, tuple(tuple(r["token_ids"]) for r in records))
+
+
+def _hashed(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def check_settings(part: Part, own: Mapping[str, Any]) -> None:

@@ -7,11 +7,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mechmem.errors import LeakageError, ModelError, listed
+from mechmem.manifests import shape_of
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Provenance", "Seen"]
+
+
+PROVENANCE = {
+    "model": shape_of(ModelInfo),
+    "seen": {"groups": [str], "digests": [str], "ids": [str]},
+    "positions": Any,
+    "by": str,
+    "counts": [[str, int]],
+}
+"""What a manifest must say about where a result came from."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def run_shards(
                     f"{part.index['versions'].get('mechmem')}."
                 )
             _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
-    if len(fresh):
+    while len(fresh):
         tokenized = model.tokenize(fresh)
         columns = Positions.parse(own["positions"]).check_stackable(tokenized)
         if known and columns != known[0].index["columns"]:
@@ -116,9 +116,29 @@ def run_shards(
             )
         plan = _plan(model, tokenized, own)
         rows = [[row for work in shard for row in work.rows] for shard in _shards(plan, shard_rows)]
-        folder = Path(folder) / f"part-{len(known):04d}"
-        part = begin_part(folder, fresh, tokenized, columns, plan.digest, rows, own)
+        try:
+            place = _next_place(Path(folder))
+            part = begin_part(place, fresh, tokenized, columns, plan.digest, rows, own)
+        except FileExistsError:
+            # Another process took this place meanwhile: with the same prompts, as the ranks of one
+            # job do, or with others. What it has not taken is left for a part of our own.
+            known = parts_of(folder)
+            for other in known:
+                check_settings(other, own)
+            same = [p for p in known if p.prompts == fresh and p.index["plan"] == plan.digest]
+            if not same:
+                fresh = unknown_prompts(model, fresh, known, own.get("by"))
+                continue
+            part = same[0]
         _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
+        return
+
+
+def _next_place(folder: Path) -> Path:
+    """A folder for the next part."""
+    taken = [path.name.removeprefix("part-") for path in folder.glob("part-*")]
+    number = 1 + max((int(name) for name in taken if name.isdigit()), default=-1)
+    return folder / f"part-{number:04d}"
 
 
 def dealt(shards: Sequence[Sequence[Work]], ranks: int, pass_cost: float) -> list[list[int]]:
@@ -191,5 +211,5 @@ def as_dtype(name: str) -> torch.dtype:
     """The dtype of a name such as ``"float32"``."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise ArtifactError(f"{name!r} is no dtype.")
+        raise ArtifactError(f"{name!r} is not a dtype; 'float32' is one.")
     return found

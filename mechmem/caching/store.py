@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from mechmem.artifacts import Held
 from mechmem.caching.activations import Activations, class_names
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
@@ -35,20 +35,24 @@ class ActivationStore:
 
     Args:
         folder: Where the shards are.
+        verify: Compare every site of a shard with its digest when it is first read, which reads
+            all of its rows once. Without it a store of terabytes gives a row at the price of a
+            row, and what a disk has changed is not found out.
 
     Raises:
-        ArtifactError: When there are none.
+        ArtifactError: When there are none, or they were changed.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
+        self.folder, self.verify = Path(folder), verify
         self.parts: list[Part] = parts_of(folder)
         if not self.parts or self.parts[0].settings.get("what") != "activations":
             raise ArtifactError(
                 f"{folder} holds no stored activations; make them with "
                 "mm.extract_activations(model, prompts, folder)."
             )
-        self._open: dict[tuple[int, int], Any] = {}
+        self._open: dict[tuple[int, int], Held] = {}
+        self._whole: set[tuple[int, int, Site]] = set()
 
     def __len__(self) -> int:
         return sum(len(part.prompts) for part in self.parts)
@@ -163,16 +167,20 @@ class ActivationStore:
     def _tensor(self, number: int, site: Site) -> Tensor:
         """One site of a shard, mapped from disk."""
         part, shard = self._where[1][number]
+        own = self.parts[part]
         if (part, shard) not in self._open:
-            path = self.parts[part].path(shard)
-            try:
-                self._open[part, shard] = safe_open(str(path), framework="pt")
-            except Exception as error:
-                raise ArtifactError(
-                    f"{path} cannot be read ({error}); {len(self.missing)} shards are missing. Run "
-                    "the extraction again with the same settings: it makes what is missing."
-                ) from error
-        tensor: Tensor = self._open[part, shard].get_tensor(site.key)
+            self._open[part, shard] = own.opened(shard)
+        held = self._open[part, shard]
+        tensor = held.tensor(site.key)
+        if list(tensor.shape[:2]) != [len(own.rows[shard]), len(self.columns)]:
+            raise ArtifactError(
+                f"{held.path} holds {site} as {list(tensor.shape)}, and its plan says "
+                f"{len(own.rows[shard])} prompts at {len(self.columns)} positions. Remove it and "
+                "run the extraction again."
+            )
+        if self.verify and (part, shard, site) not in self._whole:
+            held.verify(site.key, tensor)
+            self._whole.add((part, shard, site))
         return tensor
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from mechmem.artifacts import FORMAT, json_text, versions, write_text
-from mechmem.errors import ArtifactError
+from mechmem.artifacts import versions
+from mechmem.errors import ArtifactError, listed
 from mechmem.evaluation.behavior import Observations
+from mechmem.manifests import checked, json_text, opened, read_json, sealed
 from mechmem.models.hooked import ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
+from mechmem.writing import write_text
 
 __all__ = ["CellStore", "Done"]
 
 KIND = "sweep cell"
+FORMAT = 2
+_SHAPE = {
+    "key": str,
+    "difference": (None, float),
+    "outcomes": [str],
+    "completions": [str],
+    "truncated": [bool],
+    "margins": [(None, float, str)],
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class CellStore:
         cell = {
             "format": FORMAT,
             "kind": KIND,
+            "key": key,
             "versions": versions(),
             "about": about,
             "model": seen.model.as_dict(),
@@ -76,9 +87,10 @@ class CellStore:
             "outcomes": list(seen.outcomes),
             "completions": list(seen.completions),
             "truncated": list(seen.truncated),
-            "margins": [None if math.isnan(value) else value for value in seen.margins.tolist()],
+            "margins": [_written(value) for value in seen.margins.tolist()],
         }
-        write_text(self.path(key), json_text(cell, allow_nan=True, default=str) + "\n")
+        text = json_text(sealed(cell, allow_nan=False, default=str))
+        write_text(self.path(key), text + "\n")
 
     def read(
         self,
@@ -95,22 +107,31 @@ class CellStore:
         """
         path = self.path(key)
         try:
-            cell = json.loads(path.read_text(encoding="utf-8"))
-            if cell["kind"] != KIND or cell["format"] != FORMAT:
-                raise KeyError("kind")
+            cell = opened(read_json(path, f"a {KIND}"), path, KIND, FORMAT)
+            checked(cell, _SHAPE, path)
             margins = [math.nan if value is None else float(value) for value in cell["margins"]]
             columns = [cell[name] for name in ("completions", "outcomes", "truncated")]
-            difference = cell["difference"]
-            if any(len(column) != len(prompts) for column in (*columns, margins)):
-                raise KeyError("outcomes")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if cell["key"] != key or any(len(c) != len(prompts) for c in (*columns, margins)):
+                raise ArtifactError(f"{path} holds another cell ({cell['key']}).")
+            unknown = sorted(set(cell["outcomes"]) - set(task.outcomes))
+            if unknown:
+                raise ArtifactError(f"{path} holds outcomes {listed(unknown, 4)}.")
+        except (ArtifactError, ValueError) as error:
             raise ArtifactError(
-                f"{path} cannot be read as a {KIND}: {error!r}. Remove it and run the sweep again; "
-                "it makes what is missing."
+                f"{path} cannot be read as a {KIND}: {error} Remove it and run the sweep again; it "
+                "makes what is missing."
             ) from error
+        difference = cell["difference"]
         completions, outcomes, truncated = (tuple(column) for column in columns)
         seen = Observations(
             prompts, completions, outcomes, np.array(margins), task.outcomes, task.name, model,
             tuple(tokenized), truncated, task.behaviors, task.reading,
         )  # fmt: skip
         return Done(seen, difference)
+
+
+def _written(value: float) -> float | str | None:
+    """A margin as JSON can hold it."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)

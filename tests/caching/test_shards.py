@@ -16,6 +16,7 @@ from test_store import KillAfter, hashes, killed
 import mechmem as mm
 from mechmem.caching.parts import parts_of
 from mechmem.caching.shards import dealt, share_of_work
+from mechmem.manifests import sealed
 from mechmem.models.engine.passes import plan_passes
 from mechmem.models.engine.work import Work
 
@@ -164,7 +165,7 @@ class TestTheTwoNumbers:
         moments(tmp_path, rank=0, world=2)
         (file,) = tmp_path.rglob("index.json")
         index = json.loads(file.read_text())
-        file.write_text(json.dumps({**index, "plan": "0" * 16}))
+        file.write_text(json.dumps(sealed({**index, "plan": "0" * 16})))
         with pytest.raises(mm.ArtifactError, match=r"was planned differently \(plan 0000"):
             moments(tmp_path, rank=1, world=2)
 

@@ -34,7 +34,7 @@ class Exited(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of docs/faults.md.
+    """One row of docs/faults.csv.
 
     Attributes:
         does: What somebody does, in words; unique.

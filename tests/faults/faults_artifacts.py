@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from fault_scene import SITE, Fault, Scene, other_model, wide_directions
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import mechmem as mm
+from mechmem import artifacts
 from mechmem.analysis import Directions
+from mechmem.manifests import sealed
 
 
 def kept(s: Scene) -> Path:
@@ -30,6 +32,22 @@ def changed(**about: Any):
         told = {**json.loads((s.folder / "r.json").read_text()), **about}
         told = {key: value for key, value in told.items() if value is not None}
         s.file("r.json", json.dumps(told))
+        Directions.load(s.folder / "r")
+
+    return trigger
+
+
+def resealed(**about: Any):
+    """Load directions whose manifest says something else, with digests that fit."""
+
+    def trigger(s: Scene) -> None:
+        kept(s)
+        path = s.folder / "r.safetensors"
+        tensors = load_file(path)
+        told = {**json.loads(bytes(tensors.pop(artifacts.MANIFEST).tolist())), **about}
+        told = {key: value for key, value in told.items() if value is not None}
+        artifacts.write_tensors(path, tensors, json.dumps(sealed(told)))
+        s.settled()
         Directions.load(s.folder / "r")
 
     return trigger
@@ -58,11 +76,11 @@ def one_missing(s: Scene) -> None:
 
 
 def mixed(s: Scene) -> None:
-    """The tensors of one save beside the manifest of another, as after a crash between the two."""
+    """The tensors of one save beside the copy of another's manifest, as after a kill in between."""
     kept(s)
     mm.difference_of_means(s.acts, toward="memorized").save(s.folder / "other")
     s.file("r.safetensors", (s.folder / "other.safetensors").read_bytes())
-    Directions.load(s.folder / "r")
+    assert next(iter(Directions.load(s.folder / "r"))).toward == "memorized"
 
 
 class Trap:
@@ -79,9 +97,18 @@ def pickled(s: Scene) -> None:
 
 def lacking_tensor(s: Scene) -> None:
     s.acts.save(s.folder / "acts")
-    save_file({"resid_pre.0": torch.zeros(16, 1, 16)}, s.folder / "acts.safetensors")
+    tensors = load_file(s.folder / "acts.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if k != "resid_pre.1"}, s.folder / "acts.safetensors"
+    )
     s.settled()
     mm.Activations.load(s.folder / "acts")
+
+
+def of_others(s: Scene) -> None:
+    save_file({"resid_pre.0": torch.zeros(16)}, s.folder / "r.safetensors")
+    s.settled()
+    Directions.load(s.folder / "r")
 
 
 def on_other_model(s: Scene) -> None:
@@ -154,7 +181,7 @@ FAULTS = [
         "load an artifact that does not exist",
         lambda s: Directions.load(s.folder / "none"),
         mm.ArtifactError,
-        "none.json is missing",
+        "none.safetensors is missing",
         "an artifact is two files, none.safetensors and none.json",
     ),
     Fault(
@@ -175,50 +202,70 @@ FAULTS = [
         "load a manifest that is cut off",
         with_manifest('{"format": 1, "kind": "dire'),
         mm.ArtifactError,
-        "cannot be read, it may be cut off: Unterminated string",
+        "r.json cannot be read as a manifest, it may be cut off: Unterminated string",
         "Save it again",
     ),
     Fault(
         "load a manifest that is a list",
         with_manifest("[1, 2]"),
         mm.ArtifactError,
-        "r.json holds a list, not a manifest",
-        "Save it again",
+        "r.json was changed: it holds a list, not a manifest",
+        "Save it again, or delete it: r.safetensors holds everything.",
     ),
     Fault(
         "load an artifact of another kind",
         lambda s: mm.Activations.load(kept(s)),
         mm.ArtifactError,
-        "r.json holds 'directions', not 'activations'",
+        "r.safetensors holds 'directions', not 'activations'",
         "load it as what it is",
     ),
     Fault(
         "load an artifact of another format",
-        changed(format=99),
+        resealed(format=99),
         mm.ArtifactError,
-        "r.json has format 99; this mechmem reads format 1",
+        "r.safetensors has format 99; this mechmem reads format 2",
         "use the mechmem that wrote it",
     ),
     Fault(
         "load a manifest that lacks an entry",
-        changed(means=None),
+        resealed(means=None),
         mm.ArtifactError,
-        "r.json has no 'means'",
+        "r.safetensors has no 'means'",
         "Save it again",
+    ),
+    Fault(
+        "load a manifest with an entry of another kind",
+        resealed(toward=3),
+        mm.ArtifactError,
+        "r.safetensors: toward must be text, got 3",
+        "save it again",
+    ),
+    Fault(
+        "load a manifest that somebody has edited",
+        changed(toward="memorized"),
+        mm.ArtifactError,
+        "r.json was changed at 'toward'",
+        "Save it again, or delete it: r.safetensors holds everything.",
     ),
     Fault(
         "load tensors of which one is lacking",
         lacking_tensor,
         mm.ArtifactError,
-        "acts.safetensors has no 'resid_pre.1'",
+        "acts.safetensors was changed: 'resid_pre.1' is in the file or in its manifest",
         "Save it again",
     ),
     Fault(
-        "load the tensors of one save beside the manifest of another",
+        "load the tensors of one save beside the readable manifest of another",
         mixed,
+        None,
+        "the tensors carry their own manifest, and that counts",
+    ),
+    Fault(
+        "load tensors that another program wrote",
+        of_others,
         mm.ArtifactError,
-        "r.safetensors and …r.json come from two different saves",
-        "Save it again",
+        "r.safetensors has no manifest in it",
+        "read it with mm.import_directions",
     ),
     Fault(
         "load a pickle named .safetensors",
@@ -231,7 +278,7 @@ FAULTS = [
         "save where a file blocks the folder",
         lambda s: s.acts.save(s.blocked() / "acts"),
         mm.ArtifactError,
-        "Cannot write …acts.safetensors",
+        "Cannot write …acts.json",
         "Choose a folder you can write to.",
     ),
     Fault(
@@ -288,6 +335,6 @@ FAULTS = [
         store_cut_off,
         mm.ArtifactError,
         "cannot be read",
-        "Run the extraction again",
+        "remove it and run the extraction again",
     ),
 ]

@@ -50,14 +50,14 @@ except ValueError as error:
 KILLED = (
     KEPT
     + """
-import os, mechmem.artifacts as own
+import os, mechmem.artifacts as own, mechmem.writing as writing
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "writing":
     save = own.save_file
     own.save_file = lambda tensors, target, **more: (save(tensors, target, **more), die())
 else:
-    own.os.replace = die
+    writing.os.replace = die
 save_artifact(path, "note", {"x": torch.zeros(100_000)}, {"which": "new"})
 """
 )

@@ -81,5 +81,5 @@ def test_an_artifact_comes_back_whole_and_any_part_of_it_is_refused(
     whole = (folder / name).read_bytes()
     keep = min(int(share * len(whole)), len(whole) - 2)  # the manifest ends with a line end
     (folder / name).write_bytes(whole[:keep])
-    with pytest.raises(mm.ArtifactError, match="cannot be read, it may be cut off"):
+    with pytest.raises(mm.ArtifactError, match="it may be cut off"):
         load_artifact(folder / "a", "note")

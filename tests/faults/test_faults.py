@@ -1,4 +1,4 @@
-"""Every row of docs/faults.md, done for real: the class, the words, and that nothing is lost."""
+"""Every row of docs/faults.csv, done for real: the class, the words, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import helpers
 import pytest
 from fault_scene import Exited, Fault, Scene, all_as_before
-from write_faults import PAGE, every_fault, page
+from write_faults import TABLE, every_fault, table
 
 FAULTS = every_fault()
 
@@ -36,9 +36,9 @@ def test_the_fault_is_named_and_nothing_is_lost(
         assert message.rsplit("mechmem: ", 1)[-1].count("mechmem: ") == 0
 
 
-def test_the_page_lists_exactly_these_faults() -> None:
-    written = PAGE.read_text(encoding="utf-8")
-    assert written == page(FAULTS), "run: python tests/faults/write_faults.py"
+def test_the_table_lists_exactly_these_faults() -> None:
+    written = TABLE.read_text(encoding="utf-8")
+    assert written == table(), "run: python tests/faults/write_faults.py"
 
 
 def test_there_are_at_least_eighty_and_none_is_listed_twice() -> None:

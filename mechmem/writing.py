@@ -1,0 +1,168 @@
+"""Files written whole or not at all, whoever else writes there and whenever one is killed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mechmem.errors import ArtifactError
+
+STALE = 86_400.0
+"""Seconds after which a partial file of another machine counts as left behind."""
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file whole or not at all.
+
+    Raises:
+        ArtifactError: When it cannot be written.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write beside ``path``, moved there at the end; gone after a failure.
+
+    What processes that were killed have left in the folder is removed.
+
+    Raises:
+        ArtifactError: When it cannot be written; what was there stays as it was.
+    """
+    target = Path(path)
+    partial = target.with_name(_partial_name(target.name))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder")
+        _sweep(target.parent)
+        _WRITING.add(partial.name)
+        yield partial
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(
+            f"Cannot write {target}: {reason}. Choose a folder you can write to."
+        ) from error
+    except UnicodeEncodeError as error:
+        raise ArtifactError(
+            f"Cannot write {target}: {error.object[error.start]!r} is not a character of UTF-8. "
+            "Remove it from the text."
+        ) from error
+    finally:
+        _remove(partial)
+        _WRITING.discard(partial.name)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill beside ``path``, moved there at the end if nobody else was first.
+
+    Raises:
+        FileExistsError: When there is something by now; it stays as it is.
+        ArtifactError: When it cannot be written.
+    """
+    target = Path(path)
+    partial = target.with_name(_partial_name(target.name))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        _WRITING.add(partial.name)
+        partial.mkdir()
+        yield partial
+        os.rename(partial, target)
+    except OSError as error:
+        if target.exists():
+            raise FileExistsError(f"{target} is there already.") from error
+        raise ArtifactError(
+            f"Cannot write {target}: {error.strerror or error}. Choose a folder you can write to."
+        ) from error
+    finally:
+        _remove(partial)
+        _WRITING.discard(partial.name)
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder with what is in it; a link goes, what it points to stays."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+_COUNT = itertools.count()
+_WRITING: set[str] = set()
+_SWEPT: dict[Path, tuple[float, float]] = {}
+
+
+def _here() -> str:
+    """The machine and, in a container, the numbers that its processes go by."""
+    name = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40]
+    try:
+        return f"{name}{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return name or "host"
+
+
+_HOST = _here()
+
+
+def _partial_name(name: str) -> str:
+    """One that no other process, thread or save uses."""
+    return f".{name[:120]}.partial-{_HOST}-{os.getpid()}-{next(_COUNT)}"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left; looking takes at most a hundredth of the time."""
+    last, took = _SWEPT.get(folder, (0.0, 0.0))
+    begun = time.monotonic()
+    if last and begun - last < 100 * took:
+        return
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            found = re.fullmatch(r"\..*\.partial-(\w*)-(\d+)-\d+", entry.name)
+            if found and entry.name not in _WRITING and _left_behind(entry, *found.groups()):
+                _remove(Path(entry.path))
+    now = time.monotonic()
+    _SWEPT[folder] = (now, now - begun)
+
+
+def _left_behind(entry: os.DirEntry[str], host: str, pid: str) -> bool:
+    if host != _HOST:  # its processes cannot be seen from here
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE
+    if int(pid) == os.getpid():  # this process writes it not, so an earlier one of its number did
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def check_writable(folder: str | Path) -> None:
+    """Find out before long work, and leave no trace.
+
+    Raises:
+        ArtifactError: When nothing can be written there.
+    """
+    target = Path(folder)
+    made = [path for path in (target, *target.parents) if not path.exists()]
+    probe = write_text(target / _partial_name("probe"), "")
+    probe.unlink()
+    for path in made:
+        with suppress(OSError):  # somebody else has put something there meanwhile
+            path.rmdir()
