@@ -20,7 +20,16 @@ from mechmem.models.engine.backends import Backend, held, model_device, refuse_t
 from mechmem.models.engine.memory import is_out_of_memory
 from mechmem.seeding import keyed_rng
 
-__all__ = ["caches_truly", "check_runs", "forget", "holds", "pads_truly", "same_logits", "tried"]
+__all__ = [
+    "always_fails",
+    "caches_truly",
+    "check_runs",
+    "forget",
+    "holds",
+    "pads_truly",
+    "same_logits",
+    "tried",
+]
 
 T = TypeVar("T")
 
@@ -151,6 +160,18 @@ def _try_cache(backend: Backend, layers: int) -> bool:
         if cache is None or not same_logits(found, plain):
             return False
     return True
+
+
+def always_fails(run: Callable[[], object], error: Exception) -> bool:
+    """Whether running again ends in the same error: only what is so of the model is a finding,
+    not what befell one pass (memory, a device, an interruption)."""
+    if is_out_of_memory(error) or isinstance(error, MechmemError):
+        return False
+    try:
+        run()
+    except type(error) as again:
+        return str(again) == str(error)
+    return False
 
 
 def same_logits(found: Tensor, plain: Tensor) -> bool:

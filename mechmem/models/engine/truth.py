@@ -13,13 +13,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mechmem.errors import MechmemError, SiteError
+from mechmem.errors import SiteError
 from mechmem.models.engine.anatomy import anatomy, end_of_blocks, overheard, without_hooks
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.memory import is_out_of_memory
 from mechmem.models.engine.trace import PAD, Nudge, See, Trace
-from mechmem.models.engine.trials import SIGNS
+from mechmem.models.engine.trials import SIGNS, always_fails
 from mechmem.models.engine.verdict import Finding, Judge
 from mechmem.models.engine.wiring import Intervention, Reader, connected, hook_name
 from mechmem.models.sites import STREAMS, Site
@@ -108,25 +107,13 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
         try:
             logits = edited()
         except SIGNS as error:
-            if not _always_fails(edited, error):
+            if not always_fails(edited, error):
                 raise
             why = f"a pass with an edit there ends in {type(error).__name__}: {error}"
             return [Finding(site, reason=why.rstrip(".")) for site in sites]
         trace.values = {look.site: look.value for look in seen if look.value is not None}
         judge = Judge(trace, blocks, logits.detach())
         return [judge.verdict(nudge) for nudge in nudges]
-
-
-def _always_fails(run: Callable[[], object], error: Exception) -> bool:
-    """Whether running again ends in the same error: only what is so of the model is a finding,
-    not what befell one pass (memory, a device, an interruption)."""
-    if is_out_of_memory(error) or isinstance(error, MechmemError):
-        return False
-    try:
-        run()
-    except type(error) as again:
-        return str(again) == str(error)
-    return False
 
 
 def _batch(backend: Backend, n_layers: int) -> Batch:

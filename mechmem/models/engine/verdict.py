@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mechmem.models.engine.anatomy import Anatomy
-from mechmem.models.engine.memory import is_out_of_memory
 from mechmem.models.engine.trace import PAD, Nudge, Trace
+from mechmem.models.engine.trials import always_fails
 from mechmem.models.sites import Site
 
 __all__ = ["Finding", "Judge"]
@@ -167,7 +167,7 @@ class Judge:
             result: Tensor = write(value)
         except (TypeError, RuntimeError) as error:
             # Modules that are called in a way of their own, or by their block only.
-            if is_out_of_memory(error):
+            if not always_fails(lambda: write(value), error):
                 raise
             return None
         return result
