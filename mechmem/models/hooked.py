@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError, PromptError
-from mechmem.models.architectures import architecture
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.run import Completion, answer_logprobs, generate, last_logits
@@ -37,7 +34,8 @@ class ModelInfo:
             the two are not comparable.
         n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes.
         dtype: Of the weights.
-        fingerprint: Hash of names, shapes and sampled values of all weights, and of `processing`.
+        fingerprint: Hash of every weight, of `processing` and of the settings that say what is
+            computed with them (heads, norms, rotation, windows, caps).
         tokenizer: Hash of the vocabulary and the tokenizer's habits.
     """
 
@@ -114,14 +112,22 @@ class Model:
         """Number of blocks."""
         return int(self.tl.cfg.n_layers)
 
-    @cached_property
+    @property
     def info(self) -> ModelInfo:
-        """Sizes, processing and fingerprints."""
+        """Sizes, processing and fingerprints, of the model as it is now.
+
+        Weights are hashed when this is first asked for, and again whenever a glance at them shows
+        that they have changed since.
+        """
         cfg = self.tl.cfg
         parameter = next(self.tl.parameters())
         return ModelInfo(
             name=self.name,
-            architecture=architecture(self.tl),
+            architecture=str(
+                getattr(cfg, "architecture", None)
+                or getattr(cfg, "original_architecture", None)
+                or type(self.tl).__name__
+            ),
             kind=self.backend.kind,
             processing=self.backend.processing,
             n_layers=int(cfg.n_layers),
@@ -131,7 +137,7 @@ class Model:
             vocab_size=int(cfg.d_vocab),
             n_ctx=int(cfg.n_ctx or 0),
             dtype=str(parameter.dtype).removeprefix("torch."),
-            fingerprint=_fingerprint(self.tl, self.backend.processing),
+            fingerprint=self.backend.identity.fingerprint(self.backend.processing),
             tokenizer=self.tokens.fingerprint,
         )
 
@@ -272,15 +278,11 @@ class Model:
         Args:
             side: ``"left"`` keeps the end of a prompt, ``"right"`` its beginning.
         """
-        view = replace(self, tokens=self.tokens.truncating(side))
-        view.__dict__["info"] = self.info
-        return view
+        return replace(self, tokens=self.tokens.truncating(side))
 
     def with_interventions(self, interventions: Iterable[Intervention]) -> Model:
         """A view of this model on which further interventions act, after those already there."""
-        view = replace(self, interventions=(*self.interventions, *interventions))
-        view.__dict__["info"] = self.info  # the same weights: no need to hash them again
-        return view
+        return replace(self, interventions=(*self.interventions, *interventions))
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
@@ -296,15 +298,3 @@ class Model:
 def _is_count(value: Any) -> bool:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return whole and int(value) >= 1
-
-
-def _fingerprint(model: Any, processing: str, samples: int = 64) -> str:
-    """Cheap at any size: hashes every weight's name, shape and evenly spaced values."""
-    digest = hashlib.sha256(processing.encode())
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype}".encode())
-        if parameter.device.type != "meta" and parameter.numel():
-            step = max(1, parameter.numel() // samples)
-            values = parameter.detach().reshape(-1)[::step][:samples]
-            digest.update(values.to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()[:16]

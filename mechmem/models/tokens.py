@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from mechmem.errors import MechmemWarning, ModelError, PromptError, listed
@@ -160,7 +160,7 @@ class Tokens:
             )
         return tuple(alone)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the vocabulary and of how a probe text is tokenized."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())

@@ -119,18 +119,14 @@ class PatchedModel(Model):
         """A view that shares everything with the model."""
         if isinstance(model, PatchedModel):
             return model
-        view = cls(**{part.name: getattr(model, part.name) for part in fields(model) if part.init})
-        view.__dict__["info"] = model.info  # the same weights: no need to hash them again
-        return view
+        return cls(**{part.name: getattr(model, part.name) for part in fields(model) if part.init})
 
     def with_interventions(self, interventions: Iterable[Intervention]) -> PatchedModel:
         """A view on which further interventions act, after those already there."""
         # What only looks has to see what all the others did at its site.
         both = [*self.interventions, *interventions]
         ordered = sorted(both, key=lambda item: isinstance(item, Watcher))
-        view = replace(self, interventions=tuple(ordered))
-        view.__dict__["info"] = self.info
-        return view
+        return replace(self, interventions=tuple(ordered))
 
     def edit_report(self) -> EditReport:
         """Where every edit in force fired since its block began, and how far it moved activations.

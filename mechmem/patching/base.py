@@ -233,9 +233,10 @@ def over_features(mask: Tensor, activation: Tensor) -> Tensor:
 
 def site_width(model: Model, site: Site) -> int:
     """Number of coordinates of one token at a site, heads flattened."""
+    cfg = model.tl.cfg
     if site.stream == "z":
-        return model.info.n_heads * int(model.tl.cfg.d_head)
-    return model.info.d_mlp if site.stream == "mlp_post" else model.info.d_model
+        return int(cfg.n_heads * cfg.d_head)
+    return int((cfg.d_mlp or 0) if site.stream == "mlp_post" else cfg.d_model)
 
 
 def check_number(value: float, name: str) -> float:

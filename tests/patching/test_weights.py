@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -185,6 +183,6 @@ def test_a_view_and_a_model_without_transformers_weights_are_refused() -> None:
         with pytest.raises(EditError, match="edits act already"):
             mm.bake(view, edit)
         view.logits("1 2")
-    model.__dict__["info"] = replace(model.info, processing="processed")
+    model.tl.enable_compatibility_mode(disable_warnings=True)
     with pytest.raises(ModelError, match="only raw weights"):
-        mm.bake(model, edit)
+        mm.bake(model, mm.ProjectOut(direction(model), at="everywhere"))
