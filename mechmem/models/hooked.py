@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError, PromptError
+from mechmem.models.architectures import architecture
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.run import Completion, answer_logprobs, generate, last_logits
@@ -123,11 +124,7 @@ class Model:
         parameter = next(self.tl.parameters())
         return ModelInfo(
             name=self.name,
-            architecture=str(
-                getattr(cfg, "architecture", None)
-                or getattr(cfg, "original_architecture", None)
-                or type(self.tl).__name__
-            ),
+            architecture=architecture(self.tl),
             kind=self.backend.kind,
             processing=self.backend.processing,
             n_layers=int(cfg.n_layers),

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mechmem.models.engine.backends import Backend
+from mechmem.models.engine.backends import Backend, by_row, held
 
 __all__ = [
     "Anatomy",
@@ -60,11 +60,14 @@ def end_of_blocks(backend: Backend) -> list[nn.Module]:
 
 
 @contextmanager
-def overheard(listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
+def overheard(
+    backend: Backend, listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]
+) -> Iterator[None]:
     """Tell each listener its module's first floating input, by torch's own hooks."""
     with ExitStack() as stack:
         for module, tell in listeners:
-            handle = module.register_forward_pre_hook(_telling(tell), with_kwargs=True)
+            hook = _telling(backend, tell)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
@@ -99,11 +102,12 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
 
 def has_hooks(model: Any) -> bool:
     """Whether somebody other than the libraries themselves has hooked the model."""
-    return any(
-        not _is_internal(hook)
-        for module in _modules(model)
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ) or any(point.fwd_hooks for point in model.hook_dict.values())
+    with held(model):  # the hooks of our own passes in other threads are nobody else's
+        return any(
+            not _is_internal(hook)
+            for module in _modules(model)
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        ) or any(point.fwd_hooks for point in model.hook_dict.values())
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -124,11 +128,13 @@ def _is_internal(hook: Any) -> bool:
     return getattr(hook, "part_of_model", False) or home in libraries
 
 
-def _telling(tell: Callable[[Tensor], None]) -> Callable[[nn.Module, Any, Any], None]:
+def _telling(
+    backend: Backend, tell: Callable[[Tensor], None]
+) -> Callable[[nn.Module, Any, Any], None]:
     def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.is_floating_point():
-                tell(value.detach())
+                tell(by_row(value.detach(), backend.shape))
                 return
 
     return hear
@@ -175,6 +181,7 @@ def _branch(norm: Any, mlp: Any, norm_after: Any) -> Map | None:
     def run(value: Tensor) -> Tensor:
         out = mlp(value if norm is None else norm(value))
         out = out[0] if isinstance(out, tuple) else out
+        out = by_row(_tensor(out), tuple(value.shape[:2]))
         return _tensor(out if norm_after is None else norm_after(out))
 
     return run

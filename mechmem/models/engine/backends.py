@@ -6,9 +6,11 @@ never by importing a class that one of the versions does not have.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,11 +25,16 @@ __all__ = [
     "HookedTransformerBackend",
     "attached",
     "backend_for",
+    "by_row",
+    "held",
     "masking",
     "model_device",
     "model_dtype",
     "refuse_training",
 ]
+
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
 
 HookFunction = Callable[[Tensor], Tensor | None]
 
@@ -40,6 +47,8 @@ class Backend(Protocol):
     model: Any
     verdicts: dict[Site, Any]
     """What the site check found, filled stream by stream on first use."""
+    shape: tuple[int, ...]
+    """Rows and tokens of the pass that runs: some modules are handed both as one axis."""
     identity: Identity
 
     @property
@@ -80,6 +89,7 @@ class BridgeBackend:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.verdicts: dict[Site, Any] = {}
+        self.shape: tuple[int, ...] = ()
         self.identity = Identity(model)
 
     @property
@@ -101,6 +111,7 @@ class BridgeBackend:
         positions: Tensor | None = None,
         keep: Tensor | int | None = None,
     ) -> tuple[Tensor, Any]:
+        outer, self.shape = self.shape, tuple(ids.shape)
         extra: dict[str, Any] = {"use_cache": use_cache or cache is not None}
         if last_only and ids.shape[1] > 1:
             extra["logits_to_keep"] = 1
@@ -117,6 +128,7 @@ class BridgeBackend:
                 **extra,
             )
         finally:
+            self.shape = outer  # an edit may have asked the model in the middle of a pass
             self._forget_patterns()
         return (logits[:, -1:] if last_only else logits), grown
 
@@ -136,6 +148,7 @@ class HookedTransformerBackend:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.verdicts: dict[Site, Any] = {}
+        self.shape: tuple[int, ...] = ()
         self.identity = Identity(model)
 
     @property
@@ -161,7 +174,11 @@ class HookedTransformerBackend:
         if use_cache and cache is None:
             cache = self._new_cache(ids)
         seen = mask[:, -ids.shape[1] :]  # its own cache remembers the earlier mask
-        logits = self.model(ids, attention_mask=seen, return_type="logits", past_kv_cache=cache)
+        outer, self.shape = self.shape, tuple(ids.shape)
+        try:
+            logits = self.model(ids, attention_mask=seen, return_type="logits", past_kv_cache=cache)
+        finally:
+            self.shape = outer
         if keep is not None:
             logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
         return (logits[:, -1:] if last_only else logits), cache
@@ -199,6 +216,20 @@ def backend_for(model: Any) -> Backend:
 
 
 @contextmanager
+def held(model: Any) -> Iterator[None]:
+    """Keep other threads out of a TransformerLens model while its hooks are ours.
+
+    Hooks sit on the model itself, so a pass of one thread would be edited and read by the hooks of
+    another. The lock belongs to the model, not to a view of it: every `Model` made from it, edited
+    or not, waits for the others. A thread may enter again, as an edit does that asks its own model.
+    """
+    with _NEW_LOCK:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
+        yield
+
+
+@contextmanager
 def attached(hook_point: Any, function: HookFunction, first: bool = False) -> Iterator[None]:
     """Call ``function`` on the activation at a TransformerLens hook point, after the user's hooks
     (or before them).
@@ -216,6 +247,15 @@ def attached(hook_point: Any, function: HookFunction, first: bool = False) -> It
         for handle in [handle for handle in hook_point.fwd_hooks if handle.user_hook is ours]:
             handle.hook.remove()
             hook_point.fwd_hooks.remove(handle)
+
+
+def by_row(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``[row, token, ...]``, also where a module was handed rows and tokens as one axis (OPT's and
+    some mixtures' MLPs)."""
+    flat = value.dim() > 1 and tuple(value.shape[:2]) != shape and len(shape) == 2
+    if flat and value.shape[0] == shape[0] * shape[1]:
+        return value.reshape(*shape, *value.shape[1:])
+    return value
 
 
 def model_device(model: Any) -> torch.device:

@@ -69,13 +69,14 @@ def make_room(cache: Any, room: int) -> None:
     layers = getattr(cache, "layers", None) or []
     spreads = sum(layer.own_bytes(room) for layer in layers if hasattr(layer, "root_of"))
     for k, layer in enumerate(layers):
-        if layer.keys is None or layer.values is None or layer.keys.dim() != 4:
-            continue
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None or keys.dim() != 4:
+            continue  # a recurrent layer, or one that has seen nothing
         if hasattr(layer, "root_of") and spreads <= MOST_SPREAD:
             keys, values = layer.spread()
             layers[k] = _Roomy(keys, values, room)
         elif type(layer) is DynamicLayer:
-            layers[k] = _Roomy(layer.keys, layer.values, room)
+            layers[k] = _Roomy(keys, values, room)
             layer.keys = layer.values = None  # freed now, not after the last layer
 
 

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mechmem.models.architectures import length_class
 from mechmem.models.engine.backends import Backend
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed
 from mechmem.models.engine.caches import keep_rows, make_room
 from mechmem.models.engine.choosing import Choose, likeliest
 from mechmem.models.engine.ending import Completion, Ending
 from mechmem.models.engine.memory import retried
 from mechmem.models.engine.passes import Passes, plan_passes, running
 from mechmem.models.engine.progress import Progress, told
+from mechmem.models.engine.trials import caches_truly
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention
 from mechmem.models.engine.work import Work
@@ -60,18 +62,22 @@ def generate(
     with told(progress, len(prompts), "writing") as tell:
         for room, rows in _by_room(prompts, max_new_tokens, n_ctx):
             chosen = [prompts[row] for row in rows]
+            keeps = room > 1 and caches_truly(backend)
             plan = plan_passes(
-                backend, chosen, token_budget, interventions=interventions, extra=room, share=share
-            )
-            passes = Passes(backend, chosen, pad_id, grows=room > 1)
+                backend, chosen, token_budget, interventions=interventions, extra=room,
+                share=share and (keeps or room == 1),
+            )  # fmt: skip
+            passes = Passes(backend, chosen, pad_id, grows=keeps)
 
             def picks(
                 logits: Tensor, at: Sequence[int], step: int, rows: list[int] = rows
             ) -> Tensor:
                 return choose(logits, [rows[row] for row in at], step)
 
-            def run(work: Work, passes: Passes = passes, room: int = room) -> list[Completion]:
-                return _write(backend, passes, work, room, interventions, ending, picks)
+            def run(
+                work: Work, passes: Passes = passes, room: int = room, keeps: bool = keeps
+            ) -> list[Completion]:
+                return _write(passes, work, room, keeps, interventions, ending, picks)
 
             for work, done in retried(plan.works, run):
                 for row, completion in zip(work.rows, done, strict=True):
@@ -82,26 +88,38 @@ def generate(
 
 
 def _write(
-    backend: Backend,
     passes: Passes,
     work: Work,
     room: int,
+    keeps: bool,
     interventions: Sequence[Intervention],
     ending: Ending,
     choose: Choose,
 ) -> list[Completion]:
-    """Continue every row of one batch until it ends."""
-    ready = passes.ready(work)
+    """Continue every row of one batch until it ends.
+
+    Where keys and values of the last pass are of no use to the next one, because the model keeps
+    more than those or computes positions by another rule from there on, the whole text is run
+    again. Edits say by absolute positions where they act, so they act on the same tokens then.
+    """
+    backend, ready = passes.backend, passes.ready(work)
+    rule, lengths = length_class(backend.model), {len(prompt.ids) for prompt in ready.batch.prompts}
+    anew = {
+        step
+        for step in range(1, room)
+        if not keeps or any(rule(length + step) != rule(length + step - 1) for length in lengths)
+    }
     feed, ids, cache = ready.batch.feed(), ready.batch.ids, ready.cache
     width = ready.mask.shape[1]
     mask = torch.nn.functional.pad(ready.mask, (0, room - 1))
     done = [Completion() for _ in work.rows]
+    whole, index = ids, feed.index  # kept up only where a pass begins anew
     here = list(done)  # what each row of the batch writes
     members = list(work.rows)
     with running(backend), wired(backend, feed, interventions) as follow:
         for step in range(room):
             logits, cache = backend.forward(
-                ids, mask[:, : width + step], cache=cache, use_cache=room > 1, last_only=True
+                ids, mask[:, : width + step], cache=cache, use_cache=keeps, last_only=True
             )
             ids = choose(logits[:, -1], members, step)[:, None]
             del logits
@@ -111,17 +129,26 @@ def _write(
             going = [row for row, completion in enumerate(here) if not completion.finished]
             if not going or step == room - 1:
                 break
-            if step == 0:
-                make_room(cache, room - 1)
-            if _worth_leaving(len(here), len(going)) and keep_rows(cache, going):
+            if step + 1 in anew:
+                cache = None
+            elif step == 0 or step in anew:
+                make_room(cache, room - 1 - step)
+            if _worth_leaving(len(here), len(going)) and (cache is None or keep_rows(cache, going)):
                 at = torch.tensor(going, device=ids.device)
                 feed, ids, mask = feed.only(going), ids[at], mask[at]
+                if anew:
+                    whole, index = whole[at], index[at]
                 here, members = [here[row] for row in going], [members[row] for row in going]
                 going = list(range(len(here)))
             # A row that is done is fed on under a zero mask, so that its position stands still.
             live = _marked(going, len(here), ids.device)
             mask[:, width + step] = live
-            follow(feed.step(step, live))
+            later = feed.step(step, live)
+            if anew:
+                whole, index = torch.cat([whole, ids], 1), torch.cat([index, later.index], 1)
+            if step + 1 in anew:
+                ids, later = whole, Feed(feed.prompts, index, feed.lengths, feed.rows)
+            follow(later)
     for completion in done:
         ending.close(completion)
     return done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError
-from mechmem.models.engine.backends import Backend, model_device, refuse_training
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
+from mechmem.models.engine.passes import companions
 from mechmem.models.engine.positions import Positions
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention
@@ -87,14 +88,18 @@ def margin_gradients(
             TokenizedPrompt(prompt.id, prompt.ids + tail[:-1], prompt.spans)
             for prompt, tail in zip(prompts, tails, strict=True)
         ]
-        for rows in plan_batches(joined, token_budget):
+        for rows in _batches(backend, joined, token_budget):
             batch = Batch.collate(joined, rows, pad_id, model_device(backend.model))
             own = tuple(prompts[row] for row in rows)
             lengths = torch.tensor([len(prompt.ids) for prompt in own], device=batch.ids.device)
             taps = [_Tap(site, part) for site in sites for part in parts]
             feed = Feed(own, batch.index, lengths, rows)
             refuse_training(backend)
-            with torch.enable_grad(), wired(backend, feed, [*interventions, *taps]):
+            with (
+                held(backend.model),
+                torch.enable_grad(),
+                wired(backend, feed, [*interventions, *taps]),
+            ):
                 logits, _ = backend.forward(batch.ids, batch.mask, last_only=short)
                 total = score(logits, rows)
                 slopes = torch.autograd.grad(total, [_leaf(tap) for tap in taps])
@@ -107,6 +112,14 @@ def margin_gradients(
         run(first, lambda logits, rows: _likelihood(logits, rows, first), 1.0)
         run(second, lambda logits, rows: _likelihood(logits, rows, second), -1.0)
     return out
+
+
+def _batches(
+    backend: Backend, prompts: Sequence[TokenizedPrompt], token_budget: int
+) -> Iterator[tuple[int, ...]]:
+    for group in companions(backend, [len(prompt.ids) for prompt in prompts]):
+        for rows in plan_batches([prompts[row] for row in group], token_budget):
+            yield tuple(group[row] for row in rows)
 
 
 def _difference(last: Tensor, rows: Sequence[int], first: Answers, second: Answers) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.models.architectures import length_class
 from mechmem.models.engine.anatomy import has_hooks
-from mechmem.models.engine.backends import Backend, model_device, model_dtype, refuse_training
+from mechmem.models.engine.backends import Backend, held, model_device, model_dtype, refuse_training
 from mechmem.models.engine.batching import Batch
 from mechmem.models.engine.lanes import packs_truly, sees_its_own
 from mechmem.models.engine.plan import Plan, make_plan
@@ -25,6 +26,7 @@ from mechmem.models.engine.prefix import (
     run_root,
     sees_everything,
 )
+from mechmem.models.engine.trials import check_runs, pads_truly
 from mechmem.models.engine.truth import wired
 from mechmem.models.engine.wiring import Intervention, Reader, StopForward
 from mechmem.models.engine.work import Prefix, Work
@@ -63,21 +65,52 @@ def plan_passes(
         ModelError: When the model is in train mode.
     """
     refuse_training(backend)
+    check_runs(backend)
     allowed = limits(backend, own or prompts, interventions, extra) if share else None
     pair = None
     if share and pack and not interventions and _may_pack(backend, prompts):
         pair = pair_cost(backend)
+    groups = companions(backend, [len(prompt.ids) for prompt in prompts], extra)
     while True:
-        plan = make_plan(
-            prompts, token_budget, extra=extra, limits=allowed, pass_cost=pass_cost(backend),
-            pair_cost=pair, n_ctx=int(getattr(backend.model.cfg, "n_ctx", 0) or 0) or math.inf,
-        )  # fmt: skip
+        plans = [
+            make_plan(
+                [prompts[row] for row in rows], token_budget, extra=extra,
+                limits=None if allowed is None else [allowed[row] for row in rows],
+                pass_cost=pass_cost(backend), pair_cost=pair,
+                n_ctx=int(getattr(backend.model.cfg, "n_ctx", 0) or 0) or math.inf,
+            )
+            for rows in groups
+        ]  # fmt: skip
+        works = (work.among(rows) for rows, part in zip(groups, plans, strict=True)
+                 for work in part.works)  # fmt: skip
+        plan = plans[0] if len(groups) == 1 else Plan(tuple(works), tuple(prompts), extra)
         if plan.packs and not packs_truly(backend):
             pair = None
         elif plan.roots and not continues_truly(backend):
             allowed = None
         else:
             return plan
+
+
+def companions(backend: Backend, lengths: Sequence[int], extra: int = 0) -> list[list[int]]:
+    """Rows that may stand in one pass, in groups: nearly always all of them.
+
+    Apart stand prompts whose positions the model computes by different rules (`length_class`), each
+    length by itself where that rule changes while text is written, and every length by itself on
+    models that read padding.
+
+    Args:
+        lengths: Tokens of every row.
+        extra: Tokens that every row will grow by; the last of them is never read.
+    """
+    rule = length_class(backend.model)
+    alone = len(set(lengths)) > 1 and not pads_truly(backend)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, length in enumerate(lengths):
+        now, later = rule(length), rule(length + max(0, extra - 1))
+        key = (-1, length) if alone or now != later else (now, -1)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values()) or [[]]
 
 
 def _may_pack(backend: Backend, prompts: Sequence[TokenizedPrompt]) -> bool:
@@ -195,7 +228,8 @@ class Passes:
 
 @contextmanager
 def running(backend: Backend) -> Iterator[None]:
-    """No gradients, and no dropout unseen."""
-    refuse_training(backend)
-    with torch.no_grad():
-        yield
+    """No gradients, no dropout unseen, and no other thread's hooks."""
+    with held(backend.model):
+        refuse_training(backend)
+        with torch.no_grad():
+            yield

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mechmem.errors import PositionError
+from mechmem.models.architectures import length_class
 from mechmem.models.engine.anatomy import has_hooks
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch
@@ -172,8 +173,16 @@ def limits(
     touched = [getattr(item, "where", None) for item in interventions]
     if not all(isinstance(where, Positions) for where in touched):
         return None
+    rule = length_class(backend.model)
+
+    def steady(prompt: TokenizedPrompt) -> bool:
+        """Whether the beginning and the whole are computed by one rule, that gap included."""
+        return rule(1) == rule(2 * (len(prompt.ids) + extra))
+
     return [
-        min([len(prompt.ids) - 1, *(_first(where, prompt) for where in touched if where)])
+        0
+        if not steady(prompt)
+        else min([len(prompt.ids) - 1, *(_first(where, prompt) for where in touched if where)])
         for prompt in prompts
     ]
 

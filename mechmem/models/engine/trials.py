@@ -13,16 +13,28 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mechmem.errors import MechmemError, ModelError
+from mechmem.models.architectures import architecture, keeps_all_keys
 from mechmem.models.engine.anatomy import without_hooks
-from mechmem.models.engine.backends import Backend, refuse_training
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.memory import is_out_of_memory
+from mechmem.seeding import keyed_rng
 
-__all__ = ["forget", "holds", "same_logits", "tried"]
+__all__ = [
+    "always_fails",
+    "caches_truly",
+    "check_runs",
+    "forget",
+    "holds",
+    "pads_truly",
+    "same_logits",
+    "tried",
+]
 
 T = TypeVar("T")
 
 _KNOWN: WeakKeyDictionary[Backend, dict[Hashable, Any]] = WeakKeyDictionary()
-_SIGNS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+SIGNS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 """What models raise that cannot do what they are asked."""
 _log = logging.getLogger(__name__)
 
@@ -37,7 +49,7 @@ def tried(backend: Backend, question: Hashable, test: Callable[[], T]) -> T:
     known = _KNOWN.setdefault(backend, {})
     if question not in known:
         refuse_training(backend)
-        with torch.no_grad(), without_hooks(backend.model):
+        with held(backend.model), torch.no_grad(), without_hooks(backend.model):
             known[question] = test()
     return known[question]  # type: ignore[no-any-return]
 
@@ -56,7 +68,7 @@ def holds(what: str, test: Callable[[], bool]) -> bool:
     """
     try:
         good = test()
-    except _SIGNS as error:
+    except SIGNS as error:
         if is_out_of_memory(error):
             raise
         _log.info("%s: no, %s: %s", what, type(error).__name__, error)
@@ -64,6 +76,102 @@ def holds(what: str, test: Callable[[], bool]) -> bool:
     if not good:
         _log.info("%s: no, the numbers differ", what)
     return good
+
+
+def check_runs(backend: Backend) -> None:
+    """Let no work begin on a model that cannot run at all.
+
+    Raises:
+        ModelError: When a pass over a few tokens ends in an error of the libraries below.
+    """
+
+    def test() -> bool:
+        ids = _random_ids(backend, "first pass", 1, 4)
+        try:
+            backend.forward(ids, torch.ones_like(ids), last_only=True)
+        except SIGNS as error:
+            if is_out_of_memory(error) or isinstance(error, MechmemError):
+                raise
+            raise ModelError(
+                f"This {type(backend.model).__name__} of {architecture(backend.model)} cannot run: "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. TransformerLens may "
+                "not support this configuration of the architecture; try another version of it, "
+                "or another model."
+            ) from error
+        return True
+
+    tried(backend, "runs", test)
+
+
+def pads_truly(backend: Backend) -> bool:
+    """Whether padding before a prompt leaves its logits as they are: RWKV reads it like any token,
+    and some attention gives NaN for rows that begin with masked ones."""
+    return tried(backend, "pads", lambda: holds("padding", lambda: _try_padding(backend)))
+
+
+def caches_truly(backend: Backend) -> bool:
+    """Whether text can be continued from what the model kept of it.
+
+    Keys and values of every layer are enough wherever attention is all that connects tokens, so a
+    cache that holds just these is believed. Recurrent and hybrid models keep states as well, and
+    whether those survive the way through TransformerLens is tried.
+    """
+
+    def test() -> bool:
+        if backend.kind != "TransformerBridge":
+            return True
+        layers = int(backend.model.cfg.n_layers)
+        return holds("continuing text", lambda: _try_cache(backend, layers))
+
+    return tried(backend, "caches", test)
+
+
+def _random_ids(backend: Backend, name: str, rows: int, tokens: int) -> Tensor:
+    rng = keyed_rng(0, name)
+    ids = rng.integers(0, int(backend.model.cfg.d_vocab), size=(rows, tokens))
+    return torch.from_numpy(ids).to(model_device(backend.model))
+
+
+def _try_padding(backend: Backend) -> bool:
+    """A prompt beside a longer one, against the prompt alone."""
+    ids = _random_ids(backend, "padding check", 2, 7)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    plain, _ = backend.forward(ids[1:, 3:], mask[1:, 3:])
+    found, _ = backend.forward(ids, mask)
+    return same_logits(found[1:, 3:], plain)
+
+
+def _try_cache(backend: Backend, layers: int) -> bool:
+    """A padded and an unpadded prompt, continued token by token, against whole passes."""
+    ids = _random_ids(backend, "cache check", 2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    if not pads_truly(backend):
+        ids, mask = ids[:1], mask[:1]
+    cache: object = None
+    for start, end in ((0, 7), *((k, k + 1) for k in range(7, 12))):
+        found, cache = backend.forward(
+            ids[:, start:end], mask[:, :end], cache=cache, use_cache=True, last_only=True
+        )
+        if not start and keeps_all_keys(cache, layers):
+            return True
+        plain, _ = backend.forward(ids[:, :end], mask[:, :end], last_only=True)
+        if cache is None or not same_logits(found, plain):
+            return False
+    return True
+
+
+def always_fails(run: Callable[[], object], error: Exception) -> bool:
+    """Whether running again ends in the same error: only what is so of the model is a finding,
+    not what befell one pass (memory, a device, an interruption)."""
+    if is_out_of_memory(error) or isinstance(error, MechmemError):
+        return False
+    try:
+        run()
+    except type(error) as again:
+        return str(again) == str(error)
+    return False
 
 
 def same_logits(found: Tensor, plain: Tensor) -> bool:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from mechmem.errors import SiteError
 from mechmem.models.engine.anatomy import anatomy, end_of_blocks, overheard, without_hooks
-from mechmem.models.engine.backends import Backend, model_device, refuse_training
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.trace import PAD, Nudge, See, Trace
+from mechmem.models.engine.trials import SIGNS, always_fails
 from mechmem.models.engine.verdict import Finding, Judge
 from mechmem.models.engine.wiring import Intervention, Reader, connected, hook_name
 from mechmem.models.sites import STREAMS, Site
@@ -93,12 +95,22 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
     nudges = [Nudge(site) for site in sites]
     seen = [See(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
     batch = _batch(backend, len(blocks))
-    with without_hooks(backend.model):
+
+    def edited() -> Tensor:
         with (
-            overheard(trace.listeners(blocks, end_of_blocks(backend))),
+            overheard(backend, trace.listeners(blocks, end_of_blocks(backend))),
             connected(backend, batch.feed(), nudges, seen),
         ):
-            logits, _ = backend.forward(batch.ids, batch.mask)
+            return backend.forward(batch.ids, batch.mask)[0]
+
+    with held(backend.model), without_hooks(backend.model):
+        try:
+            logits = edited()
+        except SIGNS as error:
+            if not always_fails(edited, error):
+                raise
+            why = f"a pass with an edit there ends in {type(error).__name__}: {error}"
+            return [Finding(site, reason=why.rstrip(".")) for site in sites]
         trace.values = {look.site: look.value for look in seen if look.value is not None}
         judge = Judge(trace, blocks, logits.detach())
         return [judge.verdict(nudge) for nudge in nudges]

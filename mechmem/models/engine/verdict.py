@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechmem.models.engine.anatomy import Anatomy
 from mechmem.models.engine.trace import PAD, Nudge, Trace
+from mechmem.models.engine.trials import always_fails
 from mechmem.models.sites import Site
 
 __all__ = ["Finding", "Judge"]
@@ -113,7 +114,10 @@ class Judge:
         def law(found: Tensor | None, *parts: Tensor | None, own: Tensor | None = None,
                 change: Tensor | None = None) -> None:  # fmt: skip
             terms = [_wide(part) for part in parts if part is not None]
-            if found is not None and len(terms) == len(parts):
+            if found is None or len(terms) < len(parts):
+                return
+            if all(term.shape == _wide(found).shape for term in terms):
+                # Of another width is a stream that a projection leads to or from (OPT-350m).
                 expected = sum(terms[1:], terms[0])
                 laws.append(
                     _Law(_wide(found), expected, _wide(found if own is None else own), change)
@@ -161,7 +165,10 @@ class Judge:
             return None
         try:
             result: Tensor = write(value)
-        except TypeError:  # modules that are called in a way of their own
+        except (TypeError, RuntimeError) as error:
+            # Modules that are called in a way of their own, or by their block only.
+            if not always_fails(lambda: write(value), error):
+                raise
             return None
         return result
 

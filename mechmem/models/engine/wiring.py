@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError, listed
-from mechmem.models.engine.backends import Backend, attached
+from mechmem.models.engine.backends import Backend, HookFunction, attached, by_row
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import STREAMS, Site
 
@@ -98,14 +98,24 @@ def connected(
     points = {name: _hook_point(known, name) for name in programs}
     with ExitStack() as stack:
         for name, program in programs.items():
-            for function in program.functions():
-                stack.enter_context(attached(points[name], *function))
+            for function, first in program.functions():
+                stack.enter_context(attached(points[name], _by_row(backend, function), first))
 
         def follow(later: Feed) -> None:
             for program in programs.values():
                 program.feed, program.came, program.left = later, None, None
 
         yield follow
+
+
+def _by_row(backend: Backend, function: HookFunction) -> HookFunction:
+    """The function on ``[row, token, *feature]``, whatever shape the hook point is handed."""
+
+    def call(tensor: Tensor) -> Tensor | None:
+        changed = function(by_row(tensor, backend.shape))
+        return None if changed is None else changed.reshape(tensor.shape)
+
+    return call
 
 
 class _Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Prefix", "Work"]
 
@@ -72,6 +72,18 @@ class Work:
     def fed(self) -> int:
         """Tokens that the pass over the rows computes, padding included."""
         return self.lanes * self.width
+
+    def among(self, places: Sequence[int]) -> Work:
+        """The same batch, where its rows are counted among others.
+
+        Args:
+            places: For every row as it is counted now, its place there.
+        """
+        return replace(
+            self,
+            rows=tuple(places[row] for row in self.rows),
+            prefixes=tuple(Prefix(places[p.row], p.length) for p in self.prefixes),
+        )
 
     def halves(self) -> list[Work]:
         """The same prompts in two batches; nothing for a single one."""
