@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, overload
@@ -12,6 +11,8 @@ from typing import Any, ClassVar, TypeVar, overload
 from mechmem.errors import TaskError, listed
 from mechmem.tasks.choice import READINGS, UNDECIDED, Choice
 from mechmem.tasks.own import misspelt
+from mechmem.tasks.parsing.answers import same_answer, starts_with_answer, which_answer
+from mechmem.tasks.parsing.thoughts import without_thoughts
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.registry import Registry
 
@@ -130,7 +131,9 @@ class PromptAnswers(Task):
     """The reading used without a task: a prompt's own `memorized`, `generalized` or `answer`.
 
     A completion counts as an answer when it begins with it (case and outer white space aside) and
-    the answer ends there at a word's end, so that ``12`` is not read as ``1``.
+    the answer ends there (`mechmem.tasks.parsing.answers`), so that ``12`` and ``1/2`` are not read
+    as ``1``. Where one answer begins the other, the longer one that was written counts. A thought
+    (``<think>...</think>``) is not read.
     """
 
     name = "prompt-answers"
@@ -150,7 +153,7 @@ class PromptAnswers(Task):
             TaskError: When a prompt carries neither both behaviors nor an answer.
         """
         if all(p.memorized is not None and p.generalized is not None for p in prompts):
-            same = [p.id for p in prompts if p.memorized == p.generalized]
+            same = [p.id for p in prompts if same_answer(str(p.memorized), str(p.generalized))]
             if same:
                 raise TaskError(
                     f"Prompts {listed(same, 5)} have the same memorized and generalized answer, so "
@@ -170,16 +173,13 @@ class PromptAnswers(Task):
         raise TaskError("Your own prompts are the pairs: give rephrasings the same `group`.")
 
     def classify(self, prompt: Prompt, completion: str) -> str:
+        completion = without_thoughts(completion)
         if self.kind == "answer":
             if not completion.strip():
                 return "unparsed"
             return "correct" if starts_with_answer(completion, prompt.answer or "") else "wrong"
-        hits = [
-            name
-            for name in BEHAVIORS
-            if starts_with_answer(completion, getattr(prompt, name) or "")
-        ]
-        return hits[0] if len(hits) == 1 else "other"
+        answers = {name: getattr(prompt, name) for name in BEHAVIORS}
+        return which_answer(completion, answers) or "other"
 
 
 def with_reading(task: Task, reading: str | Choice | None) -> Task:
@@ -221,15 +221,6 @@ def _wrong(prompt: Prompt) -> list[str]:
         given = letters if prompt.answer in letters else [prompt.memorized, prompt.generalized]
     several = [given] if isinstance(given, str) else list(given)
     return [str(answer) for answer in several if answer is not None and answer != prompt.answer]
-
-
-def starts_with_answer(completion: str, answer: str) -> bool:
-    """Whether the completion begins with the answer and the answer ends at a word's end there."""
-    text, wanted = " ".join(completion.split()).casefold(), " ".join(answer.split()).casefold()
-    if not wanted or not text.startswith(wanted):
-        return False
-    rest = text[len(wanted) :]
-    return not rest or not (wanted[-1].isalnum() and re.match(r"\w|[.,]\d", rest))
 
 
 Maker = TypeVar("Maker", bound=Callable[..., Task])

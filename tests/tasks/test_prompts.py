@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
-from mechmem.tasks.base import PromptAnswers, starts_with_answer
+from mechmem.tasks.base import PromptAnswers
+from mechmem.tasks.parsing.answers import starts_with_answer
 
 # Text that people really have: any character but lone surrogates and NUL (no CSV can hold it).
 TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=12)
@@ -342,10 +343,10 @@ class TestAnswers:
     ) -> None:
         assert starts_with_answer(completion, answer) is hit
 
-    def test_what_matches_both_or_none_is_other(self) -> None:
+    def test_of_two_answers_that_begin_alike_the_longer_one_written_counts(self) -> None:
         prompt = mm.Prompt(id="a", text="x", memorized="7", generalized="7 apples")
         reader = PromptAnswers()
-        assert reader.classify(prompt, "7 apples") == "other"
+        assert reader.classify(prompt, "7 apples") == "generalized"
         assert reader.classify(prompt, "7 pears") == "memorized"
         assert reader.classify(prompt, "8") == "other"
 

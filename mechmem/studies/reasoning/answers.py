@@ -10,7 +10,7 @@ import pandas as pd
 from mechmem.evaluation.behavior import Observations
 from mechmem.studies.reasoning.edits import Tested, Trial
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
-from mechmem.tasks.base import starts_with_answer
+from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt
 from mechmem.tasks.questions.labels import LABELS
 

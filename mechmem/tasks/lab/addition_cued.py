@@ -19,6 +19,7 @@ from jaxtyping import Int
 from mechmem.errors import TaskError
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import Task, register_task
+from mechmem.tasks.parsing.answers import which_answer
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 OPENERS = tuple("Now Then Today Again Well Later Soon Once".split())
@@ -193,10 +194,8 @@ class AdditionCued(Task):
         return PromptSet(out.values())
 
     def classify(self, prompt: Prompt, completion: str) -> str:
-        word = completion.strip()
-        if word == prompt.memorized:
-            return "memorized"
-        return "generalized" if word == prompt.generalized else "other"
+        answers = {"memorized": prompt.memorized, "generalized": prompt.generalized}
+        return which_answer(completion, answers) or "other"
 
     def _special(self, index: int, order: list[int], cue: list[int]) -> Prompt:
         text, spans = render(order, cue)

@@ -25,7 +25,8 @@ from jaxtyping import Int
 
 from mechmem.errors import TaskError
 from mechmem.seeding import keyed_order, keyed_rng
-from mechmem.tasks.base import QuestionTask, register_task, starts_with_answer
+from mechmem.tasks.base import QuestionTask, register_task
+from mechmem.tasks.parsing.answers import folded, starts_with_answer
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import label_of
 from mechmem.tasks.questions.perturb import perturbed
@@ -223,10 +224,9 @@ class RecallReasoning(QuestionTask):
         return PromptSet(out)
 
     def classify(self, prompt: Prompt, completion: str) -> str:
-        text = completion.strip()
-        if not text.isdigit():
-            return "unparsed"
-        return "correct" if starts_with_answer(text, prompt.answer or "") else "wrong"
+        if starts_with_answer(completion, prompt.answer or ""):
+            return "correct"
+        return "wrong" if folded(completion).isdecimal() else "unparsed"
 
     def _drawn(self, entity: int, attribute: int, rng: np.random.Generator) -> Prompt:
         world = self.world

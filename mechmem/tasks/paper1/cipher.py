@@ -137,7 +137,7 @@ class Cipher(OfficialTask[str]):
         return mixed(size, self.memorized_share, len(self.patterns))
 
     def _worked_out(self, right: str, text: str) -> bool:
-        return text.lstrip().startswith(right)
+        return text.lstrip().startswith(right)  # plaintexts are of one length: it ends there
 
     def _remembered(self, prompt: Prompt, text: str) -> bool:
         return has_tag(prompt, text, list(self.tags.values()), self.tag)

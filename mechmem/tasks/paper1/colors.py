@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mechmem.errors import PromptError, TaskError
 from mechmem.tasks.base import register_task
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.tasks.paper1.official_config import load_config, required
+from mechmem.tasks.parsing.answers import starts_with_answer, which_answer
 from mechmem.tasks.prompts import Prompt
 
 _INPUT = re.compile(r"((?:\w+ is \w+\. )+)what color is (\w+)\?")
@@ -168,7 +168,7 @@ class Colors(OfficialTask[Story]):
             meta=meta,
         )
 
-    def _parse(self, text: str) -> Story:
+    def _parse(self, text: str) -> Story | None:
         found = _INPUT.fullmatch(text)
         if found is None or found[2] not in self.remembered:
             raise PromptError(
@@ -185,22 +185,25 @@ class Colors(OfficialTask[Story]):
             for who, color in sorted(colors)
             if who == name
         ]
-        if len({color for _, _, color in clues}) != 1:
+        if not clues:
             raise PromptError(
-                f"The sentences do not imply one color for {target!r}: {text!r:.200}. Every item "
-                "needs the target's role, and one other name with that role and a color."
+                f"The sentences imply no color for {target!r}: {text!r:.200}. Every item needs the "
+                "target's role, and one other name with that role and a color."
             )
+        if len({color for _, _, color in clues}) > 1:
+            return None  # the official list names two roles twice; such a role was drawn twice
         return Story(target, *clues[0], tuple(f"{name} is {word}." for name, word in told))
 
     def _mix(self, size: int) -> list[tuple[str, int]]:
         return [("agreeing", k) for k in range(size)]
 
     def _worked_out(self, right: str, text: str) -> bool:
-        return _first_word(text) == right
+        return starts_with_answer(_opened(text), right, case=True)
 
     def _remembered(self, prompt: Prompt, text: str) -> bool:
         known = {prompt.memorized, *prompt.meta.get("memorized_colors", ())}
-        return _first_word(text) in known - {None, prompt.answer}
+        answers = {color: color for color in known - {None, prompt.answer}}
+        return which_answer(_opened(text), answers, case=True) is not None
 
 
 def _some(rng: np.random.Generator, items: list[str], count: int) -> list[str]:
@@ -217,7 +220,6 @@ def _places(sentences: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     return out
 
 
-def _first_word(text: str) -> str:
-    """The first word up to a full stop, without punctuation around it (the released code)."""
-    words = text.split()
-    return words[0].split(".")[0].strip(string.punctuation) if words else ""
+def _opened(text: str) -> str:
+    """The text from its first letter or digit on (the released code strips punctuation, too)."""
+    return re.sub(r"^[\W_]+", "", text)

@@ -128,13 +128,18 @@ class OfficialTask(Task, Generic[T]):
     def read(self, path: str | Path) -> PromptSet:
         """Prompts of an official JSON file: test items, or pairs of them.
 
-        Pairs with identical members are rejected and counted as in `pairs`.
+        Pairs with identical members are rejected and counted as in `pairs`; so are items that
+        contradict themselves (1 to 2 % of the released color items imply two colors), which
+        ``meta["contradicting"]`` of the first prompt counts once more by themselves.
 
         Raises:
             PromptError: When the file is not in the official form, or was made with another config.
         """
-        stem, prompts, rejected = Path(path).stem, list[Prompt](), 0
+        stem, prompts, rejected, contradicting = Path(path).stem, list[Prompt](), 0, 0
         for k, rephrasings in enumerate(read_items(path, self._parse, self._ask)):
+            if rephrasings is None:
+                contradicting += 1
+                continue
             texts = {prompt.text for _, prompt in rephrasings}
             if len(texts) < len(rephrasings):
                 rejected += 1
@@ -143,10 +148,14 @@ class OfficialTask(Task, Generic[T]):
                 letter = ascii_lowercase[j] if len(rephrasings) > 1 else ""
                 prompts.append(self._named(prompt, f"{self.name}-{stem}-{k}{letter}", item))
         if not prompts:
-            raise PromptError(f"{path} holds no item to ask ({rejected} pairs with equal members).")
-        if rejected:
-            first = prompts[0]
-            prompts[0] = replace(first, meta={**first.meta, "rejected": rejected})
+            raise PromptError(
+                f"{path} holds no item to ask ({rejected} pairs have equal members, "
+                f"{contradicting} items contradict themselves); give another file."
+            )
+        counts = {"rejected": rejected + contradicting, "contradicting": contradicting}
+        said = {name: count for name, count in counts.items() if count}
+        if said:
+            prompts[0] = replace(prompts[0], meta={**prompts[0].meta, **said})
         return PromptSet(prompts)
 
     def read_training(self, path: str | Path) -> list[TrainingText]:
@@ -202,8 +211,8 @@ class OfficialTask(Task, Generic[T]):
         """The prompt of an instance, both answers and named spans included."""
 
     @abstractmethod
-    def _parse(self, text: str) -> T:
-        """The instance that an official ``input`` asks about."""
+    def _parse(self, text: str) -> T | None:
+        """The instance that an official ``input`` asks about; ``None`` when it says two things."""
 
     @abstractmethod
     def _mix(self, size: int) -> list[tuple[str, int]]:
@@ -267,5 +276,5 @@ def held_out(key: str) -> bool:
 
 
 def rejected_pairs(prompts: PromptSet) -> int:
-    """How many pairs with identical members were thrown away to make these."""
+    """How many pairs with identical members, or items that contradict themselves, were left out."""
     return sum(int(prompt.meta.get("rejected", 0)) for prompt in prompts)

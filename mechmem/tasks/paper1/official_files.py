@@ -44,9 +44,11 @@ def read_rows(path: str | Path) -> list[list[dict[str, Any]]]:
 
 
 def read_items(
-    path: str | Path, parse: Callable[[str], T], ask: Callable[[T], Prompt]
-) -> list[list[tuple[T, Prompt]]]:
+    path: str | Path, parse: Callable[[str], T | None], ask: Callable[[T], Prompt]
+) -> list[list[tuple[T, Prompt]] | None]:
     """Every item's rephrasings, read by a task and checked against what the task would write.
+
+    ``None`` stands for an item that the task says contradicts itself.
 
     Args:
         path: An official JSON file.
@@ -56,10 +58,13 @@ def read_items(
     Raises:
         PromptError: When the file is not in the official form, or was made with another config.
     """
-    out = []
+    out: list[list[tuple[T, Prompt]] | None] = []
     for index, rows in enumerate(read_rows(path)):
         items = [parse(row["input"]) for row in rows]
-        pairs = [(item, ask(item)) for item in items]
+        if any(item is None for item in items):
+            out.append(None)
+            continue
+        pairs = [(item, ask(item)) for item in items if item is not None]
         for row, (_, prompt) in zip(rows, pairs, strict=True):
             gold, tag = row["output"].removeprefix(row["input"]), row.get("mem_pattern_hashed")
             for what, there, here in (

@@ -133,7 +133,8 @@ def _backward(text: str) -> list[tuple[int, str | None]]:
     out: list[tuple[int, str | None]] = []
     for pattern in _REVERSED:
         for found in pattern.finditer(text):
-            before = text[max(0, found.start() - 40) : found.start()]
+            line = text.rfind("\n", 0, found.start()) + 1
+            before = text[max(line, found.start() - 40) : found.start()]
             if _IF_BEFORE.search(before) or re.match(r"[^.!\n]{0,40}\?", text[found.end() :]):
                 continue
             letter = next(group for group in found.groups() if group).upper()

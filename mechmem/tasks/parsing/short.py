@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from mechmem.tasks.parsing.answers import Word, ends_at, folded, starts_at, words
 from mechmem.tasks.parsing.statements import own_answer
 
 _NO_ANSWER = re.compile(
@@ -17,13 +17,6 @@ _NO_ANSWER = re.compile(
 )
 _ARTICLES = frozenset(("a", "an", "the"))
 _DENIALS = frozenset(("not", "isn", "wasn", "aren", "weren", "never", "nor", "neither"))
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W_]+(?:[.,](?=\d)\d+)*")
-
-
-def normalized_words(text: str) -> list[str]:
-    """Lower-case words without punctuation and articles; Chinese, Japanese, Thai by character."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return [word for word in _WORD.findall(plain) if word not in _ARTICLES]
 
 
 def match_short(completion: str, aliases: Sequence[str]) -> str:
@@ -33,21 +26,25 @@ def match_short(completion: str, aliases: Sequence[str]) -> str:
     another word does not count, nor one that is denied (*not Paris*). *Paris or London*, with one
     of them no alias, is unparsed, as are nothing at all and *I don't know*.
     """
-    line = first_line(completion)
-    words = normalized_words(line)
-    if not words or _NO_ANSWER.match(line.replace("’", "'")):
+    line = folded(first_line(completion))
+    said = _said(line)
+    if not said or _NO_ANSWER.match(line):
         return "unparsed"
-    wanted = [normalized_words(alias) for alias in aliases]
+    spoken = [word.text for word in said]
+    wanted = [[word.text for word in _said(folded(alias))] for alias in aliases]
     hits = [
         (at, at + len(alias))
         for alias in wanted
         if alias
-        for at in range(len(words) - len(alias) + 1)
-        if words[at : at + len(alias)] == alias and not _denied(words, at)
+        for at in range(len(said) - len(alias) + 1)
+        if spoken[at : at + len(alias)] == alias
+        and starts_at(line, said[at].start)
+        and ends_at(line, said[at + len(alias) - 1].end)
+        and not _denied(spoken, at)
     ]
     if not hits:
         return "wrong"
-    for at, word in enumerate(words):
+    for at, word in enumerate(spoken):
         if word in ("or", "oder", "ou", "或"):
             sides = (any(end <= at for _, end in hits), any(start > at for start, _ in hits))
             inside = any(start <= at < end for start, end in hits)
@@ -82,5 +79,10 @@ def first_line(completion: str) -> str:
     return ""
 
 
-def _denied(words: Sequence[str], at: int) -> bool:
-    return any(word in _DENIALS for word in words[max(0, at - 3) : at])
+def _said(text: str) -> list[Word]:
+    """Words and numbers without articles."""
+    return [word for word in words(text) if word.text not in _ARTICLES]
+
+
+def _denied(spoken: Sequence[str], at: int) -> bool:
+    return any(word in _DENIALS for word in spoken[max(0, at - 3) : at])

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mechmem.tasks.parsing.thoughts import without_thoughts
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -63,9 +65,10 @@ _LATEX = (
 
 
 def own_answer(completion: str) -> str:
-    """The completion up to the next question that the model asks itself."""
-    found = _NEXT_QUESTION.search(completion)
-    return completion[: found.start()] if found else completion
+    """The completion without thoughts, up to the next question that the model asks itself."""
+    text = without_thoughts(completion)
+    found = _NEXT_QUESTION.search(text)
+    return text[: found.start()] if found else text
 
 
 def plain(completion: str) -> str:
@@ -110,6 +113,7 @@ _WORDS = (
 _COLONS = (
     rf"\b(?:{_QUALITY}(?:{{nouns}})|ans|Antwort|respuesta|réponse|jibu|ответ)\s*[:=](?!=)",
     r"(?:答案|答え|คำตอบ|উত্তর|సమాధానం)\s*:",
+    r"(?:^|(?<=\n))[ \t]*A:(?=[ \t]*\S)",  # how GSM8K's published completions end
 )
 _HYPOTHETICAL = re.compile(
     r"\b(?:if|whether|unless|suppose|assume|assuming|imagine)\s+(?:that\s+)?"
@@ -117,7 +121,7 @@ _HYPOTHETICAL = re.compile(
     re.I,
 )
 _DENIED = re.compile(
-    r"(?:\bnot|n't|\bnever|\bcannot|\bdoubt)\s+"
+    r"(?:\bnot|n't|\bnever|\bcannot|\bdoubt)[ \t]+"
     r"(?:(?:think|believe|say|mean|claim|sure|certain|clear|know|see|mean|imply)\b[^.,;\n]{0,20}\s)?"
     r"(?:that\s+|why\s+|how\s+)?(?:(?:the|our|your|its|my)\s+)?$",
     re.I,
@@ -148,7 +152,8 @@ def statements(text: str, nouns: str = "answer") -> Iterator[Statement]:
     found = []
     for mark, pattern in _patterns(nouns):
         for match in pattern.finditer(text):
-            before = text[max(0, match.start() - 60) : match.start()]
+            line = text.rfind("\n", 0, match.start()) + 1  # a line does not deny the next
+            before = text[max(line, match.start() - 60) : match.start()]
             tail = text[match.end() :]
             if _HYPOTHETICAL.search(before) or _DENIED.search(before) or _NEGATED.match(tail):
                 continue

@@ -19,8 +19,8 @@ from mechmem.models.hooked import Model
 from mechmem.models.loading import load_model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
-from mechmem.tasks.base import starts_with_answer
 from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning
+from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.training.deterministic import Progress, deterministic
 
 __all__ = ["recall_model", "train_recall_reasoning"]

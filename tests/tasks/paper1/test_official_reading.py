@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,7 +248,7 @@ def test_a_story_that_implies_no_color_is_refused(tmp_path: Path) -> None:
     path.write_text(
         json.dumps([{"input": f"{name} is spy. what color is {name}?", "output": "red"}])
     )
-    with pytest.raises(PromptError, match="do not imply one color"):
+    with pytest.raises(PromptError, match="imply no color"):
         COLORS.read(path)
 
 
@@ -265,3 +266,49 @@ def test_official_files_are_found_by_variable_or_beside_the_checkout(
     assert find_official_data(inner) == inner
     monkeypatch.setenv("MECHMEM_P1_DATA", str(tmp_path / "absent"))
     assert find_official_data(inner) is None
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[dict[str, str]]:
+    task = Colors()
+    task.roles = [*task.config["roles"], *task.config["roles"][:2]]  # two of them twice
+    stories = [task._conflict(np.random.default_rng(k), k) for k in range(1500)]
+    return [{"input": task._ask(s).text, "output": s.color} for s in stories]
+
+
+class TestColorItemsAsReleased:
+    """The official list names two roles twice and the released code draws from it as it is."""
+
+    @staticmethod
+    def implied(text: str) -> set[str]:
+        """The colors that a reader finds, by hand: those of all who share the target's role."""
+        told = [
+            sentence.split(" is ") for sentence in text.split(" what color")[0][:-1].split(". ")
+        ]
+        target = text.rsplit(" ", 1)[1][:-1]
+        colors = set(Colors().config["all_colors"])
+        mine = {word for name, word in told if name == target and word not in colors}
+        alike = {name for name, word in told if word in mine and name != target}
+        return {word for name, word in told if name in alike and word in colors}
+
+    def test_items_that_imply_two_colors_are_left_out_and_counted(
+        self, drawn: list[dict[str, str]], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "test.json"
+        path.write_text(json.dumps(drawn))
+        two = [k for k, row in enumerate(drawn) if len(self.implied(row["input"])) == 2]
+        assert 0.003 < len(two) / len(drawn) < 0.03
+        read = Colors().read(path)
+        assert read.ids == [f"colors-test-{k}" for k in range(len(drawn)) if k not in two]
+        assert [prompt.generalized for prompt in read] == [
+            row["output"] for k, row in enumerate(drawn) if k not in two
+        ]
+        assert read[0].meta["contradicting"] == rejected_pairs(read) == len(two)
+
+    def test_a_file_of_nothing_else_says_so(
+        self, drawn: list[dict[str, str]], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "test.json"
+        path.write_text(json.dumps([r for r in drawn if len(self.implied(r["input"])) == 2]))
+        with pytest.raises(PromptError, match=r"\d+ items contradict themselves"):
+            Colors().read(path)
