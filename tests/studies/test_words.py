@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mechmem.analysis.intervals import Estimate
+from mechmem.plotting.data import p_value
 from mechmem.studies import words
 
 
@@ -24,7 +25,7 @@ def test_shares_and_differences_have_one_form():
      (0.0099, "p = 0.010"), (1.0, "p = 1.00")],
 )  # fmt: skip
 def test_a_p_value_is_never_said_to_be_zero(p, told):
-    assert words.p_value(p) == told
+    assert p_value(p) == told
 
 
 def test_lists_read_as_people_write_them():
