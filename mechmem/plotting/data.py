@@ -87,7 +87,7 @@ def percent(share: float) -> str:
 
 def p_value(p: float) -> str:
     """``p = 0.03``; what is smaller than 0.001 is said to be."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.01 else f"p = {p:.2f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def interval(value: float, low: float, high: float, as_percent: bool = True) -> str:

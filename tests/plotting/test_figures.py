@@ -287,7 +287,7 @@ def test_refits_are_dots_and_the_real_fit_is_a_line_with_its_p() -> None:
     titles = [note.text for note in fig.layout.annotations]
     assert titles == [
         "either way: +30.0 points, p = 0.05",
-        "both ways: +10.0 points, p = 0.20",
+        "both ways: +10.0 points, p = 0.2",
         "toward memorized: +30.0 points, p = 0.05",
     ]
     dots = [item for item in fig.data if item.name == "refits on exchanged labels"]

@@ -344,7 +344,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_the_page_says_the_answer_and_the_limits(page: str) -> None:
     study = small_study()
     text = Elements(page).text
-    assert study.answer() in text
+    verdict = study.verdict.sentence
+    assert text.count(verdict) >= 1
+    assert study.answer().removesuffix(verdict).strip() in text
     assert all(note in text for note in study.notes())
     assert study.headline() in text
     assert study.negative_note() in text
@@ -352,6 +354,18 @@ def test_the_page_says_the_answer_and_the_limits(page: str) -> None:
         assert line in text
     for cell in study.summary().to_numpy().ravel():
         assert str(cell).strip() in text
+
+
+def test_the_first_line_is_the_verdict_and_refits_are_drawn(page: str, tmp_path: Path) -> None:
+    study = small_study()
+    assert f'<p class="verdict">{study.verdict.sentence}</p>' in page
+    assert "figure-refits" in page
+    untested = replace(study, verdict=verdict_of(replace(study.sweep, refits=[]), 0))
+    text = mm.write_report(untested, tmp_path / "out").read_text(encoding="utf-8")
+    assert '<p class="verdict">Nothing was tested' in text
+    assert "No refits on exchanged labels stand behind this study" in text
+    assert "figure-refits" not in text
+    assert not (tmp_path / "out" / "tables" / "refits.csv").exists()
 
 
 def test_the_page_holds_everything_it_needs(page: str) -> None:

@@ -21,8 +21,8 @@ def test_shares_and_differences_have_one_form():
 
 @pytest.mark.parametrize(
     ("p", "told"),
-    [(0.0004, "p < 0.001"), (0.001, "p = 0.001"), (0.0052, "p = 0.005"), (0.05, "p = 0.05"),
-     (0.0099, "p = 0.010"), (1.0, "p = 1.00")],
+    [(0.0004, "p < 0.001"), (0.001, "p = 0.001"), (0.0052, "p = 0.0052"), (0.05, "p = 0.05"),
+     (1 / 3, "p = 0.33"), (1.0, "p = 1")],
 )  # fmt: skip
 def test_a_p_value_is_never_said_to_be_zero(p, told):
     assert p_value(p) == told

@@ -112,6 +112,7 @@ class BehaviorStudy(Study):
             "summary": self.summary(),
             "behavior_mix": plotting.mix_table(self.observed),
             "examples": answers_table(self.sweep),
+            "refits": self.verdict.table(),
             "test": self.sweep.test_table(),
             "turned": self.sweep.turned_table(),
             "beyond_controls": beyond_table(self.sweep.tested),
@@ -146,6 +147,8 @@ class BehaviorStudy(Study):
         out = {"behavior_mix": plotting.behavior_mix(self.observed, theme=theme)}
         if np.isfinite(self.observed["test"].margins).any():
             out["margins"] = plotting.margins(self.observed["test"], theme=theme)
+        if self.verdict.shuffles:
+            out["refits"] = plotting.refits(self.verdict, theme=theme)
         out["rates"] = plotting.rates_bars(self.sweep, theme=theme)
         if not self.dose.empty:
             out["dose_response"] = plotting.dose_response(self.dose, theme=theme)
@@ -189,6 +192,7 @@ class BehaviorStudy(Study):
             ],
             "controls": {name: CONTROL_NAMES[name] for name in named if name in CONTROL_NAMES},
             "draws": max(len(d) for each in best.controls.values() for d in each.values()),
+            "refits": self.verdict.as_dict(),
             "negative": self.negative_note(),
             "seconds": self.seconds,
         }

@@ -10,8 +10,8 @@ import pandas as pd
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.probes import Probes
 from mechmem.evaluation.rates import Rates
-from mechmem.studies.words import joined, percent, points, sentence, share, too_narrow
 from mechmem.studies.verdict import Verdict
+from mechmem.studies.words import joined, percent, points, sentence, share, too_narrow
 from mechmem.sweeps.result import Sweep, Tested
 
 PAPER = "P1"
