@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io
 
 from mechmem.errors import ArtifactError, did_you_mean, listed
 from mechmem.studies.table_files import read_table
@@ -104,8 +103,9 @@ class SavedStudy:
         found = {}
         for file in sorted((self.folder / "figures").glob("*.json")):
             try:
-                found[file.stem] = plotly.io.from_json(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                spec = json.loads(file.read_text(encoding="utf-8"))
+                found[file.stem] = go.Figure({"data": spec["data"], "layout": spec["layout"]})
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ArtifactError(
                     f"{file} is not a plotly figure, or was cut off ({type(error).__name__}). Save "
                     "the study again."

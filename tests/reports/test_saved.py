@@ -178,9 +178,13 @@ def test_a_folder_that_lacks_what_the_page_shows_is_refused_and_keeps_its_page(f
     assert "not a plotly figure" in spoiled(
         "cut", lambda f: (f / "figures/rates.json").write_text("{")
     )
-    assert (
-        "'data'" in spoiled("list", lambda f: (f / "figures/rates.json").write_text("[]")) or True
-    )
+    for k, text in enumerate(
+        ("[]", "3", '{"data": []}', '{"data": [{"type": "x"}], "layout": {}}')
+    ):
+        told = spoiled(
+            f"other {k}", lambda f, text=text: (f / "figures/rates.json").write_text(text)
+        )
+        assert "not a plotly figure" in told
     assert "rates" in spoiled("figure", lambda f: (f / "figures/rates.json").unlink())
     assert "no table 'summary'" in spoiled("table", lambda f: (f / "tables/summary.csv").unlink())
     assert "run the study again" in spoiled("older", manifest(chosen=[]))
@@ -226,7 +230,8 @@ def test_the_folder_of_a_stranger_is_data(folders, tmp_path, chromium):
         spec["layout"]["template"] = {}
         for trace in spec["data"]:
             trace["name"] = HOSTILE
-            trace["hovertext"] = HOSTILE
+            if isinstance(trace.get("hovertext"), list):
+                trace["hovertext"] = [HOSTILE] * len(trace["hovertext"])
         file.write_text(json.dumps(spec))
     (folder / "figures" / "more.json").write_text('{"data": [], "layout": {}}')
     page = mm.write_report(folder).read_text(encoding="utf-8")

@@ -182,6 +182,9 @@ class BehaviorStudy(Study):
                 name: {"prompts": len(part), "groups": sorted(set(part.groups))}
                 for name, part in self.splits.items()
             },
+            "classes": list(best.rates),
+            "outcomes": list(self.sweep.before.allowed),
+            "reading": self.sweep.before.reading,
             "flips": len(self.flips) // 2,
             "steered": {
                 name: {"prompts": len(part), "groups": len(set(part.groups))}
