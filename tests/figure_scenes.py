@@ -146,7 +146,7 @@ class Moved:
         return CHANGES
 
 
-def tested() -> pd.DataFrame:
+def refitted() -> pd.DataFrame:
     """The saved table of a verdict: three claims, nineteen refits."""
     rows = []
     for claim, real, p in (("any", 0.3, 0.05), ("both", 0.1, 0.2), ("memorized", 0.3, 0.05)):
@@ -259,7 +259,7 @@ CASES: dict[str, Callable[[mm.Study], list[Case]]] = {
         case(s.sweep, s.sweep.test_table()),
         case(s.sweep.best.rates["memorized"]),
     ],
-    "refits": lambda s: [case(tested(), tested())],
+    "refits": lambda s: [case(refitted(), refitted())],
     "sampling": lambda s: [case(results()["sampling"])],
     "score_correlation": lambda s: [case(RESULTS["score_correlation"](), site=SITES[1])],
     "separation_profile": lambda s: [case(s.separation)],

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 import torch
-from figure_scenes import tested
+from figure_scenes import refitted
 from small_study import small_study
 
 from mechmem import plotting
@@ -282,7 +282,7 @@ def test_names_are_shown_as_text_and_never_as_markup() -> None:
 
 
 def test_refits_are_dots_and_the_real_fit_is_a_line_with_its_p() -> None:
-    table = tested()
+    table = refitted()
     fig = plotting.refits(table)
     titles = [note.text for note in fig.layout.annotations]
     assert titles == [

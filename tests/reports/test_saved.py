@@ -211,7 +211,7 @@ def test_the_folder_of_a_stranger_is_data(folders, tmp_path, chromium):
         return f"{value}{HOSTILE}" if isinstance(value, str) else value
 
     folder = shutil.copytree(folders[0], tmp_path / "study")
-    kept = {"study", "seed", "files", "steered", "splits"}
+    kept = {"study", "seed", "files", "steered", "splits", "classes"}
     note = json.loads((folder / "manifest.json").read_text())
     note = {name: part if name in kept else hostile(part) for name, part in note.items()}
     (folder / "manifest.json").write_text(json.dumps(note))

@@ -322,7 +322,7 @@ def test_what_cannot_be_studied_is_refused_with_the_way_out(own):
     model = mm.load_model(str(where / "model"))
     with pytest.raises(mm.TaskError, match="recall-reasoning"):
         mm.run_reasoning_study(model, task=mm.get_task("addition"))
-    with pytest.raises(mm.TaskError, match=r"read\('questions.csv'\)"):
+    with pytest.raises(mm.TaskError, match=r"data=<file or PromptSet>"):
         mm.run_reasoning_study(model)
     few = mm.get_task("reasoning").read(frame.head(5))
     with pytest.raises(mm.PromptError, match="at least 4 groups"):
