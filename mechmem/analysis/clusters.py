@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from mechmem.analysis.intervals import Estimate
+from mechmem.analysis.intervals import Estimate, group_counts
 from mechmem.analysis.neurons import NeuronSet
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, PromptError
@@ -257,8 +257,7 @@ def _measures(correlation: np.ndarray, labels: np.ndarray) -> tuple[float, float
 def _resampled(values: np.ndarray, groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     _, index = np.unique(groups, return_inverse=True)
     number = int(index.max()) + 1
-    rng = keyed_rng(seed, "clusters-bootstrap", number)
-    drawn = rng.multinomial(number, np.full(number, 1 / number), size=DRAWS)[:, index]
+    drawn = group_counts(number, DRAWS, seed, "clusters-bootstrap", number)[:, index]
     return np.array([_measures(_correlation(values, row.astype(float)), labels) for row in drawn])
 
 

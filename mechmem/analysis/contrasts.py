@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from mechmem.analysis.intervals import group_counts
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, MechmemWarning, PromptError, listed
 from mechmem.models.sites import Site
@@ -95,9 +96,8 @@ class Contrast:
 
         Draws without one of the classes are left out.
         """
-        rng = keyed_rng(seed, "contrast-bootstrap", self.n_groups)
-        even = np.full(self.n_groups, 1 / self.n_groups)
-        drawn = rng.multinomial(self.n_groups, even, size=draws)[:, self.groups].astype(float)
+        counts = group_counts(self.n_groups, draws, seed, "contrast-bootstrap", self.n_groups)
+        drawn = counts[:, self.groups].astype(float)
         kept: np.ndarray = drawn[(drawn @ self.is_first > 0) & (drawn @ ~self.is_first > 0)]
         return kept
 

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
+from mechmem.analysis.association import group_correlation, spearman
 from mechmem.analysis.directions import Directions
-from mechmem.analysis.held_out import group_draws, refuse_seen, resampled
+from mechmem.analysis.held_out import refuse_seen
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
-
-__all__ = ["ScoreCorrelation", "pearson", "score_correlation", "spearman"]
 
 RANDOM_DIRECTIONS = 200
 
@@ -29,7 +27,7 @@ class ScoreCorrelation:
     """Correlation of a score with the projection on the direction, per site.
 
     Attributes:
-        spearman, pearson: With 95 % intervals from resampling groups.
+        spearman, pearson: With 95 % intervals over groups.
         random: Middle 95 % of Spearman's correlation of random directions of the same site.
         points: One row per example: id, group, class, score.
         projections: ``[example]`` per site, in activation units.
@@ -97,7 +95,7 @@ def score_correlation(
         scores: One per example in order, or by prompt id, or a key of `Prompt.meta`.
         by: ``"label"`` or ``"behavior"``: only for the color of the points.
         name: What to call the score.
-        seed: Keys the resampling and the random directions.
+        seed: Keys the random directions.
         allow_seen: Measure on fitted prompts all the same.
 
     Raises:
@@ -111,14 +109,13 @@ def score_correlation(
         refuse_seen(directions, acts, "correlate a score")
     values = _scores(acts, scores)
     groups = list(acts.prompts.groups)
-    draws = group_draws(groups, seed, "score-correlation")
     ranks, lines, random, projections = {}, {}, {}, {}
     for direction in directions:
         site = direction.site
         states = acts[site].flatten(1).double()
         along = direction.project(states).numpy() if direction.norm else np.zeros(len(values))
-        ranks[site] = resampled(lambda r, p=along: spearman(p[r], values[r]), groups, draws)  # type: ignore[misc]
-        lines[site] = resampled(lambda r, p=along: pearson(p[r], values[r]), groups, draws)  # type: ignore[misc]
+        ranks[site] = group_correlation(along, values, groups, ranks=True)
+        lines[site] = group_correlation(along, values, groups)
         rng = keyed_rng(seed, "score-correlation", "random", site.key)
         noise = torch.from_numpy(rng.standard_normal((states.shape[1], RANDOM_DIRECTIONS)))
         found = [spearman(column, values) for column in (states @ noise).numpy().T]
@@ -134,18 +131,6 @@ def score_correlation(
     )
     called = name or (scores if isinstance(scores, str) else "score")
     return ScoreCorrelation(ranks, lines, random, points, projections, called)
-
-
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's correlation of the ranks, ties at their mean rank; NaN without variation."""
-    return pearson(rankdata(one), rankdata(other))
-
-
-def pearson(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's correlation; NaN without variation."""
-    a, b = one - one.mean(), other - other.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0 else float("nan")
 
 
 def _scores(acts: Activations, scores: Any) -> np.ndarray:

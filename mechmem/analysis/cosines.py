@@ -119,7 +119,7 @@ def cosine_profile(
             lengths = states.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
             cosines = (direction.project(states) / lengths).numpy()
         for name, mine in ((first.toward, positive), (first.away, ~positive)):
-            mean = group_mean(cosines[mine], groups[mine].tolist(), seed=seed)
+            mean = group_mean(cosines[mine], groups[mine].tolist(), kind="mean")
             out.append(
                 {
                     "stream": direction.site.stream,

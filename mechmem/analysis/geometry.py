@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
+from mechmem.analysis.association import auroc, group_auroc
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.held_out import refuse_seen
 from mechmem.analysis.intervals import Estimate
@@ -17,9 +17,6 @@ from mechmem.errors import PromptError
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
 
-__all__ = ["Separation", "auroc", "separation"]
-
-DRAWS = 400
 RANDOM_DIRECTIONS = 100
 
 
@@ -62,16 +59,6 @@ class Separation:
         )
 
 
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half; NaN when a class is missing."""
-    n1 = int(positive.sum())
-    n0 = len(positive) - n1
-    if n1 == 0 or n0 == 0:
-        return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
-
-
 def separation(
     directions: Directions,
     acts: Activations,
@@ -86,7 +73,7 @@ def separation(
         directions: Fitted elsewhere.
         acts: States with both classes at the same sites, at one position.
         by: ``"behavior"`` or ``"label"``.
-        seed: Keys the resampling of groups and the random directions.
+        seed: Keys the random directions.
         allow_seen: Measure on fitted prompts all the same.
 
     Raises:
@@ -110,25 +97,10 @@ def separation(
         states = acts[site][rows].flatten(1).double()
         # Where the class means coincide (the input, when all prompts end alike) nothing separates.
         scores = direction.project(states).numpy() if direction.norm else np.zeros(len(rows))
-        aurocs[site] = _estimate(scores, positive, groups, seed)
+        aurocs[site] = group_auroc(scores, positive, groups)
         sizes[site] = _cohens_d(scores, positive)
         randoms[site] = _random_range(states, positive, direction, seed)
     return Separation(aurocs, sizes, randoms, first.toward, first.away)
-
-
-def _estimate(scores: np.ndarray, positive: np.ndarray, groups: list[str], seed: int) -> Estimate:
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    blocks = [np.array(rows) for rows in members.values()]
-    rng = keyed_rng(seed, "separation", len(blocks))
-    draws = []
-    for _ in range(DRAWS):
-        rows = np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))])
-        draws.append(auroc(scores[rows], positive[rows]))
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    value = auroc(scores, positive)
-    return Estimate(value, float(low), float(high), len(scores), len(blocks))
 
 
 def _cohens_d(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mechmem.analysis.geometry import auroc
+from mechmem.analysis.association import auroc
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError, listed
 from mechmem.models.sites import Site

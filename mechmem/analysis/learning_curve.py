@@ -26,7 +26,7 @@ class LearningCurve:
     """Held-out accuracy by number of training groups (pairs).
 
     Attributes:
-        accuracy: ``accuracy[site][size]``, with a 95 % interval from resampling the held-out
+        accuracy: ``accuracy[site][size]``, with a 95 % interval over the held-out
             groups. It does not hold how much another draw of training groups would change.
         shuffled: The same with the two classes exchanged at random within the data.
         input_only: A logistic classifier on the input tokens alone, by size.

@@ -172,7 +172,7 @@ class ProbeData:
 
     def mean(self, right: np.ndarray) -> Estimate:
         """Mean over examples, with an interval over groups."""
-        return group_mean(right, self.groups.tolist(), seed=self.seed)
+        return group_mean(right, self.groups.tolist(), kind="share")
 
 
 def one_thread(features: np.ndarray) -> threadpool_limits:

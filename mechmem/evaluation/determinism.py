@@ -79,7 +79,7 @@ def determinism(
         hit = [
             float(wrote[k] == text) for k, text in zip(asked.ids, first.completions, strict=True)
         ]
-        same[name] = group_mean(hit, asked.groups, seed=seed)
+        same[name] = group_mean(hit, asked.groups, kind="share")
         again = model.logits(items, token_budget=budget).double().numpy()
         at = {k: row for row, k in enumerate(items.ids)}
         again = again[[at[k] for k in asked.ids]]

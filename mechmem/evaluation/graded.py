@@ -85,13 +85,13 @@ class GradedAnswers:
         if not rows:
             return NOT_MEASURED
         hit = (self.similarity[behavior][rows] > level).astype(float)
-        return group_mean(hit, [self.observed.prompts[k].group for k in rows], seed=self.seed)
+        return group_mean(hit, [self.observed.prompts[k].group for k in rows], kind="share")
 
     def _mean(self, values: np.ndarray, rows: np.ndarray) -> Estimate:
         if rows.size == 0:
             return NOT_MEASURED
         groups = [self.observed.prompts[int(k)].group for k in rows]
-        return group_mean(values[rows], groups, seed=self.seed)
+        return group_mean(values[rows], groups, kind="share")
 
 
 def graded_answers(seen: Observations, *, seed: int = 0) -> GradedAnswers:

@@ -184,7 +184,7 @@ def interaction(
                 "interaction": together - total,
             }
             effects[target][kind] = {
-                name: group_mean(values, asked.groups, seed=seed) for name, values in each.items()
+                name: group_mean(values, asked.groups, kind="mean") for name, values in each.items()
             }
     return Interaction(
         effects, {name: sum(map(len, part.values())) for name, part in chosen.items()}

@@ -164,15 +164,15 @@ def margin_response(
                         seen = observe(view, asked, task=task)
                 margins.append(sign * (seen.margins - start.margins)[rows])
                 labels.append(hits(seen, target)[rows])
-            change[target][kind] = tuple(group_mean(m, groups, seed=seed) for m in margins)
-            share[target][kind] = tuple(group_mean(m, groups, seed=seed) for m in labels)
+            change[target][kind] = tuple(group_mean(m, groups, kind="mean") for m in margins)
+            share[target][kind] = tuple(group_mean(m, groups, kind="share") for m in labels)
             spread[target][kind] = tuple(
                 (float(np.quantile(m, 0.1)), float(np.quantile(m, 0.9))) for m in margins
             )
             if kind == "edit":
                 way = np.stack(margins)
-                largest[target] = group_mean(_largest_step(way), groups, seed=seed)
-                linear[target] = group_mean(_linearity(way, np.array(steps)), groups, seed=seed)
+                largest[target] = group_mean(_largest_step(way), groups, kind="share")
+                linear[target] = group_mean(_linearity(way, np.array(steps)), groups, kind="share")
     gaps = np.diff(steps)
     return MarginResponse(
         tuple(dosed.alpha * dose for dose in steps),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.intervals import Estimate, Kind, group_mean
 from mechmem.errors import ModelError, PromptError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.rates import Rates, evaluate
@@ -102,16 +103,19 @@ def compare_models(
     }
     loss = {name: -model.logprobs(asked, wanted).numpy() for name, model in models.items()}
 
-    def means(values: Mapping[str, np.ndarray], than: np.ndarray | float) -> dict[str, Estimate]:
+    def means(values: Mapping[str, np.ndarray], kind: Kind, than: Any = 0.0) -> dict[str, Estimate]:
         return {
-            name: group_mean(each - than, asked.groups, seed=seed) for name, each in values.items()
+            name: Estimate.exact(0.0, asked.groups)
+            if each is than
+            else group_mean(each - than, asked.groups, kind=kind)
+            for name, each in values.items()
         }
 
     return ModelComparison(
-        means(right, 0.0),
-        means(loss, 0.0),
-        means(right, right[base]),
-        means(loss, loss[base]),
+        means(right, "share"),
+        means(loss, "mean"),
+        means(right, "change", right[base]),
+        means(loss, "mean", loss[base]),
         base,
     )
 

@@ -104,7 +104,7 @@ def near_ties(
         for k in range(bins):
             here = np.flatnonzero(at == k)
             shares.append(
-                group_mean(turned[here], [groups[i] for i in here], seed=seed)
+                group_mean(turned[here], [groups[i] for i in here], kind="share")
                 if here.size
                 else NOT_MEASURED
             )
@@ -112,10 +112,10 @@ def near_ties(
         above = (size > threshold).astype(float)
         which = np.flatnonzero(turned)
         decided[name] = (
-            group_mean(above[which], [groups[i] for i in which], seed=seed)
+            group_mean(above[which], [groups[i] for i in which], kind="share")
             if which.size
             else NOT_MEASURED,
-            group_mean(above, groups, seed=seed),
+            group_mean(above, groups, kind="share"),
         )
     return NearTies(flips, tuple(float(edge) for edge in edges), decided, threshold)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from mechmem.analysis.intervals import Estimate, group_mean, group_mean_draws
+from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import evaluate
@@ -52,25 +52,22 @@ class PerturbationalMemorization:
     @property
     def accuracy(self) -> Estimate:
         """Acc: share of the originals that were solved."""
-        return group_mean(self.solved.astype(float), self.items.groups, seed=self.seed)
+        return group_mean(self.solved.astype(float), self.items.groups, kind="share")
 
     @property
     def consistency(self) -> Estimate:
         """CR: of the perturbations of solved originals, the share that was solved; every original
-        counts once. NaN where none was solved."""
-        both = np.column_stack([self.solved * self.kept, self.solved]).astype(float)
-        draws = group_mean_draws(both, self.items.groups, seed=self.seed)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = both[:, 0].sum() / both[:, 1].sum()
-            ratios = draws[:, 0] / draws[:, 1]
-        low, high = np.nanquantile(ratios, [0.025, 0.975]) if both[:, 1].any() else (np.nan,) * 2
-        groups = len(set(self.items.groups))
-        return Estimate(float(value), float(low), float(high), len(self.items), groups)
+        counts once, and ``n`` counts the solved ones. NaN where none was solved."""
+        rows = np.flatnonzero(self.solved)
+        if not rows.size:
+            return NOT_MEASURED
+        groups = [self.items[int(k)].group for k in rows]
+        return group_mean(self.kept[rows], groups, kind="share")
 
     @property
     def limem(self) -> Estimate:
         """LiMem = Acc (1 - CR)."""
-        return group_mean(list(self.scores.values()), self.items.groups, seed=self.seed)
+        return group_mean(list(self.scores.values()), self.items.groups, kind="share")
 
     def of(self, key: str, value: object) -> PerturbationalMemorization:
         """Only the items whose ``meta[key]`` is ``value``.

@@ -45,7 +45,7 @@ class Prompting:
         return group_mean(
             hits(first.after, outcome) - hits(second.after, outcome),
             first.after.prompts.groups,
-            seed=first.seed,
+            kind="change",
         )
 
     def table(self) -> pd.DataFrame:

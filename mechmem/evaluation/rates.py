@@ -26,7 +26,7 @@ __all__ = ["Rates", "check_before", "evaluate", "refuse_seen"]
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of the outcomes, with 95 % intervals from resampling groups.
+    """Shares of the outcomes, with 95 % intervals over groups.
 
     Attributes:
         after: What the (edited) model did.
@@ -44,12 +44,14 @@ class Rates:
 
     def share(self, outcome: str) -> Estimate:
         """Share of the prompts with this outcome."""
-        return group_mean(self._is(self.after, outcome), self.after.prompts.groups, seed=self.seed)
+        return group_mean(self._is(self.after, outcome), self.after.prompts.groups, kind="share")
 
     def change(self, outcome: str) -> Estimate:
         """Share after minus share before, paired prompt by prompt."""
+        if self.after is self.before:
+            return Estimate.exact(0.0, self.after.prompts.groups)
         difference = self._is(self.after, outcome) - self._is(self._before, outcome)
-        return group_mean(difference, self.after.prompts.groups, seed=self.seed)
+        return group_mean(difference, self.after.prompts.groups, kind="change")
 
     def compared_with(self, other: Rates, outcome: str) -> Estimate:
         """This share minus another edit's on the same prompts, paired prompt by prompt.
@@ -62,8 +64,10 @@ class Rates:
                 "Two edits are compared prompt by prompt; these two were evaluated on different "
                 "prompts. Evaluate both on one set."
             )
+        if self.after is other.after:
+            return Estimate.exact(0.0, self.after.prompts.groups)
         difference = self._is(self.after, outcome) - self._is(other.after, outcome)
-        return group_mean(difference, self.after.prompts.groups, seed=self.seed)
+        return group_mean(difference, self.after.prompts.groups, kind="change")
 
     def given(self, start: str, outcome: str) -> Estimate:
         """Of the prompts that were ``start`` without the edit, the share that is ``outcome`` now.
@@ -80,7 +84,7 @@ class Rates:
                 f"{listed(sorted(set(self._before.outcomes)))}."
             )
         groups = [self.after.prompts[int(k)].group for k in rows]
-        return group_mean(self._is(self.after, outcome)[rows], groups, seed=self.seed)
+        return group_mean(self._is(self.after, outcome)[rows], groups, kind="share")
 
     @cached_property
     def transitions(self) -> pd.DataFrame:

@@ -77,7 +77,7 @@ class Sampling:
         return pd.DataFrame(rows)
 
     def _mean(self, values: Sequence[float]) -> Estimate:
-        return group_mean(values, self.greedy.prompts.groups, seed=self.seed)
+        return group_mean(values, self.greedy.prompts.groups, kind="share")
 
 
 def sampling(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, group_mean, group_mean_draws
+from mechmem.analysis.intervals import Estimate, Kind, group_mean, group_ratio
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.rows import can_steer, hits, numbers, one_control, refuse_seen, steered
@@ -122,10 +122,8 @@ def side_effects(
     for name, item in settings.items():
         with patched(model, item) as view:
             costs[name] = _measure(view, asked, neutral, plain_logits, task)
-    values = {name: _estimates(cost, None, asked, neutral, seed) for name, cost in costs.items()}
-    changes = {
-        name: _estimates(cost, unedited, asked, neutral, seed) for name, cost in costs.items()
-    }
+    values = {name: _estimates(cost, None, asked, neutral) for name, cost in costs.items()}
+    changes = {name: _estimates(cost, unedited, asked, neutral) for name, cost in costs.items()}
     return SideEffects(values, changes)
 
 
@@ -186,29 +184,28 @@ def _estimates(
     than: _Costs | None,
     asked: PromptSet | None,
     neutral: PromptSet | None,
-    seed: int,
 ) -> dict[str, Estimate]:
     out = {}
-    for name, values, base, prompts in (
-        ("kl", cost.kl, None if than is None else than.kl, asked),
-        ("accuracy", cost.right, None if than is None else than.right, asked),
+    kinds: tuple[Kind, Kind] = "mean", "share" if than is None else "change"
+    for name, values, base, prompts, kind in (
+        ("kl", cost.kl, None if than is None else than.kl, asked, kinds[0]),
+        ("accuracy", cost.right, None if than is None else than.right, asked, kinds[1]),
     ):
         if values is not None and prompts is not None:
             each = values if base is None else values - base
-            out[name] = group_mean(each, prompts.groups, seed=seed)
+            out[name] = group_mean(each, prompts.groups, kind=kind)
     for name, pair, before, prompts in (
         ("answer_perplexity", cost.answer, None if than is None else than.answer, asked),
         ("text_perplexity", cost.text, None if than is None else than.text, neutral),
     ):
         if pair is not None and prompts is not None:
             loss = pair[0] if before is None else pair[0] - before[0]
-            out[name] = _perplexity(loss, pair[1], prompts.groups, seed)
+            out[name] = _perplexity(loss, pair[1], prompts.groups)
     return out
 
 
-def _perplexity(loss: np.ndarray, tokens: np.ndarray, groups: Sequence[str], seed: int) -> Estimate:
+def _perplexity(loss: np.ndarray, tokens: np.ndarray, groups: Sequence[str]) -> Estimate:
     """``exp`` of the loss per token; of a difference of losses, the ratio of perplexities."""
-    draws = group_mean_draws(np.stack([loss, tokens], axis=1), groups, seed=seed)
-    low, high = np.quantile(np.exp(draws[:, 0] / draws[:, 1]), [0.025, 0.975])
-    value = float(np.exp(loss.sum() / tokens.sum()))
-    return Estimate(value, float(low), float(high), len(loss), len(set(groups)))
+    found = group_ratio(loss, tokens, groups)
+    value, low, high = (float(np.exp(one)) for one in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.n, found.groups)

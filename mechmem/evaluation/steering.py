@@ -155,7 +155,7 @@ def steering_grid(
                     cell = _cell(hits[mine], plain[mine], groups[mine].tolist(), seed)
                     if kind == "edit" and len(kinds) == 2 and alpha != 0:
                         difference = (hits - kinds["random direction"])[mine]
-                        beyond = group_mean(difference, groups[mine].tolist(), seed=seed)
+                        beyond = group_mean(difference, groups[mine].tolist(), kind="change")
                         cell |= {"beyond": beyond.value, "beyond_low": beyond.low}
                         cell |= {"beyond_high": beyond.high}
                     site = {"stream": direction.site.stream, "layer": direction.site.layer}
@@ -172,8 +172,8 @@ def steering_grid(
 def _cell(
     hits: np.ndarray, plain: np.ndarray, groups: list[str], seed: int
 ) -> dict[str, float | int]:
-    share = group_mean(hits, groups, seed=seed)
-    change = group_mean(hits - plain, groups, seed=seed)
+    share = group_mean(hits, groups, kind="share")
+    change = group_mean(hits - plain, groups, kind="change")
     return {
         "share": share.value,
         "low": share.low,

@@ -133,7 +133,7 @@ def probe_transfer(
                     right = _held_out(features, target, asked, groups, seed)
                 else:
                     right = (_probe().fit(features, target).predict(states) == asked).astype(float)
-                row[other] = group_mean(right, members.tolist(), seed=seed)
+                row[other] = group_mean(right, members.tolist(), kind="share")
             found[kind][name] = row
     return ProbeTransfer(found["usual"], found["shuffled"], here, (classes[0], classes[1]))
 

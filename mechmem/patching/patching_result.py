@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechmem.analysis.intervals import Estimate, group_mean, group_mean_draws
+from mechmem.analysis.intervals import Estimate, group_mean, group_ratio
 from mechmem.errors import MechmemError, SiteError, listed
 from mechmem.models.hooked import ModelInfo
 from mechmem.models.sites import Site
@@ -86,7 +86,7 @@ class PatchingResult:
     ) -> Estimate:
         """Mean change of the recipient's margin in nats, with an interval over groups."""
         change, rows = self._change(site, position, which)
-        return group_mean(change, [self.recipients[int(k)].group for k in rows], seed=self.seed)
+        return group_mean(change, [self.recipients[int(k)].group for k in rows], kind="mean")
 
     def recovery(
         self, site: tuple[str, int], position: str | None = None, which: str = "patched"
@@ -98,20 +98,12 @@ class PatchingResult:
         recover all of it, and it can lie outside [0, 1].
 
         Returns:
-            The ratio of means, with a percentile interval over resampled groups. The interval is
-            NaN when that of the distance itself includes 0: then the share means nothing.
+            The ratio of means, with Fieller's interval over groups. The interval is NaN when that
+            of the distance itself includes 0: then the share means nothing.
         """
         change, rows = self._change(site, position, which)
         gap = (self.donor_margins - self.recipient_margins)[rows]
-        groups = [self.recipients[int(k)].group for k in rows]
-        draws = group_mean_draws(np.stack([change, gap], axis=1), groups, seed=self.seed)
-        least, most = np.quantile(draws[:, 1], [0.025, 0.975])
-        low = high = np.nan
-        if least > 0 or most < 0:
-            with np.errstate(divide="ignore"):
-                low, high = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
-        value = float(change.mean() / gap.mean()) if gap.mean() else np.nan
-        return Estimate(value, float(low), float(high), len(rows), len(set(groups)))
+        return group_ratio(change, gap, [self.recipients[int(k)].group for k in rows])
 
     def table(self) -> pd.DataFrame:
         """One row per site and position: recovery with interval, the controls' beside it."""

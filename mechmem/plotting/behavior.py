@@ -33,7 +33,7 @@ BINS = 40
 def mix_table(
     observed: Observations | Mapping[str, Observations] | pd.DataFrame,
 ) -> pd.DataFrame:
-    """Share of every outcome per set of prompts, with 95 % intervals from resampling groups.
+    """Share of every outcome per set of prompts, with 95 % intervals over groups.
 
     Args:
         observed: Observations, several by name, or a saved `Observations.table` (in which an
@@ -48,7 +48,9 @@ def mix_table(
         allowed = part.allowed if isinstance(part, Observations) else _order(frame["behavior"])
         for outcome in allowed:
             share = group_mean(
-                (frame["behavior"] == outcome).to_numpy(float), frame["group"].astype(str).tolist()
+                (frame["behavior"] == outcome).to_numpy(float),
+                frame["group"].astype(str).tolist(),
+                kind="share",
             )
             rows.append(
                 {
@@ -104,7 +106,7 @@ def behavior_mix(
         tickformat=".0%",
         range=[0, min(float(frame["high"].max()) + 0.08, 1.02)],
     )
-    about = f"{counted(frame)}; lines: 95 % interval, groups resampled"
+    about = f"{counted(frame)}; lines: 95 % interval over groups"
     return house_style(fig, theme, "What the model does, unedited", about, 400, bottom=36)
 
 

@@ -44,7 +44,7 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
         if part["low"].notna().any() and measure.endswith("perplexity") and part["high"].max() > 50:
             fig.update_xaxes(type="log", tickvals=_few(part), row=1, col=number)
     fig.update_yaxes(autorange="reversed")
-    about = f"{counted(frame)}; lines: 95 % interval, groups resampled"
+    about = f"{counted(frame)}; lines: 95 % interval over groups"
     rows = len(set(frame["setting"]))
     house_style(fig, theme, "What the edit costs elsewhere", about, 210 + 40 * rows)
     return fig.update_layout(margin_l=20)

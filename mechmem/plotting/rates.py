@@ -73,7 +73,7 @@ def rates_bars(
         )
         fig.update_traces(name="with the edit", selector={"type": "bar"})
     fig.update_yaxes(title="share of the prompts", tickformat=".0%", range=[0, 1.02])
-    about = f"{counted(frame)}; lines: 95 % interval, groups resampled"
+    about = f"{counted(frame)}; lines: 95 % interval over groups"
     title = "Rates under the edit" if edited else "Rates"
     return house_style(fig, theme, title, about, 400, bottom=36 if edited else 0)
 

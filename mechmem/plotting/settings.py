@@ -83,7 +83,7 @@ def graded_answers(graded: GradedAnswers | pd.DataFrame, *, theme: str = "light"
     fig.update_xaxes(title="classified as", type="category")
     fig.update_yaxes(title="similarity of the completion", range=[0, 1.05])
     fig.update_layout(barmode="group")
-    about = "1: the answer letter by letter; lines: 95 % interval, groups resampled"
+    about = "1: the answer letter by letter; lines: 95 % interval over groups"
     return house_style(fig, theme, "How much of each answer was written", about, 430, bottom=62)
 
 

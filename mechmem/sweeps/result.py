@@ -78,17 +78,17 @@ class Tested:
             outcome: group_mean(
                 np.mean([_hits(draw.after, outcome)[rows] for draw in draws], axis=0),
                 groups,
-                seed=draws[0].seed,
+                kind="share",
             )
             for outcome in before.allowed
         }
 
     def _averaged(self, draws: Sequence[Rates], outcome: str, edited: Rates | None) -> Estimate:
         values = np.mean([_hits(draw.after, outcome) for draw in draws], axis=0)
-        if edited is not None:
-            values = _hits(edited.after, outcome) - values
-        first = draws[0]
-        return group_mean(values, first.after.prompts.groups, seed=first.seed)
+        groups = draws[0].after.prompts.groups
+        if edited is None:
+            return group_mean(values, groups, kind="share")
+        return group_mean(_hits(edited.after, outcome) - values, groups, kind="change")
 
 
 @dataclass(frozen=True)

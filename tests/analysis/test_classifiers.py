@@ -130,7 +130,7 @@ class TestEveryKind:
         acts = made_states({SITE: rng.normal(size=(60, 1, 4))}, CLASSES * 30, token_ids=ids)
         probes = mm.fit_probes(acts)
         assert probes.length_only.value == 1.0
-        assert probes.table()["length_only_low"].tolist() == [1.0]
+        assert 0.8 < probes.table()["length_only_low"].item() < 1.0
         same = made_states({SITE: rng.normal(size=(60, 1, 4))}, CLASSES * 30)
         assert mm.fit_probes(same).length_only.value <= 0.5
 

@@ -179,23 +179,19 @@ class TestScores:
         scores = self.scores(acts, arrays, fitted)
         found = mm.score_correlation(fitted, acts, scores, by="behavior")
         groups = np.array(acts.prompts.groups)
-        rng = np.random.default_rng(3)
         for site in found.spearman:
             along = arrays[tuple(site)][:, 0] @ np.asarray(fitted[site].unit)
             close(found.projections[site], along, 1e-9)
             rank, line = found.spearman[site], found.pearson[site]
             assert rank.value == pytest.approx(stats.spearmanr(along, scores).statistic)
             assert line.value == pytest.approx(stats.pearsonr(along, scores).statistic)
-            names = sorted(set(groups.tolist()))
-            draws = []
-            for _ in range(2000):
-                drawn = rng.choice(names, len(names))
-                rows = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
-                draws.append(stats.pearsonr(along[rows], scores[rows]).statistic)
-            low, high = np.quantile(draws, [0.025, 0.975])
-            width = high - low
-            assert abs(line.low - low) < 0.12 * width
-            assert abs(line.high - high) < 0.12 * width
+            without = []  # the interval from leaving out one group at a time
+            for name in np.unique(groups):
+                rows = groups != name
+                without.append(np.arctanh(stats.pearsonr(along[rows], scores[rows]).statistic))
+            error = np.sqrt(19 / 20 * ((np.array(without) - np.mean(without)) ** 2).sum())
+            half = (np.arctanh(line.high) - np.arctanh(line.low)) / 2
+            assert half == pytest.approx(stats.t.ppf(0.975, 18) * error, rel=0.2)
 
     def test_a_score_of_the_direction_beats_random_ones_and_noise_does_not(self, fitted) -> None:
         acts, arrays, _ = case("held", seed=8)

@@ -63,6 +63,7 @@ def test_accuracy_consistency_and_limem_follow_their_definitions(lab):
     accuracy, consistency = solved.mean(), kept[solved].mean()
     assert got.accuracy.value == pytest.approx(accuracy)
     assert got.consistency.value == pytest.approx(consistency)
+    assert (got.consistency.n, got.accuracy.n) == (solved.sum(), len(items))
     assert got.limem.value == pytest.approx(accuracy * (1 - consistency))
     assert got.limem.low <= got.limem.value <= got.limem.high
     assert list(got.scores.values()) == pytest.approx(np.where(solved, 1 - kept, 0))

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.intervals import Estimate, group_counts, group_mean
 from mechmem.artifacts import check_writable, load_artifact, save_artifact, versions
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.evaluation.behavior import observe
@@ -59,7 +59,7 @@ class CounterfactualMemorization:
     def change(self, edit: str, kind: str | None = None) -> Estimate:
         """Mean score under an edit minus mean score without one, over the items (of one kind).
 
-        The interval resamples items, not models.
+        The interval is over items, not models.
         """
         before, after = self.scores(), self.scores(edit)
         chosen = [
@@ -69,14 +69,12 @@ class CounterfactualMemorization:
             raise PromptError(
                 f"No item of kind {kind!r}; there are {listed(sorted(set(self.kinds)))}."
             )
-        return group_mean([after[name] - before[name] for name in chosen], chosen, seed=self.seed)
+        return group_mean([after[name] - before[name] for name in chosen], chosen, kind="change")
 
     def table(self, edit: str = "") -> pd.DataFrame:
         """One row per item; the interval resamples models, those with and those without apart."""
         value_in, value_out = self._means(edit, np.ones(len(self.inside)))
-        rng = keyed_rng(self.seed, "counterfactual", edit)
-        n = len(self.inside)
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+        drawn = group_counts(len(self.inside), DRAWS, self.seed, "counterfactual", edit)
         differences = np.array([np.subtract(*self._means(edit, weights)) for weights in drawn])
         low, high = np.nanquantile(differences, [0.025, 0.975], axis=0)
         return pd.DataFrame(

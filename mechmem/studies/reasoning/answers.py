@@ -30,7 +30,7 @@ def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for label in LABELS:
         mine = of_label(before, label)
-        plain = mean_of(correct(before), mine, before, seed)
+        plain = mean_of(correct(before), mine, before, "share")
         rows.append(
             {"family": "unedited", "label": label, "accuracy": plain.value, "low": plain.low,
              "high": plain.high, "n": plain.n, "groups": plain.groups}
@@ -40,10 +40,10 @@ def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
         draws = np.stack([correct(seen) for seen in item.random[sign]])
         moves = (draws - correct(before))[:, mine].mean(1)
         parts = {
-            "accuracy": mean_of(after, mine, before, seed),
-            "change": mean_of(after - correct(before), mine, before, seed),
-            "random_change": mean_of(draws.mean(0) - correct(before), mine, before, seed),
-            "beyond_random": mean_of(after - draws.mean(0), mine, before, seed),
+            "accuracy": mean_of(after, mine, before, "share"),
+            "change": mean_of(after - correct(before), mine, before, "change"),
+            "random_change": mean_of(draws.mean(0) - correct(before), mine, before, "change"),
+            "beyond_random": mean_of(after - draws.mean(0), mine, before, "change"),
         }
         row = {**_about(item, sign), "label": label}
         for name, found in parts.items():
@@ -68,7 +68,7 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
         mine = np.intersect1d(of_label(before, label), np.flatnonzero(both))
         if len(mine):
             for mode in MODES:
-                share = mean_of(_is_mode(before, mode), mine, before, seed)
+                share = mean_of(_is_mode(before, mode), mine, before, "share")
                 rows.append({"family": "unedited", "label": label, "mode": mode,
                              "share": share.value, "low": share.low, "high": share.high,
                              "n": share.n, "groups": share.groups})  # fmt: skip
@@ -79,8 +79,8 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
         for mode in MODES:
             after = _is_mode(item.after[sign], mode)
             draws = np.stack([_is_mode(seen, mode) for seen in item.random[sign]]).mean(0)
-            share = mean_of(after, mine, before, seed)
-            gap = mean_of(after - draws, mine, before, seed)
+            share = mean_of(after, mine, before, "share")
+            gap = mean_of(after - draws, mine, before, "change")
             rows.append(
                 {**_about(item, sign), "label": label, "mode": mode, "share": share.value,
                  "low": share.low, "high": share.high, "random_share": float(draws[mine].mean()),

@@ -214,8 +214,8 @@ def _removed(
         setting = settings[k % len(settings)]
         for label in LABELS:
             mine = of_label(before, label)
-            share = mean_of(correct(item.after), mine, before, seed)
-            change = mean_of(correct(item.after) - plain, mine, before, seed)
+            share = mean_of(correct(item.after), mine, before, "share")
+            change = mean_of(correct(item.after) - plain, mine, before, "change")
             rows.append(
                 {
                     "stream": setting.direction.site.stream,

@@ -11,10 +11,10 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from mechmem.analysis.association import auroc, group_auroc
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.fitting import fit_directions
-from mechmem.analysis.geometry import Separation, auroc, separation
-from mechmem.analysis.held_out import group_draws, resampled
+from mechmem.analysis.geometry import Separation, separation
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.models.sites import Site
@@ -166,9 +166,7 @@ def _input_only(train: Activations, test: Activations, seed: int) -> Estimate:
     with threadpool_limits(1):
         model.fit(_matrix(train.token_ids, columns), labels[0])
         scores = model.decision_function(_matrix(test.token_ids, columns))
-    groups, held = test.prompts.groups, np.asarray(scores)
-    draws = group_draws(groups, seed, "input-only")
-    return resampled(lambda rows: auroc(held[rows], labels[1][rows]), groups, draws)
+    return group_auroc(np.asarray(scores), labels[1], test.prompts.groups)
 
 
 def _features(ids: Sequence[int]) -> set[tuple[int, int]]:
