@@ -146,6 +146,18 @@ class Moved:
         return CHANGES
 
 
+def refitted() -> pd.DataFrame:
+    """The saved table of a verdict: three claims, nineteen refits."""
+    rows = []
+    for claim, real, p in (("any", 0.3, 0.05), ("both", 0.1, 0.2), ("memorized", 0.3, 0.05)):
+        null = np.random.default_rng(0).normal(0, 0.08, 19)
+        for k, effect in enumerate((real, *null)):
+            kind = "refit" if k else "edit"
+            rows.append({"claim": claim, "kind": kind, "draw": k, "effect": effect,
+                         "p": np.nan if k else p})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 @lru_cache
 def learning() -> mm.LearningCurve:
     rng = np.random.default_rng(2)
@@ -247,6 +259,7 @@ CASES: dict[str, Callable[[mm.Study], list[Case]]] = {
         case(s.sweep, s.sweep.test_table()),
         case(s.sweep.best.rates["memorized"]),
     ],
+    "refits": lambda s: [case(refitted(), refitted())],
     "sampling": lambda s: [case(results()["sampling"])],
     "score_correlation": lambda s: [case(RESULTS["score_correlation"](), site=SITES[1])],
     "separation_profile": lambda s: [case(s.separation)],

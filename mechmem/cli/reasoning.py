@@ -14,8 +14,6 @@ from mechmem.cli.output import Format, is_first, print_result
 if TYPE_CHECKING:
     from mechmem.studies.reasoning.study import ReasoningStudy
 
-__all__ = ["REASONING", "study_reasoning"]
-
 LAB_MODEL = "lab/recall-reasoning"
 REASONING = ("reasoning", "recall-reasoning")
 _TINY = 256
@@ -37,7 +35,6 @@ def study_reasoning(
     """
     from mechmem.artifacts import check_writable
     from mechmem.reports import write_report
-    from mechmem.studies.reasoning.summary import summary
 
     if questions is not None and model_name is None:
         raise typer.BadParameter("your own questions need --model", param_hint="--model")
@@ -61,7 +58,7 @@ def study_reasoning(
         say("writing the report")
         report = write_report(result, out)
     save_config(out)
-    print_result(summary(result), output, said=result.answer(), notes=result.notes())
+    print_result(result.summary(), output, said=result.answer(), notes=result.notes())
     typer.echo(f"report: {report}", err=True)
 
 

@@ -11,8 +11,6 @@ from mechmem.cli.app import command
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, print_result
 
-__all__ = ["compare", "report"]
-
 
 @command()
 def report(
@@ -23,14 +21,12 @@ def report(
 
     Example: mechmem report mechmem-demo
     """
-    import pandas as pd
-
-    from mechmem.reports.saved import load_study, rewrite_report
+    from mechmem.reports import write_report
+    from mechmem.reports.saved import load_study
 
     study = load_study(folder)
-    page = rewrite_report(folder)
-    table = study.table("summary") if "summary" in study.names else pd.DataFrame()
-    print_result(table, output, said=study.answer())
+    page = write_report(study)
+    print_result(study.summary(), output, said=study.answer(), notes=study.notes())
     typer.echo(f"report: {page}", err=True)
 
 

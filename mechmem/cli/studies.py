@@ -16,8 +16,6 @@ from mechmem.cli.output import Format, Output, is_first, is_shared, print_result
 if TYPE_CHECKING:
     from mechmem.studies.behavior.study import BehaviorStudy
 
-__all__ = ["demo", "study"]
-
 DEMO_MODEL = "lab/addition-cued"
 SHUFFLES = 19
 Shuffles = Annotated[
@@ -140,7 +138,6 @@ def _study(
     """
     from mechmem.artifacts import check_writable
     from mechmem.reports import write_report
-    from mechmem.studies.behavior.summary import summary_table
 
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
@@ -157,7 +154,7 @@ def _study(
         say("writing the report")
         report = write_report(result, out)
     save_config(out)
-    print_result(summary_table(result), output, said=result.answer(), notes=result.notes())
+    print_result(result.summary(), output, said=result.answer(), notes=result.notes())
     typer.echo(f"report: {report}", err=True)
 
 

@@ -11,6 +11,7 @@ from mechmem.plotting.learning_curve import learning_curve
 from mechmem.plotting.memorization import memorization
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
 from mechmem.plotting.rates import rates_bars, transitions
+from mechmem.plotting.refits import refits
 from mechmem.plotting.response import margin_response, near_ties
 from mechmem.plotting.save import figure_data, save_figure, save_figures
 from mechmem.plotting.scores import score_correlation
@@ -52,6 +53,7 @@ __all__ = [
     "probe_accuracy",
     "prompting",
     "rates_bars",
+    "refits",
     "sampling",
     "save_figure",
     "save_figures",

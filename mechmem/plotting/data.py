@@ -19,6 +19,7 @@ __all__ = [
     "each_row",
     "error_bars",
     "interval",
+    "p_value",
     "percent",
     "plain",
     "site_axis",
@@ -82,6 +83,11 @@ def error_bars(
 def percent(share: float) -> str:
     """``0.523`` as ``52.3 %``."""
     return f"{100 * share:.1f} %"
+
+
+def p_value(p: float) -> str:
+    """``p = 0.03``; what is smaller than 0.001 is said to be."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def interval(value: float, low: float, high: float, as_percent: bool = True) -> str:

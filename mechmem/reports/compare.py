@@ -12,11 +12,8 @@ import plotly.graph_objects as go
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
 from mechmem.reports.compare_figures import effects_figure, layers_figure, mix_figure
-from mechmem.reports.html_parts import figure, frame_table, say
-from mechmem.reports.page import assemble
+from mechmem.reports.page import drawn, render
 from mechmem.reports.saved import SavedStudy, load_study
-
-__all__ = ["Comparison", "compare_studies"]
 
 
 class Comparison:
@@ -58,13 +55,13 @@ class Comparison:
 
     def figures(self, *, theme: str = "light") -> dict[str, go.Figure]:
         """Every figure that the studies have the numbers for."""
-        drawn = {
+        found = {
             "effects": effects_figure(self.table(), theme),
             "mix": mix_figure(self.mix(), theme),
             "separation": layers_figure(self.separations(), "auroc", theme),
             "probes": layers_figure(self.probes(), "accuracy", theme),
         }
-        return {name: fig for name, fig in drawn.items() if fig is not None}
+        return {name: fig for name, fig in found.items() if fig is not None}
 
     def save(self, path: str | Path) -> Path:
         """Write the page, one file that opens anywhere without a network.
@@ -72,9 +69,20 @@ class Comparison:
         Raises:
             ArtifactError: When it cannot be written.
         """
-        figures = self.figures()
-        title = f"{len(self.studies)} studies side by side"
-        return write_text(path, assemble(title, self._header(), self._body(figures), figures))
+        page = render(
+            "comparison.html",
+            {name: drawn(figure) for name, figure in self.figures().items()},
+            studies=dict(zip(self.labels, self.studies, strict=True)),
+            counted=self._count(),
+            settings=self._settings(),
+            tables={
+                "effects": self.table(),
+                "mix": self.mix(),
+                "separation": self.separations(),
+                "probes": self.probes(),
+            },
+        )
+        return write_text(path, page)
 
     def _stacked(self, of: Callable[[SavedStudy], pd.DataFrame]) -> pd.DataFrame:
         parts = [
@@ -86,18 +94,6 @@ class Comparison:
             return pd.DataFrame()
         whole = pd.concat(found, ignore_index=True)
         return whole[["study", *(name for name in whole.columns if name != "study")]]
-
-    def _header(self) -> str:
-        answers = "".join(
-            f"<li><b>{say(label)}</b>: {say(one.verdict)}. {say(one.answer())}</li>"
-            for one, label in zip(self.studies, self.labels, strict=True)
-        )
-        return (
-            '<header><p class="kicker">mechmem comparison</p>'
-            f"<h1>{len(self.studies)} studies side by side</h1>"
-            f'<div class="answer"><p class="verdict">{say(self._count())}</p>'
-            f"<ul>{answers}</ul></div></header>"
-        )
 
     def _count(self) -> str:
         """How many studies turned the model, counted and not tested."""
@@ -117,50 +113,6 @@ class Comparison:
                 "lie above those of random directions"
             )
         return "; ".join(counted)
-
-    def _body(self, figures: dict[str, go.Figure]) -> str:
-        texts = {
-            "effects": "Share steered to under the chosen edit minus the share under the control "
-            "that it beats by least (for reasoning studies: accuracy under the edit minus the mean "
-            "of random directions), with 95 % intervals. Left of the dotted line the edit does no "
-            "more than its control.",
-            "mix": "What each model did without any edit, on its own test prompts.",
-            "separation": "AUROC of the projection on the direction, on test prompts. Layers are "
-            "placed by their relative depth, so that models of different depth can be compared.",
-            "probes": "Held-out accuracy of probes at each relative depth.",
-        }
-        numbers = {
-            "effects": self.table(),
-            "mix": self.mix(),
-            "separation": self.separations(),
-            "probes": self.probes(),
-        }
-        shown = "".join(
-            figure(
-                name,
-                str(fig.layout.title.text),
-                texts[name],
-                frame_table(numbers[name], "All numbers", folded="Numbers"),
-            )
-            for name, fig in figures.items()
-        )
-        limits = (
-            "Each interval covers the choice of instances within its own study. Studies are not "
-            "paired with each other, and nothing here tests a difference between two of them.",
-            "Edits, layers and strengths were chosen anew in every study; the page compares what "
-            "the whole procedure reached, not one edit on many models.",
-            "Where only the seed differs, the spread between the rows shows what splits and "
-            "fitting add to the intervals.",
-        )
-        return (
-            '<section aria-labelledby="h-what"><h2 id="h-what">What is compared</h2>'
-            + frame_table(self._settings(), "Studies, one per row")
-            + '</section><section aria-labelledby="h-side"><h2 id="h-side">Side by side</h2>'
-            + shown
-            + '</section><section aria-labelledby="h-limits"><h2 id="h-limits">What this does not '
-            f'show</h2><ul class="limits">{"".join(f"<li>{say(t)}</li>" for t in limits)}</ul>'
-            "</section>"
-        )
 
     def _settings(self) -> pd.DataFrame:
         rows = []

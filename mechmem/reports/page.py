@@ -1,116 +1,135 @@
-"""The report as one HTML page: everything inside it, nothing fetched.
-
-The parts that only this study can say (words, tables, figures) are saved as ``artifacts/page.json``
-beside the page, so that it can be put together again, in the clothes of a later mechmem.
-"""
+"""A page from a template: all text is escaped, everything is inside, nothing is fetched."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mechmem import plotting
-from mechmem.artifacts import write_text
-from mechmem.reports.html_parts import say
-from mechmem.reports.sections import header, sections
-from mechmem.studies.behavior.results import BehaviorResults
+from mechmem.reports.tokens import token_texts
+from mechmem.studies.words import DASH, percent
 
-__all__ = ["PARTS", "assemble", "page_from", "page_parts", "render", "study_parts", "write_page"]
-
-PARTS = "artifacts/page.json"
+MAX_ROWS = 60
+COLORED = ("memorized", "generalized", "correct", "wrong")
 
 
-def render(
-    study: BehaviorResults,
-    tables: Mapping[str, pd.DataFrame],
-    figures: Mapping[str, go.Figure],
-    manifest: Mapping[str, Any],
-) -> str:
-    """The page. All text from prompts, completions, names and cards is escaped.
+def render(template: str | Path, figures: Mapping[str, Any], **said: Any) -> str:
+    """A page, all text of it escaped.
 
     Args:
-        study: What is reported.
-        tables, figures: By name, from the study.
-        manifest: JSON-ready; shown at the end.
+        template: A name in ``templates``, or the path of a file that extends one of those.
+        figures: Plotly's ``data`` and ``layout`` by name; drawn where the template has their
+            places.
+        said: What the template names besides.
+
+    Raises:
+        jinja2.TemplateError: When the template names what is not there.
     """
-    return page_from(study_parts(study, tables, figures, manifest))
+    made = _environment()
+    page = (
+        made.from_string(template.read_text(encoding="utf-8"))
+        if isinstance(template, Path)
+        else made.get_template(template)
+    )
+    return page.render(
+        figures=figures,
+        drawn=_script(figures),
+        plotly=Markup(get_plotlyjs()),
+        css=Markup(_templates().joinpath("page.css").read_text(encoding="utf-8")),
+        **said,
+    )
 
 
-def study_parts(
-    study: BehaviorResults,
-    tables: Mapping[str, pd.DataFrame],
-    figures: Mapping[str, go.Figure],
-    manifest: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What `render` puts on the page."""
-    title = f"{study.model.name}, {study.task}: remembering or computing?"
-    return page_parts(title, header(study), sections(study, tables, figures, manifest), figures)
+def drawn(figure: go.Figure) -> dict[str, Any]:
+    """What a page keeps of a figure: the page has its own themes."""
+    spec = json.loads(str(figure.to_json()))
+    spec["layout"].pop("template", None)
+    return {"data": spec["data"], "layout": spec["layout"]}
 
 
-def assemble(title: str, head: str, body: str, figures: Mapping[str, go.Figure]) -> str:
-    """A page from its parts.
-
-    Args:
-        title: Plain text.
-        head, body: HTML; everything from outside must be escaped in it.
-        figures: Drawn where the body has their places.
-    """
-    return page_from(page_parts(title, head, body, figures))
-
-
-def page_parts(
-    title: str, head: str, body: str, figures: Mapping[str, go.Figure]
-) -> dict[str, Any]:
-    """What a page says, JSON-ready, without the clothes: template, styles, plotly.js."""
-    drawn = {}
-    for name, fig in figures.items():
-        spec = json.loads(str(fig.to_json()))
-        spec["layout"].pop("template", None)
-        drawn[name] = {"data": spec["data"], "layout": spec["layout"]}
-    return {"format": 1, "title": title, "head": head, "body": body, "figures": drawn}
-
-
-def write_page(parts: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``report.html`` and the parts that it is made of."""
-    write_text(folder / PARTS, json.dumps(parts, ensure_ascii=True) + "\n")
-    return write_text(folder / "report.html", page_from(parts))
-
-
-def page_from(said: Mapping[str, Any]) -> str:
-    """The page of what `page_parts` gave."""
-    parts = {
-        "title": say(said["title"]),
-        "css": _file("page.css"),
-        "header": said["head"],
-        "body": said["body"],
-        "figures": _figures(said["figures"]),
-        "plotly": get_plotlyjs(),
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(_templates())),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "cell": _cell,
+        "is_number": _is_number,
+        "shortened": _shortened,
+        "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str),
+        "kind": lambda name: name if name in COLORED else "other",
+        "or_missing": lambda value, other: value if isinstance(value, str) else other,
+        "percent": percent,
+        "picked": _picked,
+        "title_of": lambda figure: ((figure["layout"].get("title") or {}).get("text")) or "figure",
+        "token_texts": token_texts,
     }
-    page = _file("page.html")
-    # Placeholders are looked up in the template only, never in what was put in.
-    out = []
-    for k, piece in enumerate(page.split("{{")):
-        name, closed, rest = piece.partition("}}")
-        out.append(parts[name] + rest if k and closed else piece)
-    return "".join(out)
+    made.globals |= {"MAX_ROWS": MAX_ROWS}
+    return made
 
 
-def _figures(drawn: Mapping[str, Any]) -> str:
+def _templates() -> Any:
+    return files("mechmem.reports").joinpath("templates")
+
+
+def _visible(value: object) -> object:
+    """Control characters made visible; everything else as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(ch if ch.isprintable() or ch == "\n" else f"\\u{{{ord(ch):x}}}" for ch in value)
+
+
+def _script(figures: Mapping[str, Any]) -> Markup:
     """Data and layouts as JSON, templates once; nothing in it can end the script element."""
-    templates = {
+    themes = {
         theme: plotting.house_style(go.Figure(), theme, "").layout.template.to_plotly_json()
         for theme in plotting.THEMES
     }
-    text = json.dumps({"figures": drawn, "templates": templates}, ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = json.dumps({"figures": dict(figures), "templates": themes}, ensure_ascii=True)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _file(name: str) -> str:
-    return files("mechmem.reports").joinpath("templates", name).read_text(encoding="utf-8")
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
+
+
+def _cell(value: object) -> str:
+    """A value of a table as it is shown."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (float, np.floating)):
+        return DASH if np.isnan(value) else f"{value:.3f}" if value % 1 else f"{value:g}"
+    return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
+
+
+def _shortened(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
+
+
+def _picked(
+    frame: pd.DataFrame,
+    *,
+    first: Sequence[str] = (),
+    last: Sequence[str] = (),
+    without: Sequence[str] = (),
+    upto: str | None = None,
+) -> pd.DataFrame:
+    """A table with some of its columns, in another order."""
+    shown = frame if upto is None else frame.loc[:, :upto]
+    rest = [name for name in shown.columns if name not in {*first, *last, *without}]
+    return shown[[*first, *rest, *last]]

@@ -2,45 +2,113 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from mechmem.errors import MechmemError
-from mechmem.reports import reasoning_page
-from mechmem.reports.page import page_parts, study_parts, write_page
-from mechmem.studies.base import Study
-from mechmem.studies.behavior.study import BehaviorStudy
-from mechmem.studies.reasoning.study import ReasoningStudy
+import jinja2
+import pandas as pd
+
+from mechmem.artifacts import write_text
+from mechmem.errors import ArtifactError, MechmemError, listed
+from mechmem.reports.page import drawn, render
+from mechmem.reports.saved import SavedStudy, load_study
+from mechmem.studies.base import STUDIES, Study
 from mechmem.studies.saving import write_manifest, write_whole
 
+PAGE = "report.html"
 
-def write_report(study: Study, folder: str | Path) -> Path:
-    """Write ``report.html`` and everything that `Study.save` writes, whole or not at all.
+
+def write_report(study: Study | SavedStudy | str | Path, folder: str | Path | None = None) -> Path:
+    """Write ``report.html``: of a study with all that `Study.save` writes, whole or not at all; of
+    a saved study from its tables, figures and manifest alone, in its own folder.
+
+    Args:
+        study: A study, or the folder of a saved one. Whoever wrote that folder, all of it is data:
+            its text is escaped and nothing in it is run.
+        folder: Where a study is written; a saved one has its place.
 
     Returns:
         The path of the report.
 
     Raises:
-        ArtifactError: When the folder cannot be written; what was there stays as it was.
+        ArtifactError: When the folder cannot be written (what was there stays as it was), holds no
+            study, or lacks something that the page shows.
     """
+    if isinstance(study, Study):
+        if folder is None:
+            raise MechmemError(
+                "write_report needs a folder to write a study to: write_report(study, 'out/')."
+            )
+        return _written(study, folder)
+    saved = study if isinstance(study, SavedStudy) else load_study(study)
+    if folder is not None and Path(folder).resolve() != saved.folder.resolve():
+        raise MechmemError(
+            f"The page of a saved study lies beside its tables, in {saved.folder}, got folder="
+            f"{str(folder)!r}; leave it out, or copy the folder first."
+        )
+    page = write_text(saved.folder / PAGE, _page(saved))
+    files = saved.manifest.get("files")
+    if isinstance(files, list) and PAGE not in files:
+        manifest = {**saved.manifest, "files": [*files[:-1], PAGE, *files[-1:]]}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        write_text(saved.folder / "manifest.json", text + "\n")
+    return page
 
+
+def _written(study: Study, folder: str | Path) -> Path:
     def parts(draft: Path) -> None:
-        manifest, tables = study.manifest(), study.tables()
-        study.write_parts(draft, tables)
-        write_page(_page(study, tables, manifest), draft)
+        manifest = study.manifest()
+        study.write_parts(draft)
+        # What is shown is what was saved, so that the page can be written again from the folder.
+        kept = json.loads(json.dumps(manifest, ensure_ascii=False, default=str))
+        write_text(draft / PAGE, _page(SavedStudy(draft, kept)))
         write_manifest(manifest, draft)
 
-    return write_whole(parts, folder) / "report.html"
+    return write_whole(parts, folder) / PAGE
 
 
-def _page(study: Study, tables: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    drawn = study.figures()
-    if isinstance(study, BehaviorStudy):
-        return study_parts(study, tables, drawn, manifest)
-    if isinstance(study, ReasoningStudy):
-        title = f"{study.model.name}, {study.task}: one direction between reasoning and memory?"
-        text = reasoning_page.body(study, tables, drawn, manifest)
-        return page_parts(title, reasoning_page.header(study), text, drawn)
-    raise MechmemError(
-        f"There is no page for {type(study).__name__}; its tables are written by study.save()."
-    )
+def _page(study: SavedStudy) -> str:
+    known = STUDIES.get(study.kind)
+    if known is None:
+        raise ArtifactError(
+            f"{study.folder} holds a study of the kind {study.kind!r}, of which there is no "
+            f"template here; there are {listed(STUDIES)}. Import the module that defines its class "
+            "first."
+        )
+    figures = {name: drawn(figure) for name, figure in study.figures().items()}
+    template = known.template or f"{known.kind}.html"
+    try:
+        return render(
+            template, figures, study=study, manifest=study.manifest, tables=_Tables(study)
+        )
+    except jinja2.UndefinedError as error:
+        raise ArtifactError(
+            f"{study.folder} lacks something that the page shows: {error.message}. It was changed, "
+            "or saved by another mechmem; run the study again."
+        ) from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{study.folder} has a table or manifest that the page cannot show "
+            f"({type(error).__name__}: {error}). It was changed, or saved by another mechmem; run "
+            "the study again."
+        ) from error
+
+
+class _Tables(Mapping[str, pd.DataFrame]):
+    """The tables of a saved study, read when they are asked for."""
+
+    def __init__(self, study: SavedStudy) -> None:
+        self._study = study
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return self._study.table(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._study.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._study.names)
+
+    def __len__(self) -> int:
+        return len(self._study.names)

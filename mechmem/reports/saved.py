@@ -1,4 +1,4 @@
-"""A saved study, read from its folder: tables, manifest, answer, and its page once more."""
+"""A saved study, read from its folder: tables, figures, manifest, answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
-from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, did_you_mean, listed
-from mechmem.reports.page import PARTS, page_from
 from mechmem.studies.table_files import read_table
-
-__all__ = ["SavedStudy", "load_study", "rewrite_report"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,16 @@ class SavedStudy:
 
     @property
     def verdict(self) -> str:
-        """The result in a few words."""
+        """What the study may claim, or the result in a few words."""
         return str(self.manifest["verdict"])
 
     def answer(self) -> str:
         """The result in one sentence."""
         return str(self.manifest["answer"])
+
+    def notes(self) -> list[str]:
+        """What has to be said beside it."""
+        return [str(note) for note in self.manifest.get("notes", ())]
 
     @cached_property
     def names(self) -> list[str]:
@@ -89,6 +90,37 @@ class SavedStudy:
         """Every table by name."""
         return {name: self.table(name) for name in self.names}
 
+    def summary(self) -> pd.DataFrame:
+        """The table that the terminal shows; empty where none was saved as ``summary``."""
+        return self.table("summary") if "summary" in self.names else pd.DataFrame()
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure by name.
+
+        Raises:
+            ArtifactError: When one cannot be read.
+        """
+        found = {}
+        for file in sorted((self.folder / "figures").glob("*.json")):
+            try:
+                spec = json.loads(file.read_text(encoding="utf-8"))
+                found[file.stem] = go.Figure({"data": spec["data"], "layout": spec["layout"]})
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ArtifactError(
+                    f"{file} is not a plotly figure, or was cut off ({type(error).__name__}). Save "
+                    "the study again."
+                ) from error
+        return found
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The part of the manifest that a report shows at its end."""
+        told = (
+            "splits", "answer", "notes", "limits", "files", "families", "controls", "negative",
+            "headline",
+        )  # fmt: skip
+        return {name: value for name, value in self.manifest.items() if name not in told}
+
 
 def load_study(folder: str | Path) -> SavedStudy:
     """Read a saved study. Nothing is ever unpickled, and no model is loaded.
@@ -113,27 +145,3 @@ def load_study(folder: str | Path) -> SavedStudy:
             f"{error}). Save the study again."
         ) from error
     return study
-
-
-def rewrite_report(folder: str | Path) -> Path:
-    """Put ``report.html`` of a saved study together again, with this mechmem's template.
-
-    Returns:
-        The path of the report.
-
-    Raises:
-        ArtifactError: When the folder holds no study, or not the parts of its page.
-    """
-    study = load_study(folder)
-    file = study.folder / PARTS
-    try:
-        return write_text(
-            study.folder / "report.html", page_from(json.loads(file.read_text(encoding="utf-8")))
-        )
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{file} is missing: the study was saved by an older mechmem, or without its "
-            "artifacts. Run it again."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file} was changed or cut off. Save the study again.") from error

@@ -7,7 +7,8 @@ from mechmem.studies.memorization.counterfactual import (
     CounterfactualMemorization,
     counterfactual_memorization,
 )
-from mechmem.studies.memorization.run import MemorizationStudy, run_memorization_study
+from mechmem.studies.memorization.run import run_memorization_study
+from mechmem.studies.memorization.study import MemorizationStudy
 from mechmem.studies.reasoning.run import run_reasoning_study
 from mechmem.studies.reasoning.study import ReasoningStudy
 

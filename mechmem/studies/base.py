@@ -1,4 +1,4 @@
-"""`Study`: a list of results with words, that can be saved."""
+"""`Study`: a list of results with words, that can be saved; a report is a template over it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechmem.artifacts import versions
+from mechmem.artifacts import versions, write_text
 from mechmem.models.hooked import ModelInfo
 from mechmem.studies.saving import write_manifest, write_whole
 from mechmem.studies.table_files import write_tables
 
+STUDIES: dict[str, type[Study]] = {}
+"""Every class of studies by its `kind`; a class enters itself when it is defined."""
+
 
 @dataclass(frozen=True)
 class Study(ABC):
-    """What every study has; a report is a template over it.
+    """What every study has. A new sort of study is one class with a `kind`, and one template.
 
     Attributes:
         model: The model asked.
@@ -28,40 +31,62 @@ class Study(ABC):
     """
 
     kind: ClassVar[str]
-    """What the manifest calls this sort of study."""
+    """What the manifest calls this sort of study, by which a saved one finds its template."""
+
+    template: ClassVar[Path | None] = None
+    """The template of the report; by default the file in ``mechmem/reports/templates`` that has
+    the name of the `kind`. It extends ``study.html`` there."""
 
     model: ModelInfo
     card: Mapping[str, Any]
     task: str
     seed: int
 
-    @abstractmethod
-    def answer(self) -> str:
-        """The result in one honest sentence, made from the numbers."""
-
-    @abstractmethod
-    def notes(self) -> list[str]:
-        """What has to be said beside it."""
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in vars(cls):
+            STUDIES[cls.kind] = cls
 
     @abstractmethod
     def headline(self) -> str:
         """The result in a few words."""
 
     @abstractmethod
+    def answer(self) -> str:
+        """The result in one honest sentence, made from the numbers."""
+
+    @abstractmethod
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table by name."""
 
-    @abstractmethod
     def figures(self) -> dict[str, Any]:
         """Every figure by name, as plotly figures, in the order of the report."""
+        return {}
 
-    @abstractmethod
+    def notes(self) -> list[str]:
+        """What has to be said beside the answer."""
+        return []
+
+    def limits(self) -> list[str]:
+        """What the study does not show."""
+        return []
+
     def details(self) -> dict[str, Any]:
-        """What `manifest` says of this kind of study alone, JSON-ready."""
+        """What `manifest` says of this kind of study alone, JSON-ready: facts for the report."""
+        return {}
 
-    @abstractmethod
-    def write_artifacts(self, folder: Path) -> None:
+    def write_artifacts(self, folder: Path) -> None:  # noqa: B027 (there need not be any)
         """Write what was fitted and asked."""
+
+    def summary(self) -> pd.DataFrame:
+        """The table that the terminal shows: the one called ``summary``, else the first."""
+        found = self.tables()
+        return found.get("summary", next(iter(found.values()), pd.DataFrame()))
+
+    def verdict_line(self) -> str:
+        """What a reader sees first: the verdict where refits were run, else the `headline`."""
+        verdict = getattr(self, "verdict", None)
+        return str(verdict.sentence) if verdict is not None else self.headline()
 
     def manifest(self) -> dict[str, Any]:
         """What is needed to do it again, and what came out, JSON-ready."""
@@ -73,14 +98,18 @@ class Study(ABC):
             "card": dict(self.card),
             "versions": versions(),
             **self.details(),
-            "verdict": self.headline(),
+            "verdict": self.verdict_line(),
+            "headline": self.headline(),
             "answer": self.answer(),
+            "notes": self.notes(),
+            "limits": self.limits(),
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write the tables as CSV, what was fitted, and ``manifest.json``, whole or not at all.
+        """Write tables as CSV, figures as plotly's JSON, what was fitted, and ``manifest.json``,
+        whole or not at all.
 
-        `mechmem.write_report` writes the page as well.
+        `mechmem.write_report` writes the page as well, at once or later from this folder.
 
         Returns:
             The folder.
@@ -90,12 +119,14 @@ class Study(ABC):
         """
 
         def parts(draft: Path) -> None:
-            self.write_parts(draft, self.tables())
+            self.write_parts(draft)
             write_manifest(self.manifest(), draft)
 
         return write_whole(parts, folder)
 
-    def write_parts(self, draft: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-        """Write ``tables/`` and ``artifacts/``."""
-        write_tables(tables, draft / "tables")
+    def write_parts(self, draft: Path) -> None:
+        """Write ``tables/``, ``figures/`` and ``artifacts/``."""
+        write_tables(self.tables(), draft / "tables")
+        for name, figure in self.figures().items():
+            write_text(draft / "figures" / f"{name}.json", str(figure.to_json()) + "\n")
         self.write_artifacts(draft / "artifacts")

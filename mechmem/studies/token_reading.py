@@ -1,8 +1,10 @@
-"""Which prompts a report shows, and the projection of each of their tokens."""
+"""Which prompts a report shows, what was answered, and the projection of each of their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import pandas as pd
 
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.probes import Probes
@@ -14,8 +16,6 @@ from mechmem.patching.directions import AddDirection
 from mechmem.sweeps.result import Sweep
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import LABELS
-
-__all__ = ["read_answers", "read_questions", "shown_answers", "shown_questions"]
 
 FLIPS = 5
 QUESTIONS = 4
@@ -34,6 +34,51 @@ def shown_questions(part: PromptSet) -> list[Prompt]:
         for label in LABELS
         for prompt in [prompt for prompt in part if prompt.label == label][:QUESTIONS]
     ]
+
+
+def answers_table(found: Sweep) -> pd.DataFrame:
+    """One row per prompt of `shown_answers` and setting: unedited, and steered to each class.
+
+    ``flip`` says whether these are flips, or the first prompts because there are none.
+    """
+    settings = {"unedited": found.before}
+    settings |= {f"toward {toward}": rates.after for toward, rates in found.best.rates.items()}
+    row_of = {name: k for k, name in enumerate(found.before.prompts.ids)}
+    flips = len(found.before.flips()) > 0
+    return pd.DataFrame(
+        [
+            {
+                "id": prompt.id,
+                "group": prompt.group,
+                "flip": flips,
+                "prompt": prompt.text,
+                "memorized": prompt.memorized,
+                "generalized": prompt.generalized,
+                "setting": setting,
+                "completion": seen.completions[row_of[prompt.id]],
+                "behavior": seen.outcomes[row_of[prompt.id]],
+            }
+            for prompt in shown_answers(found.before)
+            for setting, seen in settings.items()
+        ]
+    )
+
+
+def questions_table(part: PromptSet, before: Observations | None) -> pd.DataFrame:
+    """One row per question of `shown_questions`; those that were not asked have no behavior."""
+    row_of = {} if before is None else {name: k for k, name in enumerate(before.prompts.ids)}
+    rows = []
+    for prompt in shown_questions(part):
+        row = {"id": prompt.id, "question": prompt.text, "label": prompt.label}
+        if before is not None and prompt.id in row_of:
+            k = row_of[prompt.id]
+            row |= {
+                "answer": before.prompts[k].answer,
+                "completion": before.completions[k],
+                "behavior": before.outcomes[k],
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def read_answers(

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from mechmem.plotting.data import p_value
+from mechmem.studies.words import joined
 from mechmem.sweeps.result import Sweep, Tested
 
 LEVEL = 0.05
@@ -125,7 +127,7 @@ class Verdict:
         if not self.effects:
             return "Not turned: no edit was found (p = 1)."
         own = self.effects[self.chosen]
-        told = _and([f"{100 * value:+.1f} points toward {name}" for name, value in own.items()])
+        told = joined([f"{100 * value:+.1f} points toward {name}" for name, value in own.items()])
         if not self.turned:
             return (
                 f"Not turned: {told}, no more than refits on exchanged labels do "
@@ -140,7 +142,7 @@ class Verdict:
             )
         rest = [name for name in self.classes if name not in self.turned]
         return (
-            f"Turned toward {_and(self.turned)}, not shown toward {_and(rest)}: {told}, beyond "
+            f"Turned toward {joined(self.turned)}, not shown toward {joined(rest)}: {told}, beyond "
             f"refits on exchanged labels ({self._rank('any')})."
         )
 
@@ -155,7 +157,7 @@ class Verdict:
             return "Not turned beyond refits on exchanged labels"
         if self.both:
             return "Turned both ways, beyond refits on exchanged labels"
-        return f"Turned toward {_and(self.turned)} only, beyond refits on exchanged labels"
+        return f"Turned toward {joined(self.turned)} only, beyond refits on exchanged labels"
 
     def table(self) -> pd.DataFrame:
         """One row per claim for the edit, with its p, and one per claim and refit."""
@@ -186,7 +188,7 @@ class Verdict:
         mine = found[(found["claim"] == claim) & (found["kind"] == "refit")]["effect"]
         as_large = int((mine >= _statistic(self.effects, claim) - TIE).sum())
         many = "none" if as_large == 0 else str(as_large)
-        return f"{many} of {self.shuffles} did as much, p = {self.p[claim]:.2g}"
+        return f"{many} of {self.shuffles} did as much, {p_value(self.p[claim])}"
 
 
 def verdict_of(sweep: Sweep, planned: int, reason: str = "") -> Verdict:
@@ -230,7 +232,3 @@ def _statistic(effects: Effects, claim: str) -> float:
 
 def _p(value: float, null: Sequence[float]) -> float:
     return (1 + sum(other >= value - TIE for other in null)) / (len(null) + 1)
-
-
-def _and(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 import torch
+from figure_scenes import refitted
 from small_study import small_study
 
 from mechmem import plotting
@@ -277,3 +279,28 @@ def test_names_are_shown_as_text_and_never_as_markup() -> None:
     best = small_study().sweep.best.family
     table = small_study().sweep.test_table().replace({"family": {best: "<script>"}})
     assert "&lt;script&gt;" in plotting.rates_bars(table).layout.title.subtitle.text
+
+
+def test_refits_are_dots_and_the_real_fit_is_a_line_with_its_p() -> None:
+    table = refitted()
+    fig = plotting.refits(table)
+    titles = [note.text for note in fig.layout.annotations]
+    assert titles == [
+        "either way: +30.0 points, p = 0.05",
+        "both ways: +10.0 points, p = 0.2",
+        "toward memorized: +30.0 points, p = 0.05",
+    ]
+    dots = [item for item in fig.data if item.name == "refits on exchanged labels"]
+    lines = [item for item in fig.data if item.name == "the real fit"]
+    for claim, null, line in zip(("any", "both", "memorized"), dots, lines, strict=True):
+        mine = table[table["claim"] == claim]
+        np.testing.assert_array_equal(null.x, mine[mine["kind"] == "refit"]["effect"])
+        assert list(line.x) == [mine["effect"].iloc[0]] * 2
+        assert "19 refits" in line.hovertext[0]
+    assert lines[2].line.color == plotting.COLORS["memorized"]
+    assert "19 refits of fit" in fig.layout.title.subtitle.text
+
+
+def test_refits_that_were_not_run_are_not_drawn() -> None:
+    with pytest.raises(MechmemError, match="shuffles of 19"):
+        plotting.refits(SimpleNamespace(shuffles=0, table=pd.DataFrame))

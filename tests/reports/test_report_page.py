@@ -23,8 +23,6 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.errors import ArtifactError
 from mechmem.evaluation.rates import Rates
 from mechmem.studies import saving
-from mechmem.studies.behavior.summary import summary_table
-from mechmem.studies.behavior.words import headline, limits, negative_note
 from mechmem.studies.verdict import verdict_of
 
 HOSTILE = '</script><script>document.title="stolen"</script><img src=x onerror=alert(1)>\x07{{css}}'
@@ -138,7 +136,7 @@ def test_an_edit_that_does_nothing_is_called_that() -> None:
     assert "changed no answer" in study.answer()
     assert "Not turned: +0.0 points toward memorized" in study.answer()
     assert "19 of 19 did as much, p = 1)" in study.answer()
-    assert headline(study) == "Not turned beyond refits on exchanged labels"
+    assert study.headline() == "Not turned beyond refits on exchanged labels"
 
 
 def test_an_edit_that_turns_everything_is_said_to_turn_both_ways() -> None:
@@ -150,7 +148,7 @@ def test_an_edit_that_turns_everything_is_said_to_turn_both_ways() -> None:
     assert "generalized answers to 100 %" in text
     assert "Turned both ways: +" in text
     assert "none of 19 did as much, p = 0.05" in text
-    assert headline(study) == "Turned both ways, beyond refits on exchanged labels"
+    assert study.headline() == "Turned both ways, beyond refits on exchanged labels"
 
 
 def test_a_search_that_found_nothing_is_called_that() -> None:
@@ -166,14 +164,14 @@ def test_a_one_way_effect_is_named_one_way() -> None:
     n = len(same(study))
     study = answering(study, {"memorized": same(study), "generalized": ["generalized"] * n})
     assert "Turned toward generalized, not shown toward memorized" in study.answer()
-    assert headline(study) == "Turned toward generalized only, beyond refits on exchanged labels"
+    assert study.headline() == "Turned toward generalized only, beyond refits on exchanged labels"
 
 
 def test_without_refits_the_sentence_says_that_nothing_was_tested() -> None:
     study = small_study()
     untested = replace(study, verdict=verdict_of(replace(study.sweep, refits=[]), 0))
     assert untested.answer().endswith("Nothing was tested: no refits on exchanged labels were run.")
-    assert headline(untested) == "Nothing was tested"
+    assert untested.headline() == "Nothing was tested"
 
 
 def test_broken_answers_are_counted() -> None:
@@ -212,25 +210,25 @@ def test_probes_no_better_than_the_input_are_no_evidence() -> None:
         return replace(study, probes=replace(study.probes, accuracy=fixed, input_only=given))
 
     assert any("Probes show nothing here" in note for note in with_input(0.76).notes())
-    assert any("input tokens" in line for line in limits(with_input(0.76)))
+    assert any("input tokens" in line for line in with_input(0.76).limits())
     assert any("probe reads the behavior off" in note for note in with_input(0.6).notes())
-    assert not any("input tokens" in line for line in limits(with_input(0.6)))
+    assert not any("input tokens" in line for line in with_input(0.6).limits())
 
 
 def test_a_negative_control_with_an_effect_raises_doubt() -> None:
     study = small_study()
     n = len(same(study))
     idle = answering(study, dict.fromkeys(BOTH, same(study)))
-    assert "not turned: +0.0 points" in negative_note(replace(study, negative=idle))
-    assert "doubt" not in negative_note(replace(study, negative=idle))
+    assert "not turned: +0.0 points" in replace(study, negative=idle).negative_note()
+    assert "doubt" not in replace(study, negative=idle).negative_note()
     turned = answering(study, {name: [name] * n for name in BOTH})
-    assert "Read the main result with doubt" in negative_note(replace(study, negative=turned))
-    assert negative_note(replace(study, negative=None)) == ""
+    assert "Read the main result with doubt" in replace(study, negative=turned).negative_note()
+    assert replace(study, negative=None).negative_note() == ""
 
 
 def test_the_summary_is_recounted_from_the_outcomes() -> None:
     study = small_study()
-    table = summary_table(study).set_index("setting")
+    table = study.summary().set_index("setting")
     best = study.sweep.best
 
     def share(cell: str) -> float:
@@ -240,7 +238,7 @@ def test_the_summary_is_recounted_from_the_outcomes() -> None:
         for outcome, count in Counter(rates.after.outcomes).items():
             cell = table.loc[f"toward {toward}", f"{outcome} %"]
             assert share(cell) == pytest.approx(count / len(rates.after), abs=6e-4)
-    rows = list(summary_table(study)["setting"])
+    rows = list(study.summary()["setting"])
     at = rows.index("toward generalized")
     assert rows[0] == "unedited"
     below = [
@@ -346,14 +344,27 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_the_page_says_the_answer_and_the_limits(page: str) -> None:
     study = small_study()
     text = Elements(page).text
-    assert study.answer() in text
+    verdict = study.verdict.sentence
+    assert text.count(verdict) >= 1
+    assert study.answer().removesuffix(verdict).strip() in text
     assert all(note in text for note in study.notes())
-    assert headline(study) in text
-    assert negative_note(study) in text
-    for line in limits(study):
+    assert study.negative_note() in text
+    for line in study.limits():
         assert line in text
-    for cell in summary_table(study).to_numpy().ravel():
+    for cell in study.summary().to_numpy().ravel():
         assert str(cell).strip() in text
+
+
+def test_the_first_line_is_the_verdict_and_refits_are_drawn(page: str, tmp_path: Path) -> None:
+    study = small_study()
+    assert f'<p class="verdict">{study.verdict.sentence}</p>' in page
+    assert "figure-refits" in page
+    untested = replace(study, verdict=verdict_of(replace(study.sweep, refits=[]), 0))
+    text = mm.write_report(untested, tmp_path / "out").read_text(encoding="utf-8")
+    assert '<p class="verdict">Nothing was tested' in text
+    assert "No refits on exchanged labels stand behind this study" in text
+    assert "figure-refits" not in text
+    assert not (tmp_path / "out" / "tables" / "refits.csv").exists()
 
 
 def test_the_page_holds_everything_it_needs(page: str) -> None:

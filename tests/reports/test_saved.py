@@ -17,7 +17,7 @@ from small_study import small_study
 
 import mechmem as mm
 from mechmem.reports.compare import compare_studies
-from mechmem.reports.saved import load_study, rewrite_report
+from mechmem.reports.saved import load_study
 from mechmem.studies.table_files import write_tables
 
 
@@ -94,8 +94,14 @@ def test_the_report_is_put_together_again_as_it_was(folders, tmp_path):
     folder = shutil.copytree(folders[0], tmp_path / "study")
     page = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
-    assert rewrite_report(folder) == folder / "report.html"
+    assert mm.write_report(folder) == folder / "report.html"
     assert (folder / "report.html").read_bytes() == page
+    small_study().save(folder)  # without a page, which takes the old one away
+    assert not (folder / "report.html").exists()
+    mm.write_report(load_study(folder))
+    assert (folder / "report.html").read_bytes() == page
+    small_study().save(folder)  # the page that was written later is known to be the study's own
+    assert not (folder / "report.html").exists()
 
 
 def test_two_studies_lie_side_by_side(folders):
@@ -151,13 +157,92 @@ def test_what_is_no_study_is_refused_in_words(folders, tmp_path):
         compare_studies(folders[:1])
     with pytest.raises(mm.ArtifactError, match="Did you mean 'probes'"):
         load_study(folders[0]).table("probe")
-    folder = shutil.copytree(folders[0], tmp_path / "cut")
-    (folder / "artifacts" / "page.json").write_text("{")
-    with pytest.raises(mm.ArtifactError, match="changed or cut off"):
-        rewrite_report(folder)
-    (folder / "artifacts" / "page.json").unlink()
-    with pytest.raises(mm.ArtifactError, match="Run it again"):
-        rewrite_report(folder)
+
+
+def test_a_folder_that_lacks_what_the_page_shows_is_refused_and_keeps_its_page(folders, tmp_path):
+    def spoiled(name, change):
+        folder = shutil.copytree(folders[0], tmp_path / name)
+        change(folder)
+        with pytest.raises(mm.ArtifactError) as caught:
+            mm.write_report(folder)
+        assert (folder / "report.html").read_bytes() == (folders[0] / "report.html").read_bytes()
+        return str(caught.value)
+
+    def manifest(**changed):
+        def write(folder):
+            note = json.loads((folder / "manifest.json").read_text())
+            (folder / "manifest.json").write_text(json.dumps({**note, **changed}))
+
+        return write
+
+    assert "not a plotly figure" in spoiled(
+        "cut", lambda f: (f / "figures/rates.json").write_text("{")
+    )
+    for k, text in enumerate(
+        ("[]", "3", '{"data": []}', '{"data": [{"type": "x"}], "layout": {}}')
+    ):
+        told = spoiled(
+            f"other {k}", lambda f, text=text: (f / "figures/rates.json").write_text(text)
+        )
+        assert "not a plotly figure" in told
+    assert "rates" in spoiled("figure", lambda f: (f / "figures/rates.json").unlink())
+    assert "no table 'summary'" in spoiled("table", lambda f: (f / "tables/summary.csv").unlink())
+    assert "run the study again" in spoiled("older", manifest(chosen=[]))
+    assert "run the study again" in spoiled("words", manifest(splits="none", steered=3))
+    assert "of the kind 'page'" in spoiled("kind", manifest(study="page"))
+    assert "of the kind '../x'" in spoiled("path", manifest(study="../x"))
+    with pytest.raises(mm.MechmemError, match="needs a folder"):
+        mm.write_report(small_study())
+    with pytest.raises(mm.MechmemError, match="lies beside its tables"):
+        mm.write_report(folders[0], tmp_path / "elsewhere")
+
+
+HOSTILE = '</script><script>document.title="stolen"</script><img src=x onerror=alert(1)>\x07{{7*7}}'
+
+
+def test_the_folder_of_a_stranger_is_data(folders, tmp_path, chromium):
+    """Markup in every text of every table, of the manifest and of every figure."""
+
+    def hostile(value):
+        if isinstance(value, dict):
+            return {name: hostile(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [hostile(part) for part in value]
+        return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+    folder = shutil.copytree(folders[0], tmp_path / "study")
+    kept = {"study", "seed", "files", "steered", "splits", "classes"}
+    note = json.loads((folder / "manifest.json").read_text())
+    note = {name: part if name in kept else hostile(part) for name, part in note.items()}
+    (folder / "manifest.json").write_text(json.dumps(note))
+    study = load_study(folder)
+    keys = {"id", "setting", "toward", "part", "stream", "flip", "group"}
+    write_tables(
+        {
+            name: table.apply(lambda column: column if column.name in keys else column.map(hostile))
+            for name, table in study.tables().items()
+        },
+        folder / "tables",
+    )
+    for file in (folder / "figures").glob("*.json"):
+        spec = json.loads(file.read_text())
+        spec["layout"]["title"]["text"] = HOSTILE
+        spec["layout"]["template"] = {}
+        for trace in spec["data"]:
+            trace["name"] = HOSTILE
+            if isinstance(trace.get("hovertext"), list):
+                trace["hovertext"] = [HOSTILE] * len(trace["hovertext"])
+        file.write_text(json.dumps(spec))
+    (folder / "figures" / "more.json").write_text('{"data": [], "layout": {}}')
+    page = mm.write_report(folder).read_text(encoding="utf-8")
+    assert page.count("<script") == 3
+    assert "<img" not in page
+    assert "\x07" not in page
+    assert page.count("{{7*7}}") > 20
+    seen = open_page(chromium, folder / "report.html")
+    assert seen.requests == []
+    assert "<title>stolen" not in seen.dom
+    assert f'data-drawn="{len(study.figures()) - 1}"' in seen.dom
 
 
 def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):

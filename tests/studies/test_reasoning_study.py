@@ -22,7 +22,6 @@ import mechmem as mm
 from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
 from mechmem.studies.reasoning.edits import ORACLE, UNLABELED
 from mechmem.studies.reasoning.reading import held_out_reading
-from mechmem.studies.reasoning.words import headline, notes, sentence
 
 SIGN = {1: "toward reasoning", -1: "toward memory", 0: "none"}
 WORDS = ("river stone cloud window garden silver market winter bottle copper").split()
@@ -212,9 +211,9 @@ def test_an_edit_that_does_nothing_is_said_to_do_nothing(study):
         for item in study.trial.tested
     )
     idle = replace(study, trial=replace(study.trial, tested=tested))
-    assert "no more than random directions" in headline(idle)
-    assert "not beyond random directions" in sentence(idle)
-    assert re.search(r"\+0\.0 \[-[\d.]+, \+[\d.]+\]", sentence(idle))
+    assert "no more than random directions" in idle.headline()
+    assert "not beyond random directions" in idle.answer()
+    assert re.search(r"\+0\.0 \[-[\d.]+, \+[\d.]+\]", idle.answer())
 
 
 def test_states_without_the_label_are_not_said_to_tell_it_apart(study):
@@ -226,8 +225,8 @@ def test_states_without_the_label_are_not_said_to_tell_it_apart(study):
     blind = replace(
         study, reading=replace(reading, separation=replace(reading.separation, auroc=flat))
     )
-    assert "not told apart beyond the baselines" in headline(blind)
-    assert "not clearly more than the input tokens alone" in sentence(blind)
+    assert "not told apart beyond the baselines" in blind.headline()
+    assert "not clearly more than the input tokens alone" in blind.answer()
 
 
 def test_the_report_opens_in_a_browser_with_every_figure(study, report, chromium):
@@ -324,7 +323,7 @@ def test_what_cannot_be_studied_is_refused_with_the_way_out(own):
     model = mm.load_model(str(where / "model"))
     with pytest.raises(mm.TaskError, match="recall-reasoning"):
         mm.run_reasoning_study(model, task=mm.get_task("addition"))
-    with pytest.raises(mm.TaskError, match=r"read\('questions.csv'\)"):
+    with pytest.raises(mm.TaskError, match=r"data=<file or PromptSet>"):
         mm.run_reasoning_study(model)
     few = mm.get_task("reasoning").read(frame.head(5))
     with pytest.raises(mm.PromptError, match="at least 4 groups"):
@@ -337,7 +336,7 @@ def test_what_cannot_be_studied_is_refused_with_the_way_out(own):
 
 
 def test_the_notes_say_that_a_sign_by_label_is_an_oracle_only_where_it_is_one(study):
-    told = notes(study)
+    told = study.notes()
     assert any("with the sign of the label" in text for text in told)
     assert any("for all questions alike" in text for text in told)
     assert any(text.startswith("With the other sign") for text in told)

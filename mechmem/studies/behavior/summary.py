@@ -1,8 +1,8 @@
-"""The table that the terminal shows and the page begins with."""
+"""The table that the terminal shows and the page begins with, and the one beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,86 +10,76 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate
 from mechmem.evaluation.rates import Rates
-from mechmem.studies.behavior.results import BehaviorResults
-from mechmem.sweeps.result import Tested
+from mechmem.studies.words import DASH, estimate_of, hundredths
+from mechmem.sweeps.result import Sweep, Tested
 
-__all__ = ["summary_table"]
-
-DASH = "–"
 CLEAN, BEYOND = "clean accuracy %", "edit minus control, points"
 
 
-def summary_table(study: BehaviorResults) -> pd.DataFrame:
+def summary_table(found: Sweep, clean: pd.DataFrame, seed: int) -> pd.DataFrame:
     """What the terminal shows: unedited, the chosen edit both ways, each control, the paper's edit.
 
     Cells are text: percentages with 95 % intervals. The edit minus a control is the share steered
     to, paired by prompt; for families that were not chosen, the control that they beat by least.
     """
-    best = study.sweep.best
-    plain = Rates(study.sweep.before, seed=study.seed)
-    clean = _records(study.clean)
+    best = found.best
+    plain = Rates(found.before, seed=seed)
+    accuracy = {str(row["setting"]): row for row in clean.to_dict("records")}
     outcomes = plain.after.allowed
-    rows = [
-        {
-            "setting": "unedited",
-            **_shares(plain.share, outcomes),
-            CLEAN: _clean(clean, "unedited"),
-            BEYOND: DASH,
-        }
-    ]
+    rows = [_row("unedited", plain.share, outcomes, clean=_clean(accuracy, "unedited"))]
     for toward in reversed(list(best.rates)):
-        rows.append(
-            {
-                "setting": f"toward {toward}",
-                **_shares(best.rates[toward].share, outcomes),
-                CLEAN: _clean(clean, f"toward {toward}"),
-                BEYOND: DASH,
-            }
-        )
+        setting = f"toward {toward}"
+        share = best.rates[toward].share
+        rows.append(_row(setting, share, outcomes, clean=_clean(accuracy, setting)))
         for control in best.controls[toward]:
-            rows.append(
-                {
-                    "setting": f"  control: {control}",
-                    **_shares(partial(best.control_share, toward, control), outcomes),
-                    CLEAN: DASH,
-                    BEYOND: _cell(best.beyond(toward, control), signed=True),
-                }
-            )
-    for tested in study.sweep.tested[1:]:
-        rows += _other_family(tested, outcomes)
+            share = partial(best.control_share, toward, control)
+            beyond = best.beyond(toward, control)
+            rows.append(_row(f"  control: {control}", share, outcomes, beyond))
+    for tested in found.tested[1:]:
+        for toward, rates in reversed(list(tested.rates.items())):
+            beyond = tested.beyond_every_control(toward)
+            rows.append(_row(f"{tested.family}, toward {toward}", rates.share, outcomes, beyond))
     return pd.DataFrame(rows)
 
 
-def _other_family(tested: Tested, outcomes: tuple[str, ...]) -> list[dict[str, str]]:
-    """The winner of a family that was not chosen, beside the strongest of its controls."""
-    return [
-        {
-            "setting": f"{tested.family}, toward {toward}",
-            **_shares(rates.share, outcomes),
-            CLEAN: DASH,
-            BEYOND: _cell(tested.beyond_every_control(toward), signed=True),
-        }
-        for toward, rates in reversed(list(tested.rates.items()))
-    ]
+def beyond_table(tested: Sequence[Tested]) -> pd.DataFrame:
+    """How far every family's winner goes beyond the control that it beats by least."""
+    rows = []
+    for one in tested:
+        for toward in one.rates:
+            gap = one.beyond_every_control(toward)
+            rows.append(
+                {
+                    "family": one.family,
+                    "toward": toward,
+                    "beyond_every_control": gap.value,
+                    "low": gap.low,
+                    "high": gap.high,
+                    "beyond": gap.low > 0,
+                    "n": gap.n,
+                    "groups": gap.groups,
+                    **one.edit.describe(),
+                }
+                | {"toward": toward}
+            )
+    return pd.DataFrame(rows)
 
 
-def _cell(estimate: Estimate, signed: bool = False) -> str:
-    value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
-    if signed:
-        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+def _row(
+    setting: str,
+    share: Callable[[str], Estimate],
+    outcomes: tuple[str, ...],
+    beyond: Estimate | None = None,
+    clean: str = DASH,
+) -> dict[str, str]:
+    return {
+        "setting": setting,
+        **{f"{name} %": hundredths(share(name)) for name in outcomes},
+        CLEAN: clean,
+        BEYOND: DASH if beyond is None else hundredths(beyond, signed=True),
+    }
 
 
-def _clean(clean: dict[Any, Any], setting: str) -> str:
-    row = clean.get(setting)
-    if row is None:
-        return DASH
-    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-
-
-def _records(clean: pd.DataFrame) -> dict[Any, Any]:
-    return {} if clean.empty else {row["setting"]: row for row in clean.to_dict("records")}
-
-
-def _shares(share: Callable[[str], Estimate], outcomes: tuple[str, ...]) -> dict[str, str]:
-    return {f"{name} %": _cell(share(name)) for name in outcomes}
+def _clean(accuracy: dict[str, dict[Any, Any]], setting: str) -> str:
+    row = accuracy.get(setting)
+    return DASH if row is None else hundredths(estimate_of(row, "accuracy"))

@@ -8,136 +8,30 @@ the item) are mediated by the same direction. Here both are measured on the worl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from mechmem.analysis.association import group_correlation
-from mechmem.analysis.correlation import ScoreCorrelation, score_correlation
+from mechmem.analysis.correlation import score_correlation
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
 from mechmem.analysis.geometry import separation
-from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.extract import cache_activations
 from mechmem.evaluation.controls import controls
-from mechmem.evaluation.perturbation import (
-    PerturbationalMemorization,
-    perturbational_memorization,
-)
+from mechmem.evaluation.perturbation import perturbational_memorization
 from mechmem.models.hooked import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.seeding import keyed_order
-from mechmem.studies.memorization.counterfactual import (
-    CounterfactualMemorization,
-    counterfactual_memorization,
-)
+from mechmem.studies.memorization.counterfactual import counterfactual_memorization
+from mechmem.studies.memorization.study import TRAINED, MemorizationStudy
 from mechmem.tasks.lab.recall_reasoning import KINDS, RecallReasoning
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.training.lab.recall_reasoning import STEPS, recall_model
 
-__all__ = ["MemorizationStudy", "run_memorization_study"]
-
-TRAINED = KINDS[:3]
-"""Kinds of items that training asks about."""
-
 RANDOM = "random direction"
-
-
-@dataclass(frozen=True)
-class MemorizationStudy:
-    """Both scores, how they go together with the direction, and what moving along it does.
-
-    Attributes:
-        site: Where the direction was fitted; chosen on the fitting items alone.
-        perturbational: On the scored items, by name of the edit in force; ``""`` is none.
-        counterfactual: On the same items; its edits have the same names.
-        limem_along, counterfactual_along: Rank and linear correlation of each score with the
-            item's projection on the direction of the model asked.
-    """
-
-    site: Site
-    perturbational: Mapping[str, PerturbationalMemorization]
-    counterfactual: CounterfactualMemorization
-    limem_along: ScoreCorrelation
-    counterfactual_along: ScoreCorrelation
-
-    def correlations(self) -> pd.DataFrame:
-        """One row per score."""
-        return pd.concat(
-            [
-                found.correlations().assign(score=found.score)
-                for found in (self.limem_along, self.counterfactual_along)
-            ],
-            ignore_index=True,
-        )
-
-    def within_kinds(self) -> pd.DataFrame:
-        """Rank correlation of each score with the projection among the items of one kind.
-
-        The kinds differ in both, so the correlation over all items is partly theirs. NaN where a
-        score does not vary.
-        """
-        rows = []
-        for kind, items in self.table().groupby("kind"):
-            along, groups = items["projection"].to_numpy(), items["group"].tolist()
-            for score in ("perturbational", "counterfactual"):
-                found = group_correlation(along, items[score].to_numpy(), groups, ranks=True)
-                rows.append(
-                    {"kind": kind, "score": score, "spearman": found.value, "low": found.low,
-                     "high": found.high, "n": found.n}
-                )  # fmt: skip
-        return pd.DataFrame(rows)
-
-    def changes(self) -> pd.DataFrame:
-        """What each edit does to the mean of both scores, over all scored items and per kind."""
-        rows = []
-        plain = self.perturbational[""]
-        for edit, found in self.perturbational.items():
-            if not edit:
-                continue
-            for kind in (None, *TRAINED):
-                one, other = plain, found
-                if kind is not None:
-                    one, other = plain.of("item", kind), found.of("item", kind)
-                both = {
-                    "perturbational": _paired(one, other),
-                    "counterfactual": self.counterfactual.change(edit, kind),
-                }
-                for score, estimate in both.items():
-                    rows.append(
-                        {
-                            "score": score,
-                            "edit": edit,
-                            "kind": kind or "all",
-                            "change": estimate.value,
-                            "low": estimate.low,
-                            "high": estimate.high,
-                            "n": estimate.n,
-                            "groups": estimate.groups,
-                        }
-                    )
-        return pd.DataFrame(rows)
-
-    def table(self) -> pd.DataFrame:
-        """One row per item: projection, both scores, kind."""
-        points = self.limem_along.points.assign(
-            projection=self.limem_along.projections[self.site],
-            counterfactual=self.counterfactual_along.points["score"],
-        )
-        means = (
-            points.rename(columns={"score": "perturbational"})
-            .groupby(["group", "class"], as_index=False)[
-                ["projection", "perturbational", "counterfactual"]
-            ]
-            .mean()
-        )
-        scores = self.counterfactual.table()[["group", "kind", "low", "high"]]
-        return means.merge(scores, on="group", validate="one_to_one")
 
 
 def run_memorization_study(
@@ -220,7 +114,17 @@ def run_memorization_study(
     per_item = score_correlation(
         only, acts, [means[name] for name in scored.groups], name="counterfactual score", seed=seed
     )
-    return MemorizationStudy(site, perturbational, counterfactual, along, per_item)
+    return MemorizationStudy(
+        model.info,
+        dict(model.card),
+        world.name,
+        seed,
+        site,
+        perturbational,
+        counterfactual,
+        along,
+        per_item,
+    )
 
 
 def _halves(world: RecallReasoning, prompts: int, seed: int) -> tuple[PromptSet, PromptSet]:
@@ -266,9 +170,3 @@ def _edits(model: Model, direction: Direction, alpha: float, seed: int) -> dict[
     }
     placebo = controls(out[f"toward {LABELS[0]}"], model, seed=seed)
     return {**out, RANDOM: placebo[RANDOM]}
-
-
-def _paired(before: PerturbationalMemorization, after: PerturbationalMemorization) -> Estimate:
-    one, other = before.scores, after.scores
-    differences = [other[name] - one[name] for name in one]
-    return group_mean(differences, before.items.groups, kind="change")
