@@ -105,7 +105,7 @@ def group_mean(
         yes, no = value * n, (1 - value) * n
         low = float(stats.beta.ppf(0.025, yes, no + 1)) if yes > 0 else 0.0
         high = float(stats.beta.ppf(0.975, yes + 1, no)) if no > 0 else 1.0
-        return Estimate(value, low, high, *counted)
+        return Estimate(value, min(low, value), max(high, value), *counted)
     spread = np.bincount(index, data**2)
     n = data.size / _design_effect(np.bincount(index, data), spread, sizes, (1.0, -1.0))
     middle = value * n / (n + 2)
