@@ -16,7 +16,7 @@ _HOME = {
         "ArtifactError EditError LeakageError MechmemError MechmemWarning ModelError "
         "PositionError PromptError SiteError TaskError"
     ),
-    "tasks": "Chat Prompt PromptSet Task available_tasks get_task register_task",
+    "tasks": "Chat Choice Prompt PromptSet Task available_tasks get_task register_task",
     "models": "Model Site check_model lab_models load_model",
     "caching": (
         "ActivationStore Activations Bootstrap Histograms Moments cache_activations "

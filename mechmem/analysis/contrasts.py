@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 
 from mechmem.analysis.intervals import group_counts
 from mechmem.caching.activations import Activations
-from mechmem.errors import MechmemError, MechmemWarning, PromptError, listed
+from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
 
@@ -44,8 +43,7 @@ class Contrast:
         """From states, leaving out examples of other classes.
 
         Raises:
-            PromptError: When a class is missing, states are not finite, or no group shows both
-                classes (labels could not be exchanged inside the groups).
+            PromptError: When a class is missing, or states are not finite.
         """
         names = acts.classes(by)
         rows = [k for k, name in enumerate(names) if name in (first, second)]
@@ -57,21 +55,6 @@ class Contrast:
                 f"{listed(found)}."
             )
         _, groups = np.unique([acts.prompts[k].group for k in rows], return_inverse=True)
-        both = set(groups[is_first].tolist()) & set(groups[~is_first].tolist())
-        if not both:
-            raise PromptError(
-                "No group shows both classes, so the classes cannot be exchanged within groups "
-                "for a control; use flips: mm.observe(...).flips()."
-            )
-        fixed = sum(int(group) not in both for group in groups)
-        if 2 * fixed > len(rows):
-            warnings.warn(
-                f"{fixed} of {len(rows)} examples are in groups that show one class only, where "
-                "exchanging classes within groups changes nothing, so the control keeps much of "
-                "the effect; use flips: mm.observe(...).flips().",
-                MechmemWarning,
-                stacklevel=3,
-            )
         parts, start, columns = {}, 0, []
         for site, state in acts.states.items():
             flat = state[rows].flatten(1).double().numpy()
@@ -102,12 +85,19 @@ class Contrast:
         return kept
 
     def shuffled(self, seed: int, *names: object) -> np.ndarray:
-        """`is_first` with the classes exchanged at random within every group."""
+        """`is_first` with the classes exchanged at random: within every group that shows both
+        classes, and between the other groups as wholes."""
         rng = keyed_rng(seed, "contrast-shuffle", *names)
         out = self.is_first.copy()
         order = np.argsort(self.groups, kind="stable")
+        whole = []
         for rows in np.split(order, np.flatnonzero(np.diff(self.groups[order])) + 1):
+            if len(set(out[rows].tolist())) == 1:
+                whole.append(rows)
             out[rows] = rng.permutation(out[rows])
+        traded = rng.permutation([bool(out[rows[0]]) for rows in whole])
+        for rows, first in zip(whole, traded, strict=True):
+            out[rows] = bool(first)
         return out
 
     def statistics(

@@ -179,6 +179,9 @@ def _order(behaviors: pd.Series) -> list[str]:
     return [name for name in COLORS if name in found] + sorted(found - set(COLORS))
 
 
+FLIPPED = ({"memorized", "generalized"}, {"known", "context"})
+
+
 def _flip_rows(frame: pd.DataFrame) -> np.ndarray:
     """Rows of pairs (first with second of a group, third with fourth, ...) that came out both
     ways."""
@@ -186,6 +189,6 @@ def _flip_rows(frame: pd.DataFrame) -> np.ndarray:
     behaviors = frame["behavior"].to_numpy()
     for members in frame.groupby("group", sort=False).indices.values():
         for one, other in zip(members[::2], members[1::2], strict=False):
-            if {behaviors[one], behaviors[other]} == {"memorized", "generalized"}:
+            if {behaviors[one], behaviors[other]} in FLIPPED:
                 rows += [int(one), int(other)]
     return np.array(rows, dtype=int)

@@ -11,21 +11,24 @@ from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
 
 __all__ = ["dose_response"]
 
-LEFT = "memorized"
 
-
-def dose_response(dose: pd.DataFrame, *, negative: str = LEFT, theme: str = "light") -> go.Figure:
-    """Share of every outcome against alpha; left of zero the model is steered toward ``negative``.
+def dose_response(
+    dose: pd.DataFrame, *, negative: str | None = None, theme: str = "light"
+) -> go.Figure:
+    """Share of every outcome against alpha; left of zero the model is steered toward
+    ``negative``.
 
     Filled points are the edit, open points on dashed lines a random direction of the same norm.
 
     Args:
         dose: `Study.dose`: toward, alpha, kind (edit or placebo), outcome, share, low, high.
-        negative: The class steered to on the left side.
+        negative: The class steered to on the left side; default the first of the table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ("toward", "alpha", "kind", "outcome", "share", "low", "high")
     frame = as_table(dose, columns, "dose_response").copy()
+    if negative is None:
+        negative = str(frame["toward"].iloc[0]) if len(frame) else next(iter(COLORS))
     frame["signed"] = np.where(frame["toward"] == negative, -1.0, 1.0) * as_array(frame["alpha"])
     # At alpha 0 both directions are the unedited model: one point is enough.
     frame = frame.drop_duplicates(["signed", "kind", "outcome"])

@@ -20,6 +20,9 @@ COLORS = {
     "correct": "#159A78",
     "wrong": "#B85C9E",
     "unparsed": GRAY,
+    "undecided": GRAY,
+    "known": "#DB6B1E",
+    "context": "#2F83CE",
 }
 """Fixed color of every outcome, the same in all figures; orange and blue differ for every eye."""
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechmem.plotting.data import as_array, as_table, percent, plain
-from mechmem.plotting.style import house_style
+from mechmem.plotting.style import COLORS, house_style
 
 __all__ = ["sweep_cells"]
 
@@ -109,8 +109,7 @@ def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
 
 def _outcomes(frame: pd.DataFrame) -> list[str]:
     """Columns between the settings and the score hold the shares."""
-    known = ("memorized", "generalized", "other", "correct", "wrong", "unparsed")
-    return [name for name in frame.columns if name in known]
+    return [name for name in frame.columns if name in COLORS]
 
 
 def _varying(part: pd.DataFrame, outcomes: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from mechmem.plotting.style import house_style
 __all__ = ["token_projection"]
 
 COLUMNS = ("id", "part", "token", "from_middle", "projection", "stream", "layer", "toward", "away")
-AS_MEMORIZED = ("memorized", "memory")
+AS_MEMORIZED = ("memorized", "memory", "known")
 
 
 def token_projection(
@@ -124,7 +124,7 @@ def _of_prompt(table: pd.DataFrame, prompt: str | None) -> pd.DataFrame:
 
 def _turn(toward: str, away: str) -> float:
     """Colors follow the class, not the sign: orange stays memorized."""
-    return -1.0 if away in AS_MEMORIZED or toward == "generalized" else 1.0
+    return -1.0 if away in AS_MEMORIZED or toward in ("generalized", "context") else 1.0
 
 
 def _color_scale(fig: go.Figure, limit: float, toward: str, away: str) -> None:

@@ -20,7 +20,9 @@ from mechmem.reports.tokens import token_texts
 from mechmem.studies.words import DASH, percent
 
 MAX_ROWS = 60
-COLORED = ("memorized", "generalized", "correct", "wrong")
+COLORED = {name: name for name in ("memorized", "generalized", "correct", "wrong")}
+COLORED |= {"known": "memorized", "context": "generalized"}
+"""The style of an outcome; others are gray."""
 
 
 def render(template: str | Path, figures: Mapping[str, Any], **said: Any) -> str:
@@ -71,7 +73,7 @@ def _environment() -> jinja2.Environment:
         "is_number": _is_number,
         "shortened": _shortened,
         "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str),
-        "kind": lambda name: name if name in COLORED else "other",
+        "kind": lambda name: COLORED.get(name, "other"),
         "or_missing": lambda value, other: value if isinstance(value, str) else other,
         "percent": percent,
         "picked": _picked,

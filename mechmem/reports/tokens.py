@@ -21,6 +21,8 @@ SIDES = {
     "memory": "memorized",
     "generalized": "generalized",
     "reasoning": "generalized",
+    "known": "memorized",
+    "context": "generalized",
 }
 
 

@@ -175,7 +175,9 @@ class CellRun:
         for cell, rows in mine.items():
             edits = _edits(bench.views[cell], outer)
             with patched(self.model, edits) as view:
-                found = _difference(bench, view, rows, bench.logits[cell], bench.texts[cell])
+                found = _difference(
+                    bench, view, rows, bench.logits[cell], bench.texts.get(cell, ())
+                )
             allowed = max(TOLERANCE, 16 * torch.finfo(getattr(torch, self.model.info.dtype)).eps)
             if not found <= allowed:
                 raise ModelError(

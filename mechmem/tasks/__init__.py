@@ -9,6 +9,8 @@ from mechmem.tasks.base import (
     get_task,
     register_task,
 )
+from mechmem.tasks.choice import Choice
+from mechmem.tasks.facts.conflict import Conflict
 from mechmem.tasks.lab.addition_cued import AdditionCued, CuedWorld
 from mechmem.tasks.lab.recall_reasoning import RecallReasoning, RecallWorld
 from mechmem.tasks.paper1.addition import Addition
@@ -29,8 +31,10 @@ __all__ = [
     "Addition",
     "AdditionCued",
     "Chat",
+    "Choice",
     "Cipher",
     "Colors",
+    "Conflict",
     "CuedWorld",
     "OfficialTask",
     "Prompt",

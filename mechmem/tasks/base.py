@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, overload
 
 from mechmem.errors import TaskError, listed
@@ -58,6 +58,23 @@ class Task(ABC):
         raise TaskError(
             f"Task {self.name!r} has no clean items; override clean_prompts, or use its pairs."
         )
+
+    def prepared(self, ask: Callable[[PromptSet], Sequence[str]]) -> Task:
+        """The task for one model, where it depends on what that model knows: ``ask`` gives the
+        outcomes of prompts. Most tasks do not, and are returned as they are."""
+        return self
+
+    def contrast(self, prompts: PromptSet) -> PromptSet:
+        """Of prompts with observed behaviors, those on which the two behaviors are contrasted:
+        pairs of rephrasings that came out once each way (flips), so that every instance stands on
+        both sides."""
+        wanted = set(self.behaviors)
+        flips = [pair for pair in prompts.pairs() if {p.behavior for p in pair} == wanted]
+        return PromptSet(prompt for pair in flips for prompt in pair)
+
+    def stratum(self, prompt: Prompt) -> str:
+        """What must be alike where whole groups exchange their behaviors in a shuffled refit."""
+        return ""
 
     def continuation(self, prompt: Prompt, answer: str) -> str:
         """``answer`` as the text that would follow the prompt, white space included."""

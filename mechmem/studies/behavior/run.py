@@ -26,7 +26,7 @@ from mechmem.studies.token_reading import read_answers
 from mechmem.studies.verdict import verdict_of
 from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.sweep import sweep
-from mechmem.tasks.base import Task
+from mechmem.tasks.base import Task, with_reading
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.own import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
@@ -117,6 +117,9 @@ def run_study(
                 "A study needs a task, or prompts=, or both; for example "
                 "run_study(model, task=mm.get_task('addition-cued'))."
             )
+        task = with_reading(task, reading)
+        say("asking what the task depends on")
+        task = task.prepared(_asker(model, task, token_budget))
         prompts = task.pairs(n, seed)
     else:
         check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
@@ -131,9 +134,9 @@ def run_study(
         observed[part_name] = observe(
             model, part, task=task, margins=part_name == "test", token_budget=token_budget
         )
-    flips = observed["train"].flips()
+    flips = task.contrast(observed["train"].behaving)
     if len(flips) // 2 < MIN_FLIPS:
-        raise PromptError(_too_few(observed["train"]))
+        raise PromptError(_too_few(observed["train"], task, len(flips) // 2))
     say(f"reading the states of {len(flips)} flips")
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
@@ -145,7 +148,7 @@ def run_study(
         cache_activations(model, flips, sites="mlp_post"), first=first, second=second
     )
     directions = difference_of_means(acts, toward=second)
-    exchange = Exchange(flips)
+    exchange = Exchange(flips, stratum=task.stratum)
     reason = exchange.reason() if shuffles else ""
     say("fitting on exchanged behaviors")
     refits = [
@@ -153,7 +156,7 @@ def run_study(
         for k in range(0 if reason else shuffles)
     ]
     say("measuring the separation on test flips")
-    test_flips = observed["test"].flips()
+    test_flips = task.contrast(observed["test"].behaving)
     held_out = cache_activations(model, test_flips, sites=acts.sites)
     apart = separation(directions, held_out, seed=seed)
     say("fitting probes and their baselines")
@@ -237,15 +240,23 @@ def _first_groups(part: PromptSet, most: int) -> PromptSet:
     return PromptSet(prompt for prompt in part if prompt.group in kept)
 
 
-def _too_few(seen: Observations) -> str:
-    """What the model did instead of flipping, with an example."""
+def _asker(model: Model, task: Task, token_budget: int) -> Callable[[PromptSet], Sequence[str]]:
+    return lambda prompts: (
+        observe(model, prompts, task=task, margins=False, token_budget=token_budget).outcomes
+    )
+
+
+def _too_few(seen: Observations, task: Task, found: int) -> str:
+    """What the model did instead of showing both behaviors, with an example."""
     pairs = seen.prompts.pairs()
-    if not pairs:
+    by_flips = type(task).contrast is Task.contrast
+    if not pairs and by_flips:
         return (
             f"None of {len(seen)} training prompts has a rephrasing: no two share a `group`. Give "
             "the rephrasings of one question the same group."
         )
     shares = {name: seen.outcomes.count(name) for name in seen.allowed}
+    made = f"pairs of opposite behavior can be made of {len(seen)} training prompts"
     prompt, wrote = seen.prompts[0], seen.completions[0]
     example = (
         f"after {prompt.text!r:.80} the model wrote {wrote!r:.60}, where {prompt.memorized!r} or "
@@ -255,10 +266,10 @@ def _too_few(seen: Observations) -> str:
         f"after {prompt.text!r:.80}"
     )
     return (
-        f"Only {len(seen.flips()) // 2} of {len(pairs)} training pairs are flips (outcomes "
-        f"{shares}); a contrast needs at least {MIN_FLIPS} in the training part, which is "
-        f"{SHARES['train']:.0%} of the groups. For example, {example}. Use more pairs, or a model "
-        "that shows both behaviors."
+        f"Only {found} {f'of {len(pairs)} training pairs are flips' if by_flips else made} "
+        f"(outcomes {shares}); a contrast needs at least {MIN_FLIPS} in the training part, which "
+        f"is {SHARES['train']:.0%} of the groups. For example, {example}. Use more pairs, or a "
+        "model that shows both behaviors."
     )
 
 
