@@ -32,6 +32,21 @@ def architecture(model: Any) -> str:
     )
 
 
+_LENGTHS = (
+    "n_positions n_ctx max_position_embeddings max_sequence_length max_seq_len seq_length "
+    "context_length"
+).split()
+
+
+def context_length(model: Any) -> int | None:
+    """Most tokens that a model reads; ``None`` for models without positions that could run out
+    (BLOOM, Mamba), to which TransformerLens gives 2,048."""
+    config = text_config(model)
+    if config is not None and not any(getattr(config, name, None) for name in _LENGTHS):
+        return None
+    return int(getattr(model.cfg, "n_ctx", 0) or 0) or None
+
+
 def length_class(model: Any) -> LengthClass:
     """How a model's positions depend on how long the text is.
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError, PromptError
-from mechmem.models.architectures import architecture
+from mechmem.models.architectures import architecture, context_length
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.run import Completion, answer_logprobs, generate, last_logits
@@ -33,7 +33,7 @@ class ModelInfo:
         kind: ``"TransformerBridge"`` or ``"HookedTransformer"``.
         processing: ``"raw"`` weights, or ``"compatibility"`` / ``"processed"`` ones. Directions of
             the two are not comparable.
-        n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes.
+        n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes; an `n_ctx` of 0 is no limit.
         dtype: Of the weights.
         fingerprint: Hash of every weight, of `processing` and of the settings that say what is
             computed with them (heads, norms, rotation, windows, caps).
@@ -91,10 +91,10 @@ class Model:
         card: Mapping[str, Any] | None = None,
     ) -> Model:
         """Wrap a TransformerLens model that exists already."""
-        n_ctx = int(getattr(tl_model.cfg, "n_ctx", 0) or 0) or None
-        return cls(
-            backend_for(tl_model), Tokens(tokenizer, n_ctx, prepend_bos), name, dict(card or {})
-        )
+        backend = backend_for(tl_model)
+        sizes = int(tl_model.cfg.d_vocab) or None
+        tokens = Tokens(tokenizer, context_length(tl_model), prepend_bos, sizes)
+        return cls(backend, tokens, name, dict(card or {}))
 
     def __repr__(self) -> str:
         info = self.info
@@ -132,7 +132,7 @@ class Model:
             n_heads=int(cfg.n_heads),
             d_mlp=int(cfg.d_mlp or 0),
             vocab_size=int(cfg.d_vocab),
-            n_ctx=int(cfg.n_ctx or 0),
+            n_ctx=self.tokens.n_ctx or 0,
             dtype=str(parameter.dtype).removeprefix("torch."),
             fingerprint=self.backend.identity.fingerprint(self.backend.processing),
             tokenizer=self.tokens.fingerprint,

@@ -11,11 +11,11 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from mechmem.errors import MechmemWarning, ModelError, PromptError, listed
+from mechmem.models.spelling import pieces, token_text
+from mechmem.models.templates import rendered
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["PromptsLike", "TokenizedPrompt", "Tokens", "as_prompts"]
-
-_MARK = "\ue000\ue001\ue000"
 
 _Encoded = tuple[list[int], list[tuple[int, int]]]
 _SHORT, _REMEMBERED = 500, 8192
@@ -77,14 +77,22 @@ class Tokens:
         tokenizer: A Hugging Face tokenizer.
         n_ctx: Longest prompt the model can read, in tokens; ``None`` for no limit.
         prepend_bos: ``None`` follows the tokenizer's own habit (the habit it was trained with);
-            ``True`` and ``False`` force exactly one, or no, beginning-of-sequence token.
+            ``True`` and ``False`` force exactly one, or no, beginning-of-sequence token. A chat
+            template follows its own habit: by default a prompt in it is fed as
+            ``apply_chat_template(tokenize=True)`` gives it.
+        vocab_size: How many tokens the model embeds; ``None`` where that is not known.
     """
 
     def __init__(
-        self, tokenizer: Any, n_ctx: int | None = None, prepend_bos: bool | None = None
+        self,
+        tokenizer: Any,
+        n_ctx: int | None = None,
+        prepend_bos: bool | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self.tokenizer = copy.deepcopy(tokenizer)
         self.n_ctx = n_ctx
+        self.vocab_size = vocab_size
         self.prepend_bos = prepend_bos
         self.truncate: str | None = None
         self.bos_id: int | None = self.tokenizer.bos_token_id
@@ -128,37 +136,48 @@ class Tokens:
         return cutting
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of generated ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of ids, special tokens included: they are what was written, too."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, special tokens included."""
-        return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+        """One token as text; a part of a letter as its bytes, ``<0xE8>``."""
+        return token_text(self.tokenizer, token_id)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Every token as the text that it adds after the one before it, so that tokenizers which
-        leave out the blank of a first word show it everywhere else."""
-        out = []
-        for k, token in enumerate(ids):
-            before = self.token_text(ids[k - 1]) if k else ""
-            both = str(self.tokenizer.decode(list(ids[max(k - 1, 0) : k + 1])))
-            out.append(both[len(before) :] if both.startswith(before) else self.token_text(token))
-        return out
+        """Every token as the text that it adds; see `mechmem.models.spelling.pieces`."""
+        return pieces(self.tokenizer, ids)
 
     def continuation(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         """Ids of ``text`` when it follows the prompt: from the joined text where the prompt's own
-        tokens stay the same, otherwise from ``text`` alone."""
-        head = self._ids(self._rendered(prompt)[0])[0]
-        joined = self._ids(self._rendered(prompt)[0] + text)[0]
+        tokens stay the same, otherwise from ``text`` alone.
+
+        SentencePiece puts a blank before a text that stands alone. Behind a prompt that ends in a
+        blank this would be a second one, so there the text is taken from behind a line break.
+        """
+        text_before, plain = rendered(self.tokenizer, prompt)[0], prompt.chat is not None
+        head = self._ids(text_before, plain=plain)[0]
+        joined = self._ids(text_before + text, plain=plain)[0]
         if joined[: len(head)] == head and len(joined) > len(head):
-            return tuple(joined[len(head) :])
-        alone = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self._embedded(prompt, joined[len(head) :])
+        alone = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         if not alone:
             raise PromptError(
                 f"The continuation {text!r} of prompt {prompt.id!r} has no tokens; give text that "
                 "the model could write."
             )
-        return tuple(alone)
+        if not self._adds(head, alone, text):
+            for anchor in ("\n", "=", "("):
+                before = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
+                both = self.tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
+                behind = list(both[len(before) :])
+                if both[: len(before)] == before and self._adds(head, behind, text):
+                    return self._embedded(prompt, behind)
+        return self._embedded(prompt, alone)
+
+    def _adds(self, head: Sequence[int], ids: Sequence[int], text: str) -> bool:
+        """Whether ids behind a prompt's last tokens spell a text, no blank more or less."""
+        last = list(head[-8:])
+        return bool(ids) and self.decode([*last, *ids]) == self.decode(last) + text
 
     @cached_property
     def fingerprint(self) -> str:
@@ -176,8 +195,9 @@ class Tokens:
                 f"{error.start}, which is no character of UTF-8. Read the text again with its "
                 "right encoding, or remove it."
             ) from None
-        text, shift = self._rendered(prompt)
-        ids, offsets = self._ids(text, with_offsets=bool(prompt.spans))
+        text, shift = rendered(self.tokenizer, prompt)
+        ids, offsets = self._ids(text, bool(prompt.spans), prompt.chat is not None)
+        self._embedded(prompt, ids)
         if not ids:
             raise PromptError(
                 f"Prompt {prompt.id!r} has no tokens: its text is {prompt.text!r}; give it text, "
@@ -221,54 +241,59 @@ class Tokens:
         del ids[gone], offsets[gone]
         return ids, offsets, cut
 
-    def _rendered(self, prompt: Prompt) -> tuple[str, int]:
-        """The full text the model reads, and where the prompt's own text begins in it."""
-        if prompt.chat is None:
-            return prompt.text, 0
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise PromptError(
-                f"Prompt {prompt.id!r} asks for a chat template, but this tokenizer has none; "
-                "remove `chat`, or set tokenizer.chat_template before loading."
-            )
-        text = self._templated(prompt.text, prompt.chat.system)
-        start = 0
-        if prompt.spans:
-            # Found by rendering a mark in its place: the text itself may occur elsewhere as well.
-            start = self._templated(_MARK, prompt.chat.system).find(_MARK)
-            if start < 0 or not text.startswith(prompt.text, start):
-                raise PromptError(
-                    f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
-                    f"{listed(prompt.spans)} cannot be located; remove them or the template."
-                )
-        return text + prompt.chat.assistant_prefix, start
-
-    def _templated(self, text: str, system: str | None) -> str:
-        turns = [{"role": "user", "content": text}]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": system})
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        )
-
-    def _ids(self, text: str, with_offsets: bool = False) -> _Encoded:
+    def _ids(self, text: str, with_offsets: bool = False, plain: bool = False) -> _Encoded:
         """Ids and character offsets. An edit is evaluated on the same short prompts over and over,
-        so these are remembered."""
+        so these are remembered.
+
+        Args:
+            plain: A text whose template has put its special tokens already.
+        """
         known = self._short_ids if len(text) <= _SHORT else self._fresh_ids
-        ids, offsets = known(text, with_offsets)
+        ids, offsets = known(text, with_offsets, plain)
         return list(ids), list(offsets)
 
-    def _fresh_ids(self, text: str, with_offsets: bool) -> _Encoded:
+    def _fresh_ids(self, text: str, with_offsets: bool, plain: bool) -> _Encoded:
         if with_offsets and not getattr(self.tokenizer, "is_fast", False):
             raise ModelError(
                 "Named spans need a fast tokenizer (character offsets); this one is "
                 f"{type(self.tokenizer).__name__}. Use integer positions instead."
             )
         encoded = self.tokenizer(
-            text, return_offsets_mapping=with_offsets, verbose=False, truncation=False
-        )
+            text, return_offsets_mapping=with_offsets, verbose=False, truncation=False,
+            add_special_tokens=not plain,
+        )  # fmt: skip
         ids = list(encoded["input_ids"])
         offsets = [tuple(pair) for pair in encoded["offset_mapping"]] if with_offsets else []
+        tail = () if plain else self._tail
+        if tail and tuple(ids[-len(tail) :]) == tail:
+            ids, offsets = ids[: -len(tail)], offsets[: -len(tail)]
         return self._with_one_bos(ids, offsets)
+
+    @cached_property
+    def _tail(self) -> tuple[int, ...]:
+        """What the tokenizer puts behind every text, an end token for example: a model that is
+        to go on must not be told that the text is over."""
+        bare = list(self.tokenizer("1", add_special_tokens=False)["input_ids"])
+        full = list(self.tokenizer("1")["input_ids"])
+        for start in range(len(full) - len(bare), -1, -1):
+            if bare and full[start : start + len(bare)] == bare:
+                return tuple(full[start + len(bare) :])
+        return ()
+
+    def _embedded(self, prompt: Prompt, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids, all of which the model has an embedding for.
+
+        Raises:
+            PromptError: Naming the first token that it lacks.
+        """
+        if self.vocab_size is not None and ids and max(ids) >= self.vocab_size:
+            lost = next(token for token in ids if token >= self.vocab_size)
+            raise PromptError(
+                f"Prompt {prompt.id!r} has the token {self.decode([lost])!r} (id {lost}), but the "
+                f"model embeds {self.vocab_size} tokens. Its tokenizer knows more than it was "
+                "trained with: use the model's own, or resize_token_embeddings and train."
+            )
+        return tuple(ids)
 
     def _with_one_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> _Encoded:
         bos = self.bos_id

@@ -27,7 +27,8 @@ def record_from_prompt(prompt: Any) -> dict[str, Any]:
         if value is None or (item.name in NESTED and not value):
             continue
         if item.name == "chat":
-            value = {"system": value.system, "assistant_prefix": value.assistant_prefix}
+            more = {"template": dict(value.template)} if value.template else {}
+            value = {"system": value.system, "assistant_prefix": value.assistant_prefix, **more}
         elif item.name == "spans":
             value = {name: list(span) for name, span in value.items()}
         elif item.name == "meta":

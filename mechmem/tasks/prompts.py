@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,42 @@ from mechmem.seeding import keyed_order
 from mechmem.tasks import files
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Chat:
     """Wrap a prompt in the tokenizer's chat template: its text becomes the user's turn.
 
-    Attributes:
+    A template that asks for today's date is told 26 July 2024, so that a prompt is the same tokens
+    on every day; where it takes one (``date_string=`` for Llama 3), say another.
+
+    Args:
         system: The system message, or ``None`` for no system turn.
         assistant_prefix: Text that the assistant's answer already begins with.
+        template: What else the template is given, by name; also as keywords:
+            ``Chat(enable_thinking=False)``, ``tools=``, ``documents=``. As JSON holds it.
     """
 
-    system: str | None = None
-    assistant_prefix: str = ""
+    system: str | None
+    assistant_prefix: str
+    template: Mapping[str, Any] = field(hash=False)
+
+    def __init__(
+        self,
+        system: str | None = None,
+        assistant_prefix: str = "",
+        template: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        given = {**(template or {}), **more}
+        try:
+            kept = json.loads(json.dumps(given, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise PromptError(
+                f"Arguments of a chat template must be what JSON can hold, got {given!r:.200} "
+                f"({error})."
+            ) from None
+        object.__setattr__(self, "system", system)
+        object.__setattr__(self, "assistant_prefix", assistant_prefix)
+        object.__setattr__(self, "template", kept)
 
 
 @dataclass(frozen=True, slots=True)
