@@ -1,7 +1,7 @@
-"""How often is a verdict given where nothing is, and where something is? Writes docs/calibration.md.
+"""How often is a verdict given where nothing is, and where something is? For docs/calibration.md.
 
-    python docs/pages/calibration.py run --nulls 200 --power 30      # resumable, one line a study
-    python docs/pages/calibration.py page                            # the page from what is finished
+    python docs/pages/calibration.py run --nulls 200 --power 30   # resumable
+    python docs/pages/calibration.py page                         # from what is finished
 
 Every study is a row of ``docs/calibration/studies.csv`` under its kind and seed; those that are
 there are not run again. ``make calibrate`` does both.
@@ -159,43 +159,12 @@ class _Own(mm.Task):
         return answers.get(word[0], "other") if word else "other"
 
 
-def leaking_grid(bench: Bench, seed: int) -> tuple[mm.PromptSet, dict[str, mm.PromptSet], Grid]:
-    """A grid rule that leaks: its one layer and strength were looked up on the null's own labels,
-    on the test prompts, and are kept for the refits."""
-    parts = bench.parts(seed)
-    flips = Exchange(flips_of(bench, parts)).draw(seed, 10**6)
-    fit = bench.fitter(flips)(flips)
-    test = whole_groups(parts["test"], bench.most["test"])
-    edits = [
-        replace(edit, toward=name)
-        for edit in default_grid(fit)["one direction"]
-        for name in ("memorized", "generalized")
-    ]
-    before = mm.observe(bench.model, test, task=bench.task, margins=False)
-    rates = mm.evaluate_each(
-        bench.model, test, edits, task=bench.task, before=before, margins=False
-    )
-    gains = [found.change(edit.toward).value for edit, found in zip(edits, rates, strict=True)]
-    best = edits[int(np.argmax(gains))]
-
-    def grid(fitted: Fit) -> dict[str, list[mm.Edit]]:
-        return {
-            "looked up": [
-                mm.AddDirection(
-                    fitted.directions[best.first.site], alpha=best.alpha, positions="each_step"
-                )
-            ]
-        }
-
-    return flips, parts, grid
-
-
 def kind_of(seed: int) -> str:
     return NULLS[0] if seed % 2 == 0 else NULLS[1 + seed // 2 % 3]
 
 
 def planned(nulls: int, power: int) -> Iterator[tuple[str, int]]:
-    yield from (("null", seed) for seed in range(nulls))
+    yield from (("nothing", seed) for seed in range(nulls))
     yield from (("negative control", seed) for seed in range(power))
     yield from (("planted", seed) for seed in range(power))
 
@@ -213,7 +182,7 @@ def run(nulls: int, power: int) -> None:
         name = "lab/addition-uncued" if study == "negative control" else "lab/addition-cued"
         bench = benches.setdefault(name, Bench(name))
         started = time.process_time()
-        if study == "null":
+        if study == "nothing":
             kind = kind_of(seed)
             found = null(bench, kind, seed)
         else:
@@ -246,7 +215,7 @@ def page() -> None:
     lines = []
     for study, rows in table.groupby("study", sort=False):
         kinds = [("all", rows)] + ([(k, part) for k, part in rows.groupby("kind")]
-                                   if study == "null" else [])  # fmt: skip
+                                   if study == "nothing" else [])  # fmt: skip
         for kind, part in kinds:
             claims = int((part["turned"] != "").sum())
             both = int(part["turned"].str.contains("+", regex=False).sum())
@@ -284,7 +253,7 @@ from [every study](calibration/studies.csv); the first run of every seed counts.
 
 Seeds that are finished: {seeds}.
 
-- **null**: `lab/addition-cued`, 600 pairs, split by the seed, with nothing in it to find.
+- **nothing**: `lab/addition-cued`, 600 pairs, split by the seed, with nothing in it to find.
   *exchanged*: the training flips' behaviors exchanged inside their groups before anything is
   fitted. The other kinds are not made by an exchange: *coin*, a fair coin for every training flip;
   *random edits*, twenty grids along vectors that nothing was fitted to, one of which plays the real

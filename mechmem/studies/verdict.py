@@ -43,6 +43,8 @@ class Verdict:
         reason: Why nothing could be tested; empty otherwise.
         draws: Per class, p of the chosen edit among random draws with the states' covariance, and
             how many there were.
+        how: How the labels were exchanged, where there was a choice.
+        unit: What an effect of a class is, in words.
 
     What it does not show: that the classes are what they are called, or that another model, task
     or set of prompts behaves alike. An exchange breaks every tie to the class, also that of the
@@ -54,6 +56,8 @@ class Verdict:
     planned: int
     reason: str = ""
     draws: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    how: str = ""
+    unit: str = "points toward {}"
 
     @property
     def shuffles(self) -> int:
@@ -84,9 +88,9 @@ class Verdict:
         if not own:
             return {"any": 1.0, "both": 1.0}
         return {
-            "any": _p(max(own.values()), larger),
-            "both": _p(min(own.values()), smaller),
-            **{name: _p(value, larger) for name, value in own.items()},
+            "any": rank_p(max(own.values()), larger),
+            "both": rank_p(min(own.values()), smaller),
+            **{name: rank_p(value, larger) for name, value in own.items()},
         }
 
     @property
@@ -98,7 +102,7 @@ class Verdict:
             max((value for own in refit.values() for value in own.values()), default=0.0)
             for refit in self.refits
         ]
-        return {family: _p(max(own.values()), most) for family, own in self.effects.items()}
+        return {family: rank_p(max(own.values()), most) for family, own in self.effects.items()}
 
     @property
     def turned(self) -> list[str]:
@@ -127,7 +131,9 @@ class Verdict:
         if not self.effects:
             return "Not turned: no edit was found (p = 1)."
         own = self.effects[self.chosen]
-        told = joined([f"{100 * value:+.1f} points toward {name}" for name, value in own.items()])
+        told = joined(
+            [f"{100 * value:+.1f} {self.unit.format(name)}" for name, value in own.items()]
+        )
         if not self.turned:
             return (
                 f"Not turned: {told}, no more than refits on exchanged labels do "
@@ -179,6 +185,7 @@ class Verdict:
             "family_p": self.family_p,
             "shuffles": self.shuffles,
             "planned": self.planned,
+            "how": self.how,
             "draws": {name: list(found) for name, found in self.draws.items()},
             "sentence": self.sentence,
         }
@@ -207,7 +214,7 @@ def verdict_of(sweep: Sweep, planned: int, reason: str = "") -> Verdict:
             if drawn:
                 goal = best.goal(name)
                 null = [draw.change(goal).value for draw in drawn]
-                draws[name] = (_p(rates.change(goal).value, null), len(null))
+                draws[name] = (rank_p(rates.change(goal).value, null), len(null))
     refits = [_effects(tested) for tested in sweep.refits]
     return Verdict(_effects(sweep.tested), refits, planned, reason, draws)
 
@@ -230,5 +237,6 @@ def _statistic(effects: Effects, claim: str) -> float:
     return {"any": max(own.values()), "both": min(own.values())}.get(claim, own.get(claim, 0.0))
 
 
-def _p(value: float, null: Sequence[float]) -> float:
+def rank_p(value: float, null: Sequence[float]) -> float:
+    """``(1 + those at least as large) / (number + 1)``; ties count against the value."""
     return (1 + sum(other >= value - TIE for other in null)) / (len(null) + 1)

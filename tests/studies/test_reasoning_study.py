@@ -22,6 +22,7 @@ import mechmem as mm
 from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
 from mechmem.studies.reasoning.edits import ORACLE, UNLABELED
 from mechmem.studies.reasoning.reading import held_out_reading
+from mechmem.studies.reasoning.refits import exchange_labels, judge_edits
 
 SIGN = {1: "toward reasoning", -1: "toward memory", 0: "none"}
 WORDS = ("river stone cloud window garden silver market winter bottle copper").split()
@@ -37,12 +38,17 @@ def study() -> mm.ReasoningStudy:
         alphas=(1.0, 2.0),
         scales=(0.25,),
         draws=2,
+        shuffles=3,
     )
 
 
 @pytest.fixture(scope="session")
 def report(study, tmp_path_factory):
     return mm.write_report(study, tmp_path_factory.mktemp("reasoning"))
+
+
+def study_task(model: mm.Model) -> mm.Task:
+    return mm.get_task("recall-reasoning", **model.card["task_options"])
 
 
 def right(seen: mm.Observations) -> list[bool]:
@@ -211,9 +217,43 @@ def test_an_edit_that_does_nothing_is_said_to_do_nothing(study):
         for item in study.trial.tested
     )
     idle = replace(study, trial=replace(study.trial, tested=tested))
-    assert "no more than random directions" in idle.headline()
     assert "not beyond random directions" in idle.answer()
     assert re.search(r"\+0\.0 \[-[\d.]+, \+[\d.]+\]", idle.answer())
+
+
+def test_the_effect_that_is_judged_is_the_gain_that_the_tables_show(study):
+    table = accuracy_table(study.trial, 0)
+    for family, gains in study.verdict.effects.items():
+        rows = table[(table["family"] == family) & (table["pick"] == ORACLE)]
+        for label, gain in gains.items():
+            (shown,) = rows[(rows["label"] == label) & (rows["sign"] == f"toward {label}")][
+                "change"
+            ]
+            assert gain == pytest.approx(shown, abs=1e-12)
+    assert study.verdict.shuffles == 3
+    assert study.verdict.sentence.startswith(("Not turned", "Turned"))
+    assert study.verdict.sentence in study.answer()
+    # Three refits cannot give a p below 1/4.
+    assert study.verdict.turned == []
+
+
+def test_refits_are_fitted_on_exchanged_labels_and_go_through_the_same_choice(study):
+    train = study.states.select(study.splits["train"])
+    exchange, how = exchange_labels(study.splits["train"])
+    drawn = exchange.draw(0, 1)
+    labels = np.array([prompt.label == "reasoning" for prompt in drawn])
+    real = np.array([prompt.label == "reasoning" for prompt in study.splits["train"]])
+    assert 0.2 < (labels == real).mean() < 0.8
+    model = mm.load_model("lab/recall-reasoning")
+    refit = mm.difference_of_means(train.select(drawn), toward="reasoning", by="label")
+    parts = {name: study.trial.before[name].prompts for name in ("validation", "test")}
+    strengths = {"addition": (1.0, 2.0), "scaled projection": (0.25,)}
+    found = judge_edits(
+        model, refit, [], parts, study.trial.before, study_task(model), strengths, draws=1, seed=0
+    )
+    wanted = study.verdict.refits[1]
+    assert {f: pytest.approx(dict(g)) for f, g in wanted.items()} == dict(found.effects)
+    assert how in ("inside categories", "over all categories")
 
 
 def test_states_without_the_label_are_not_said_to_tell_it_apart(study):

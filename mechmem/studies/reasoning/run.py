@@ -20,9 +20,11 @@ from mechmem.studies.reasoning.reading import (
     split_half_cosines,
     subsets_of,
 )
+from mechmem.studies.reasoning.refits import UNIT, exchange_labels, judge_edits
 from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
 from mechmem.studies.token_reading import read_questions
+from mechmem.studies.verdict import Verdict
 from mechmem.tasks.base import QuestionTask, Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
@@ -33,6 +35,8 @@ QUESTIONS = 1152
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 MOST_LAYERS = 8
 SMALLEST = 4
+SHUFFLES = 19
+RANDOM_DRAWS = 30
 
 
 def run_reasoning_study(
@@ -46,6 +50,7 @@ def run_reasoning_study(
     alphas: Sequence[float] = ALPHAS,
     scales: Sequence[float] = SCALES,
     draws: int = 5,
+    shuffles: int = SHUFFLES,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> ReasoningStudy:
@@ -63,6 +68,8 @@ def run_reasoning_study(
         n: Questions that a task makes; one with data of its own gives all.
         alphas, scales: Strengths to try, all with both signs.
         draws: Norm-matched random directions per edit on the test questions.
+        shuffles: Refits of the whole recipe on exchanged labels, for the verdict; 0 leaves them
+            out, and then nothing is tested.
         seed: Keys splits, controls and resampling.
         progress: Called with a line before every step.
 
@@ -98,6 +105,22 @@ def run_reasoning_study(
             model, _candidates(directions), parts, reader, alphas=alphas, scales=scales,
             draws=draws, seed=seed, say=say,
         )  # fmt: skip
+    exchange, how = exchange_labels(splits["train"])
+    reason = (short or exchange.reason()) if shuffles else ""
+    say("fitting on exchanged labels")
+    refits = [
+        _candidates(
+            difference_of_means(train.select(exchange.draw(seed, k)), toward=LABELS[0], by="label")
+        )
+        for k in range(0 if reason else shuffles)
+    ]
+    verdict = Verdict({}, [], shuffles, reason, unit=UNIT)
+    if trial is not None:
+        verdict = judge_edits(
+            model, _candidates(directions), refits, parts, trial.before, reader,
+            {"addition": alphas, "scaled projection": scales}, draws=RANDOM_DRAWS, seed=seed,
+            reason=reason, how=how, planned=shuffles,
+        )  # fmt: skip
     return ReasoningStudy(
         model.info,
         model.card,
@@ -111,6 +134,7 @@ def run_reasoning_study(
         topic_balance(labeled),
         trial,
         short,
+        verdict,
         _selection(model, directions, parts["validation"], reader),
         turn_answers(
             model,

@@ -29,6 +29,7 @@ from mechmem.studies.reasoning.summary import summary_table
 from mechmem.studies.reasoning.turning import Turning
 from mechmem.studies.reasoning.views import plane, scored, sources
 from mechmem.studies.token_reading import questions_table
+from mechmem.studies.verdict import Verdict
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.topics import TopicBalance
 
@@ -52,6 +53,7 @@ class ReasoningStudy(Study):
         topics: How topics and labels go together.
         trial: Edits on validation and test questions; ``None`` where too few have an answer.
         unanswered: Why there is no `trial`.
+        verdict: What may be claimed of the edits, from refits on exchanged labels.
         selection: Candidate sites under the bypass, induce and KL rule on validation questions;
             empty where questions lack two answers.
         turning: How often edits make the model take the other route; ``None`` where questions lack
@@ -70,16 +72,17 @@ class ReasoningStudy(Study):
     topics: TopicBalance
     trial: Trial | None
     unanswered: str
+    verdict: Verdict
     selection: pd.DataFrame
     turning: Turning | None
     tokens: TokenProjections | None
     seconds: float
 
     def headline(self) -> str:
-        return words.headline(self.reading, self.trial, self.seed)
+        return words.headline(self.reading, self.verdict)
 
     def answer(self) -> str:
-        return words.answer(self.reading, self.trial, self.unanswered, self.seed)
+        return words.answer(self.reading, self.trial, self.unanswered, self.verdict, self.seed)
 
     def notes(self) -> list[str]:
         told = words.notes(
@@ -102,6 +105,7 @@ class ReasoningStudy(Study):
         out = {
             "summary": self.summary(),
             "examples": questions_table(self.splits["test"], before),
+            "refits": self.verdict.table(),
             "separation": self.reading.table(),
             "separation_parts": self.reading.parts,
             "methods": self.reading.methods,
@@ -159,6 +163,8 @@ class ReasoningStudy(Study):
                 fig = plotting.steering_grid(tried[tried["family"] == family], theme=theme)
                 title = f"Accuracy under {family}, by layer and {strength}, validation questions"
                 out[name] = fig.update_layout(title_text=title)
+        if self.verdict.shuffles:
+            out["refits"] = plotting.refits(self.verdict, theme=theme)
         if self.turning is not None:
             tried = self.turning.validation
             fig = plotting.steering_grid(tried[tried["family"] == "addition"], theme=theme)
@@ -186,6 +192,7 @@ class ReasoningStudy(Study):
             ],
             "draws": max((len(d) for item in tested for d in item.random.values()), default=0),
             "unanswered": self.unanswered,
+            "refits": self.verdict.as_dict(),
             "seconds": self.seconds,
         }
 

@@ -13,6 +13,7 @@ from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair
 from mechmem.studies.reasoning.edits import ORACLE, Tested, Trial
 from mechmem.studies.reasoning.reading import Reading
 from mechmem.studies.reasoning.turning import Turning
+from mechmem.studies.verdict import Verdict
 from mechmem.studies.words import (
     FEW,
     estimate_of,
@@ -32,24 +33,16 @@ PAPER = "addition"
 TOWARD = {LABELS[0]: "toward reasoning", LABELS[1]: "toward memory"}
 
 
-def headline(reading: Reading, trial: Trial | None, seed: int) -> str:
+def headline(reading: Reading, verdict: Verdict) -> str:
     """The result in a few words, for a heading."""
     apart = "told apart" if separated(reading) else "not told apart beyond the baselines"
-    if trial is None:
-        return f"Reasoning and memory are {apart}; no edit was tried"
-    gains = oracle_gains(trial, seed)
-    helped = [label for label, row in gains.items() if row["beyond_random_low"] > 0]
-    if len(helped) == 2:
-        done = "pushing along the direction raises accuracy on both, each with its own sign"
-    elif helped:
-        done = f"pushing along the direction raises accuracy on {helped[0]} questions only"
-    else:
-        done = "pushing along the direction raises accuracy no more than random directions do"
-    return f"Reasoning and memory are {apart}; {done}"
+    return f"Reasoning and memory are {apart}. {verdict.headline}"
 
 
-def answer(reading: Reading, trial: Trial | None, unanswered: str, seed: int) -> str:
-    """The result in one sentence."""
+def answer(
+    reading: Reading, trial: Trial | None, unanswered: str, verdict: Verdict, seed: int
+) -> str:
+    """The result in two sentences: what can be read and done, and the verdict."""
     site = reading.chosen
     found, given = reading.separation.auroc[site], reading.input_only
     low, high = reading.shuffled[site.key]
@@ -60,7 +53,7 @@ def answer(reading: Reading, trial: Trial | None, unanswered: str, seed: int) ->
         f"input tokens alone ({ratio(given)}) or shuffled labels ({low:.2f} to {high:.2f})"
     )
     if trial is None:
-        return f"{text}; {unanswered}."
+        return f"{text}; {unanswered}. {verdict.sentence}"
     told = joined(
         [
             f"{_change(row)} on {label} questions when pushed {TOWARD[label]} ({_beyond(row)})"
@@ -70,7 +63,8 @@ def answer(reading: Reading, trial: Trial | None, unanswered: str, seed: int) ->
     item = next(t for t in trial.tested if t.setting.family == PAPER and t.pick == ORACLE)
     return (
         f"{text}; adding {item.setting.strength:g} times the direction at "
-        f"{item.setting.direction.site} moved accuracy by {told}, with a sign that knows the label."
+        f"{item.setting.direction.site} moved accuracy by {told}, with a sign that knows the label. "
+        f"{verdict.sentence}"
     )
 
 
