@@ -24,6 +24,7 @@ def study_reasoning(
     questions: Path | None,
     examples: Path | None,
     max_new_tokens: int | None,
+    shuffles: int,
     out: Path,
     seed: int,
     output: Format,
@@ -52,7 +53,9 @@ def study_reasoning(
             bar.set_description_str(step_of(line))
             bar.update(1)
 
-        result = _run(model_name or LAB_MODEL, questions, examples, max_new_tokens, seed, say)
+        result = _run(
+            model_name or LAB_MODEL, questions, examples, max_new_tokens, shuffles, seed, say
+        )
         if not is_first():
             return  # rank 0 prints and writes for all
         say("writing the report")
@@ -67,6 +70,7 @@ def _run(
     questions: Path | None,
     examples: Path | None,
     max_new_tokens: int | None,
+    shuffles: int,
     seed: int,
     say: Any,
 ) -> ReasoningStudy:
@@ -86,7 +90,8 @@ def _run(
     if asked is not None:
         shots = None if worked is None else len(worked)
         return run_reasoning_study(
-            model, task=reader, questions=asked, examples=worked, shots=shots, seed=seed,
+            model, task=reader, questions=asked, examples=worked, shots=shots,
+            shuffles=shuffles, seed=seed,
             progress=say,
         )  # fmt: skip
     if model.card.get("task") != "recall-reasoning":
@@ -96,4 +101,4 @@ def _run(
             param_hint="--questions",
         )
     task = get_task("recall-reasoning", **model.card.get("task_options", {}))
-    return run_reasoning_study(model, task=task, seed=seed, progress=say)
+    return run_reasoning_study(model, task=task, shuffles=shuffles, seed=seed, progress=say)

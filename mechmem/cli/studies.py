@@ -112,7 +112,7 @@ def study(
             raise typer.BadParameter(
                 "this study divides its questions itself", param_hint="--validation, --test"
             )
-        study_reasoning(model, questions, examples, max_new_tokens, out, seed, output)
+        study_reasoning(model, questions, examples, max_new_tokens, shuffles, out, seed, output)
         return
     theirs = {
         "--questions": questions, "--examples": examples, "--max-new-tokens": max_new_tokens,

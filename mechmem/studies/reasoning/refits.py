@@ -103,19 +103,21 @@ def _effects(
         return {}, None
     edits = [setting.edit(sign) for setting in settings for sign in SIGNS.values()]
     seen = _answers(model, edits, parts, before, "validation", reader, seed)
+    held = before["validation"]
     scores = [
-        np.mean(
-            [_gain(seen[2 * k + j], before["validation"], label) for j, label in enumerate(SIGNS)]
-        )
+        float(np.mean([_gain(seen[2 * k + j], held, name) for j, name in enumerate(SIGNS)]))
         for k in range(len(settings))
     ]
+
+    def rank(k: int) -> tuple[float, float]:
+        """Ties go to the weaker edit, then to the earlier layer, as in the study's own choice."""
+        return round(scores[k], 9), -settings[k].strength
+
     best = {}
     for family in SIGNED:
         mine = [k for k, setting in enumerate(settings) if setting.family == family]
         if mine:
-            best[family] = max(
-                mine, key=lambda k: (round(float(scores[k]), 9), -settings[k].strength)
-            )
+            best[family] = max(mine, key=rank)
     order = sorted(best, key=lambda family: -scores[best[family]])
     edits = [settings[best[family]].edit(sign) for family in order for sign in SIGNS.values()]
     seen = _answers(model, edits, parts, before, "test", reader, seed)

@@ -63,8 +63,8 @@ def answer(
     item = next(t for t in trial.tested if t.setting.family == PAPER and t.pick == ORACLE)
     return (
         f"{text}; adding {item.setting.strength:g} times the direction at "
-        f"{item.setting.direction.site} moved accuracy by {told}, with a sign that knows the label. "
-        f"{verdict.sentence}"
+        f"{item.setting.direction.site} moved accuracy by {told}, with a sign that knows the "
+        f"label. {verdict.sentence}"
     )
 
 
