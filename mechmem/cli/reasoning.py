@@ -24,7 +24,7 @@ def study_reasoning(
     questions: Path | None,
     examples: Path | None,
     max_new_tokens: int | None,
-    shuffles: int,
+    shuffles: int | None,
     out: Path,
     seed: int,
     output: Format,
@@ -46,6 +46,9 @@ def study_reasoning(
                     "only your own questions are asked with it: give --questions, or leave it out",
                     param_hint=option,
                 )
+    if shuffles is None:
+        # Twenty grids of long answers take hours: refits on questions of your own are asked for.
+        shuffles = 19 if questions is None else 0
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
 

@@ -88,7 +88,14 @@ def study(
         int | None,
         typer.Option(help="For reasoning: longest answer to your own questions; default 512."),
     ] = None,
-    shuffles: Shuffles = SHUFFLES,
+    shuffles: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Refits of the whole recipe on exchanged labels, for the verdict; default 19, for "
+            "your own reasoning questions 0. With 0 nothing is tested.",
+        ),
+    ] = None,
     output: Output = Format.table,
 ) -> None:
     """Ask the whole question of a model, on a task or on your own prompts.
@@ -121,7 +128,8 @@ def study(
         if value is not None:
             raise typer.BadParameter("only `mechmem study reasoning` reads it", param_hint=option)
     asked = load_asked(task, model, pairs, reading)
-    _study(asked, out, seed, shuffles, output, {"validation": validation, "test": test})
+    tested = SHUFFLES if shuffles is None else shuffles
+    _study(asked, out, seed, tested, output, {"validation": validation, "test": test})
 
 
 def _study(

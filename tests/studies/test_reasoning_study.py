@@ -302,7 +302,7 @@ def run(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_studies_the_lab_model_from_end_to_end(tmp_path):
-    done = run("study", "reasoning", "--out", "out", cwd=tmp_path)
+    done = run("study", "reasoning", "--shuffles", "1", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "sign by label (oracle)" in done.stdout
     said = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["answer"]
