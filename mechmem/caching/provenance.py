@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from mechmem.errors import LeakageError, ModelError, listed
 from mechmem.manifests import shape_of
 from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
-from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["Provenance", "Seen"]
 
@@ -27,10 +28,11 @@ PROVENANCE = {
 
 @dataclass(frozen=True)
 class Seen:
-    """Groups, token ids (hashed) and prompt ids that something was fitted or chosen on.
+    """Groups, token ids and texts (hashed), and prompt ids that something was fitted or chosen on.
 
-    Groups and token ids decide what is refused; prompt ids are kept for the record, since other
-    sets may use the same ones.
+    Groups, token ids and texts decide what is refused; prompt ids are kept for the record, since
+    other sets may use the same ones. A text counts as the same however its characters and blanks
+    are written, and whatever date a chat template puts before it.
     """
 
     groups: frozenset[str] = frozenset()
@@ -40,8 +42,8 @@ class Seen:
     @classmethod
     def of(cls, prompts: PromptSet, tokenized: Iterable[TokenizedPrompt]) -> Seen:
         """What fitting on these prompts has seen."""
-        digests = frozenset(item.digest for item in tokenized)
-        return cls(frozenset(prompts.groups), digests, frozenset(prompts.ids))
+        digests = {item.digest for item in tokenized} | {text_digest(p) for p in prompts}
+        return cls(frozenset(prompts.groups), frozenset(digests), frozenset(prompts.ids))
 
     @classmethod
     def of_ids(cls, prompts: PromptSet, token_ids: Iterable[tuple[int, ...]]) -> Seen:
@@ -61,12 +63,13 @@ class Seen:
             LeakageError: Naming the prompts and what they share.
         """
         shared = [p.id for p in prompts if p.group in self.groups]
-        same = [item.id for item in tokenized if item.digest in self.digests]
+        same = {item.id for item in tokenized if item.digest in self.digests}
+        same |= {p.id for p in prompts if text_digest(p) in self.digests}
         if shared or same:
-            both = list(dict.fromkeys([*shared, *same]))
+            both = [p.id for p in prompts if p.id in {*shared, *same}]
             raise LeakageError(
                 f"Cannot {purpose} on {len(both)} prompts that fitting or choosing has seen "
-                f"({len(shared)} by group, {len(same)} by identical token ids): {listed(both, 5)}. "
+                f"({len(shared)} by group, {len(same)} by the same text): {listed(both, 5)}. "
                 "Split by group first: train, validation, test = prompts.split(...)."
             )
 
@@ -82,6 +85,12 @@ class Seen:
     def from_dict(cls, data: dict[str, list[str]]) -> Seen:
         """The inverse of `as_dict`."""
         return cls(frozenset(data["groups"]), frozenset(data["digests"]), frozenset(data["ids"]))
+
+
+def text_digest(prompt: Prompt) -> str:
+    """A short hash of what a prompt says, told apart from hashes of token ids."""
+    said = prompt.same_text.encode("utf-8", "surrogatepass")
+    return f"text-{hashlib.sha256(said).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

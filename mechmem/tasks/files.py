@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from mechmem.artifacts import json_text, whole_file, write_text
 from mechmem.errors import PromptError, listed
+from mechmem.tasks import tables
 
 NESTED = ("spans", "chat", "meta")
 T = TypeVar("T")
@@ -50,7 +52,7 @@ def prompt_from_record(
             f"Row {index} must be a mapping with a 'text', got {row!r:.80}. "
             "Plain strings go into PromptSet.from_texts."
         )
-    values = {key: value for key, value in row.items() if value is not None}
+    values = {key: value for key, value in row.items() if not tables.is_missing(value)}
     if "text" not in values:
         whole = str(next(iter(row), ""))
         mark = next((mark for mark in (";", "\t") if len(row) == 1 and mark in whole), None)
@@ -69,12 +71,14 @@ def prompt_from_record(
     chat = None if nested["chat"] is None else _chat(chat_class, nested["chat"], index)
     meta = {**(nested["meta"] or {}), **extra}
     for key, value in values.items():
-        if isinstance(value, (Mapping, Sequence, set)) and not isinstance(value, str):
+        if not isinstance(value, (str, int, float, np.number)) or isinstance(value, bool):
             raise PromptError(
-                f"Row {index}: column {key!r} must be text, got a {type(value).__name__}: "
-                f"{value!r:.80}. Make one row of every prompt, or rename the column."
+                f"Row {index}: column {key!r} must be text or a number, got a "
+                f"{type(value).__name__}: {value!r:.80}. Make one row of every prompt, write the "
+                "cell as text, or rename the column."
             )
-    values = {key: str(value) for key, value in values.items()}
+    # A number is text from here on; an empty cell is one that was left out.
+    values = {key: str(value) for key, value in values.items() if key == "text" or value != ""}
     values.setdefault("id", str(index))
     return prompt_class(**values, spans=spans, chat=chat, meta=meta)
 
@@ -142,21 +146,8 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def records_from_frame(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table, empty cells left out (an empty text is a text)."""
-    return [
-        {
-            str(key): value
-            for key, value in row.items()
-            if not _is_empty(value) or (key == "text" and value == "")
-        }
-        for row in frame.to_dict(orient="records")
-    ]
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (
-        pd.api.types.is_scalar(value) and (value == "" or bool(pd.isna(value)))
-    )
+    """Rows of a table, empty cells left out (an empty text is a text), empty rows too."""
+    return tables.filled(tables.frame_rows(frame))
 
 
 def frame_from_records(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -176,22 +167,27 @@ def _check_encodable(value: Any, row: Mapping[str, Any]) -> None:
         str(value).encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"Prompt {row.get('id')!r} has {error.object[error.start]!r}, which is no character of "
-            "UTF-8, so no table holds it. Remove it, or keep the prompts as JSON lines: to_jsonl "
-            "keeps it."
+            f"Prompt {row.get('id')!r} has {error.object[error.start]!r}, which is not a "
+            "character of UTF-8, so no table holds it. Remove it, or keep the prompts as JSON "
+            "lines: to_jsonl keeps it."
         ) from None
 
 
-def read_csv(path: str | Path) -> pd.DataFrame:
-    """A CSV file, every cell as text."""
+def read_csv(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file, every cell as text, empty cells and rows left out.
+
+    Raises:
+        PromptError: With the line where a row cannot be read as it was meant (`tables.csv_rows`).
+    """
     with _readable(path, "CSV") as source:
-        return pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        header, rows = tables.csv_rows(source)
+    return tables.filled([dict(zip(header, row, strict=True)) for row in rows])
 
 
-def read_parquet(path: str | Path) -> pd.DataFrame:
-    """A Parquet file."""
+def read_parquet(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet file, empty cells and rows left out."""
     with _readable(path, "Parquet") as source:
-        return pd.read_parquet(source)
+        return tables.filled(tables.parquet_rows(source))
 
 
 def write_frame(frame: pd.DataFrame, path: str | Path, kind: str) -> Path:

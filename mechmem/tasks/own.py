@@ -34,10 +34,10 @@ def check_own_pairs(prompts: PromptSet, fewest: int, share: float) -> None:
             f"None of {len(prompts)} prompts has a rephrasing: no two share a `group`. Give the "
             f"rephrasings of one question the same group.{misspelt(prompts, ['group'])}"
         )
-    group_of: dict[tuple[str, str], str] = {}
+    group_of: dict[str, str] = {}
     twice = []
     for prompt in prompts:
-        first = group_of.setdefault((prompt.text, repr(prompt.chat)), prompt.group)
+        first = group_of.setdefault(prompt.same_text, prompt.group)
         if first != prompt.group:
             twice.append(f"{prompt.text[:60]!r} in {first!r} and {prompt.group!r}")
     if twice:

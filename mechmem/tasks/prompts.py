@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, overload
+from unicodedata import normalize
 
 import pandas as pd
 
@@ -91,27 +93,71 @@ class Prompt:
                 f"A prompt's id must be a non-empty string, got {self.id!r}; "
                 "write for example Prompt(id='q1', text=...)."
             )
-        if not isinstance(self.text, str):
-            raise PromptError(
-                f"Prompt {self.id!r}: text must be a string, got {type(self.text).__name__}; "
-                "write for example text='What is 1+1?'."
-            )
+        for name in _TEXTS:
+            self._check_text(name, getattr(self, name))
         if not self.group:
             object.__setattr__(self, "group", self.id)
-        for name, span in self.spans.items():
-            try:
-                start, end = span
-            except (TypeError, ValueError):
-                raise PromptError(
-                    f"Prompt {self.id!r}: span {name!r} is {span!r:.80}; a span is a pair "
-                    "(start, end) of "
-                    "characters of the text."
-                ) from None
-            if not 0 <= start < end <= len(self.text):
-                raise PromptError(
-                    f"Prompt {self.id!r}: span {name!r} is ({start}, {end}), but the text has "
-                    f"{len(self.text)} characters; a span needs 0 <= start < end <= length."
-                )
+        if not (self.chat is None or isinstance(self.chat, Chat)):
+            raise PromptError(
+                f"Prompt {self.id!r}: chat must be a Chat or None, got {self.chat!r:.60}; write "
+                "chat=Chat()."
+            )
+        self._check_keys("spans", self.spans)
+        self._check_keys("meta", self.meta)
+        spans = {name: self._span(name, span) for name, span in self.spans.items()}
+        object.__setattr__(self, "spans", spans)
+
+    def _check_text(self, name: str, value: object) -> None:
+        if name == "text" and not isinstance(value, str):
+            raise PromptError(
+                f"Prompt {self.id!r}: text must be a string, got {type(value).__name__}; "
+                "write for example text='What is 1+1?'."
+            )
+        if value is not None and not isinstance(value, str):
+            raise PromptError(
+                f"Prompt {self.id!r}: {name} must be a string or None, got "
+                f"{type(value).__name__} {value!r:.40}; write {name}={str(value)!r:.40}."
+            )
+        if value == "" and name in _ANSWERS:
+            raise PromptError(
+                f"Prompt {self.id!r}: {name} is an empty text, and nothing that is written could "
+                "be told by it; leave it out."
+            )
+
+    def _check_keys(self, name: str, value: object) -> None:
+        # A file keeps every key as text, so that another one would not come back as it was.
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise PromptError(
+                f"Prompt {self.id!r}: {name} must be a dictionary whose keys are text, got "
+                f"{value!r:.80}."
+            )
+
+    def _span(self, name: str, span: Any) -> tuple[int, int]:
+        try:
+            start, end = map(index, span)
+        except (TypeError, ValueError):
+            raise PromptError(
+                f"Prompt {self.id!r}: span {name!r} is {span!r:.80}; a span is a pair "
+                "(start, end) of characters of the text."
+            ) from None
+        if not 0 <= start < end <= len(self.text):
+            raise PromptError(
+                f"Prompt {self.id!r}: span {name!r} is ({start}, {end}), but the text has "
+                f"{len(self.text)} characters; a span needs 0 <= start < end <= length."
+            )
+        return start, end
+
+    @property
+    def same_text(self) -> str:
+        """What every writing of this question has in common: characters composed, white space
+        single, none around; with the chat's own words. Prompts that share it leak into one another.
+        """
+        said = (self.text,) if self.chat is None else (self.text, repr(self.chat))
+        return "\x1f".join(" ".join(normalize("NFC", part).split()) for part in said)
+
+
+_ANSWERS = ("memorized", "generalized", "answer")
+_TEXTS = ("text", "group", *_ANSWERS, "label", "behavior")
 
 
 class Splits(NamedTuple):
@@ -190,8 +236,7 @@ class PromptSet(Sequence[Prompt]):
         if not self._prompts:
             raise PromptError(
                 f"No prompts to {purpose}: the set is empty. Add prompts, or look at the filter, "
-                "split or "
-                "file that it came from."
+                "split or file that it came from."
             )
         return self
 
@@ -316,7 +361,7 @@ class PromptSet(Sequence[Prompt]):
     @classmethod
     def from_csv(cls, path: str | Path) -> PromptSet:
         """Read a CSV file with a header row; every cell is text, ``007`` stays ``007``."""
-        return cls.from_pandas(files.read_csv(path))
+        return cls.from_records(files.read_csv(path))
 
     def to_csv(self, path: str | Path) -> Path:
         """Write a CSV file."""
@@ -325,7 +370,7 @@ class PromptSet(Sequence[Prompt]):
     @classmethod
     def from_parquet(cls, path: str | Path) -> PromptSet:
         """Read a Parquet file (needs ``pyarrow``)."""
-        return cls.from_pandas(files.read_parquet(path))
+        return cls.from_records(files.read_parquet(path))
 
     def to_parquet(self, path: str | Path) -> Path:
         """Write a Parquet file (needs ``pyarrow``)."""

@@ -146,12 +146,12 @@ class TestRefusals:
 class TestLeakage:
     def test_a_fitted_group_is_refused_even_rephrased(self, lab, direction) -> None:
         rephrased = mm.PromptSet([mm.Prompt(id="new", text="w5 w6 w7", group=FIT[0].group)])
-        with pytest.raises(mm.LeakageError, match=r"1 by group, 0 by identical.*'new'.*Split"):
+        with pytest.raises(mm.LeakageError, match=r"1 by group, 0 by the same text.*'new'.*Split"):
             mm.evaluate(lab.model, rephrased, task=TASK, edit=mm.AddDirection(direction))
 
     def test_the_same_tokens_under_another_name_are_refused(self, lab, direction) -> None:
         copied = mm.PromptSet([mm.Prompt(id="copy", text=f"{FIT[3].text}  ", group="elsewhere")])
-        with pytest.raises(mm.LeakageError, match=r"0 by group, 1 by identical token ids.*'copy'"):
+        with pytest.raises(mm.LeakageError, match=r"0 by group, 1 by the same text.*'copy'"):
             mm.evaluate(lab.model, copied, task=TASK, edit=mm.AddDirection(direction))
 
     def test_any_of_several_edits_counts(self, lab, direction) -> None:

@@ -151,14 +151,14 @@ FAULTS = [
         "evaluate an edit on the fitted texts under new names",
         evaluated(same_ids),
         mm.LeakageError,
-        "(0 by group, 16 by identical token ids): 'ng0.0'",
+        "(0 by group, 16 by the same text): 'ng0.0'",
         "Split by group first",
     ),
     Fault(
         "evaluate an edit on a rephrasing of a fitted prompt",
         evaluated(lambda s: [replace(s.others[0], group="g0")]),
         mm.LeakageError,
-        "(1 by group, 0 by identical token ids): 'og0.0'",
+        "(1 by group, 0 by the same text): 'og0.0'",
         "Split by group first",
     ),
     Fault(

@@ -52,6 +52,9 @@ _ALONE = re.compile(r"[\"'$]?\s*(?:\(\s*([A-Za-z])\s*\)|([A-Z])\s*[).:]?|\[([A-Z
 _LEADING = re.compile(r"\s*(?:\(\s*([A-Za-z])\s*\)|([A-Z])\s*[).:])\s*(\S.*)")
 
 
+NO_STATEMENT = "no statement of an answer"
+
+
 def read_choice(completion: str, options: int | Sequence[str] = 10) -> Reading:
     r"""The option letter that a completion states.
 
@@ -155,7 +158,7 @@ def _first_line(text: str, texts: Sequence[str], count: int) -> Reading:
         letter = (found[1] or found[2]).upper()
         if _squeezed(found[3]) == _option(texts, letter) != "":
             return _within(letter, count, "the first line, with the option's text")
-    return Reading(None, "no statement of an answer")
+    return Reading(None, NO_STATEMENT)
 
 
 def _within(letter: str | None, count: int, where: str) -> Reading:

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 from mechmem.errors import PromptError, TaskError, did_you_mean, listed
 from mechmem.tasks.parsing import (
+    NO_STATEMENT,
     Reading,
     gold_number,
     match_short,
@@ -140,6 +141,8 @@ class ChoiceQuestion(Kind):
     def judge(self, completion: str, gold: Gold, reading: str) -> tuple[str, Reading]:
         if reading == "strict":
             read = read_choice(completion, list(gold.options) or 10)
+            if read.value is None and gold.options:
+                return _by_value(completion, gold, read)
         else:
             read = read_choice_paper(completion)
         return _compared(read, gold.answer.strip().strip("()").upper())
@@ -213,6 +216,16 @@ class ShortQuestion(Kind):
         match = match_short if reading == "strict" else match_short_paper
         outcome = match(completion, [gold.answer, *gold.aliases])
         return outcome, Reading(None if outcome == "unparsed" else outcome, f"{reading} matching")
+
+
+def _by_value(completion: str, gold: Gold, read: Reading) -> tuple[str, Reading]:
+    """Where no letter could be read and the options are numbers: the number that is stated."""
+    letter = string.ascii_uppercase.index(gold.answer.strip().strip("()").upper())
+    wanted = [gold_number(option, gold.language) for option in gold.options]
+    right = wanted[letter]
+    if right is None or wanted.count(right) > 1 or read.why != NO_STATEMENT:
+        return "unparsed", read
+    return _compared(read_number(completion, gold.language), right)
 
 
 def _compared(read: Reading, wanted: str) -> tuple[str, Reading]:

@@ -84,9 +84,9 @@ def _from_file(path: Path) -> list[dict[str, Any]]:
     if suffix == ".jsonl":
         rows = files.read_jsonl(path)
     elif suffix == ".csv":
-        rows = files.records_from_frame(files.read_csv(path))
+        rows = files.read_csv(path)
     elif suffix == ".parquet":
-        rows = files.records_from_frame(files.read_parquet(path))
+        rows = files.read_parquet(path)
     elif suffix == ".tsv":
         rows = _from_tsv(path)
     elif suffix == ".json":

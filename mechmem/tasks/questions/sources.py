@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mechmem.errors import PromptError, listed
 from mechmem.tasks.parsing import bare_number, gold_number
 from mechmem.tasks.questions.kinds import KINDS
+from mechmem.tasks.questions.options import own_options
 from mechmem.tasks.questions.rows import FILE, language_of, listed_cell
 from mechmem.tasks.registry import Registry
 
@@ -112,7 +113,9 @@ def mmlu_pro(row: Row, where: str, index: int) -> Item:
         answer = string.ascii_uppercase[int(row["answer_index"])]
     letter = str(answer or "").strip().strip("()").upper()
     if letter not in string.ascii_uppercase[: len(options)] or len(letter) != 1:
-        raise PromptError(f"{where}: answer {answer!r} is no letter of its {len(options)} options.")
+        raise PromptError(
+            f"{where}: answer {answer!r} is not a letter of its {len(options)} options."
+        )
     return Item(
         _text(row, "question", where),
         "choice",
@@ -204,7 +207,9 @@ def ceval(row: Row, where: str, index: int) -> Item:
         subject = subject.removesuffix(end)
     answer = str(row.get("answer") or "").strip().upper()
     if answer and answer not in [*string.ascii_uppercase[: len(options)]]:
-        raise PromptError(f"{where}: answer {answer!r} is no letter of its {len(options)} options.")
+        raise PromptError(
+            f"{where}: answer {answer!r} is not a letter of its {len(options)} options."
+        )
     return Item(
         _text(row, "question", where),
         "choice",
@@ -237,15 +242,15 @@ def humaneval(row: Row, where: str, index: int) -> Item:
 @register_source("questions")
 def own(row: Row, where: str, index: int) -> Item:
     """Your own: ``question`` and what else you have (``answer, aliases, options, category, id,
-    group, kind, language``, and ``label`` or ``score``). Without ``kind`` an answer is a number
-    where no words stand beside it (`bare_number`).
+    group, kind, language``, and ``label`` or ``score``). Options and the right one among them may
+    be written in several ways (`own_options`). Without ``kind`` an answer is a number where no
+    words stand beside it (`bare_number`).
     """
     language = str(row.get("language") or "en")
     several = [name for name in ("aliases", "possible_answers") if row.get(name)]
     aliases = tuple(listed_cell(row[several[0]], f"{where}: {several[0]}")) if several else ()
-    has_options = row.get("options") not in (None, "")
-    options = tuple(listed_cell(row["options"], f"{where}: options")) if has_options else ()
-    answer = None if row.get("answer") in (None, "") else str(row["answer"])
+    options, letter = own_options(row, where)
+    answer = letter if options else _said(row, where)
     if answer is None and aliases:
         answer, aliases = aliases[0], aliases[1:]
     kind = str(row.get("kind") or "")
@@ -258,7 +263,11 @@ def own(row: Row, where: str, index: int) -> Item:
         exact = gold_number(row["answer"])  # a number, whose point is one in every language
         answer = answer if gold_number(answer, language) == exact else exact
     if kind == "choice" and answer not in [*string.ascii_uppercase[: len(options) or 10]]:
-        raise PromptError(f"{where}: answer {answer!r} is no letter of its {len(options)} options.")
+        raise PromptError(
+            f"{where}: answer {answer!r} is not a letter of its {len(options)} options."
+        )
+    if options and kind != "choice":
+        answer = None if letter is None else options[string.ascii_uppercase.index(letter)]
     return Item(
         _text(row, "question", where),
         kind,
@@ -271,6 +280,19 @@ def own(row: Row, where: str, index: int) -> Item:
         group=str(row.get("group") or ""),
         language=language,
     )
+
+
+def _said(row: Row, where: str) -> str | None:
+    """The answer of a question without options."""
+    given = row.get("answer")
+    if given in (None, ""):
+        return None
+    if isinstance(given, (Mapping, list, tuple, bool)) or hasattr(given, "shape"):
+        raise PromptError(
+            f"{where}: answer {given!r:.80} is not one text or number; write one right answer, and "
+            "others in 'aliases'."
+        )
+    return str(given)
 
 
 def _number(value: Any, where: str) -> str:

@@ -229,7 +229,7 @@ class TestWhatRowsBecome:
         (
             "mmlu-pro",
             {"question": "q", "options": ["a"], "answer": "B"},
-            "'B' is no letter of its 1",
+            "'B' is not a letter of its 1",
         ),
         ("mmlu-pro", {"question": "q", "options": "a, b", "answer": "A"}, "list written as JSON"),
         ("mmlu-pro", {"question": "q", "answer": "A"}, "options must be a list of texts, got None"),
@@ -247,12 +247,12 @@ class TestWhatRowsBecome:
         (
             "c-eval",
             {"question": "q", "A": "x", "B": "y", "answer": "C"},
-            "'C' is no letter of its 2",
+            "'C' is not a letter of its 2",
         ),
         (
             "c-eval",
             {"question": "q", "A": "x", "B": "y", "answer": "AB"},
-            "'AB' is no letter of its 2",
+            "'AB' is not a letter of its 2",
         ),
     ],
 )

@@ -1,0 +1,159 @@
+"""Tables as they come: every row as it was written, or an error that names the row."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechmem.errors import PromptError, listed
+
+_LIMIT = threading.Lock()
+
+
+def csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, every cell as text; rows without any text are left out.
+
+    Raises:
+        PromptError: With the line, for a row of another length than the header, for a quote that
+            is never closed or closed within a cell, and for a header with a name twice or none.
+    """
+    header: list[str] = []
+    rows: list[list[str]] = []
+    with path.open(encoding="utf-8-sig", newline="") as handle, _long_cells():
+        reader = csv.reader(handle, strict=True)
+        line = 1
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise PromptError(
+                    f"{path}, line {line}: the row that begins here has a quote that is not closed "
+                    f"where its cell ends ({error}). Close it, and write a quote inside a cell "
+                    'twice: "He said ""hi""".'
+                ) from None
+            if cells is None:
+                break
+            if not header:
+                header = _names(cells, path) if any(cells) else header
+            elif any(cells):
+                kept = _fitted(cells, header, f"{path}, line {line}")
+                rows.append(kept[: sum(map(bool, header))])
+            line = reader.line_num + 1
+    if not header:
+        raise PromptError(f"{path} is empty; give a CSV file whose first row names its columns.")
+    return [name for name in header if name], rows
+
+
+def _names(cells: list[str], path: Path) -> list[str]:
+    """Column names; empty ones at the end stay, for empty columns that a spreadsheet wrote."""
+    named = [name for name in cells if name]
+    twice = list(dict.fromkeys(name for name in named if named.count(name) > 1))
+    if twice or "" in cells[: len(named)]:
+        what = f"{listed(twice)} more than once" if twice else "a column without a name"
+        raise PromptError(f"{path} has {what} in its first row; give every column one name.")
+    return cells
+
+
+def _fitted(cells: list[str], header: list[str], where: str) -> list[str]:
+    names = [name for name in header if name]
+    if len(cells) == len(header) and not any(cells[len(names) :]):
+        return cells
+    raise PromptError(
+        f"{where}: {len(cells)} cells where the header has {len(names)} ({listed(names, 6)}): "
+        f"{listed(cells, 6)}. "
+        + (
+            "A cell that holds a comma goes in quotes; a comma at the end begins a cell."
+            if len(cells) > len(names)
+            else "Fill the row up with commas."
+        )
+    )
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module refuses cells above 131,072 characters; that limit is the process's own."""
+    with _LIMIT:
+        before = csv.field_size_limit(sys.maxsize)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet file with the kinds of values it was written with.
+
+    Raises:
+        PromptError: Without the package that reads Parquet.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise PromptError(
+            "Parquet files need the package `pyarrow`: pip install 'mechmem[parquet]', or give a "
+            "CSV or JSON lines file."
+        ) from None
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    # The row numbers that pandas writes beside a table are not part of it.
+    return _whole(
+        [
+            {key: value for key, value in row.items() if not key.startswith("__index_level_")}
+            for row in rows
+        ]
+    )
+
+
+def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a pandas table.
+
+    Raises:
+        PromptError: When a column occurs twice.
+    """
+    if not frame.columns.is_unique:
+        twice = list(frame.columns[frame.columns.duplicated()])
+        raise PromptError(
+            f"The table has {listed(twice)} more than once; give every column one name."
+        )
+    columns = [frame.iloc[:, k].tolist() for k in range(frame.shape[1])]
+    names = [str(name) for name in frame.columns]
+    return _whole([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+
+
+def _whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pandas turns a column of whole numbers into floats where a cell is empty; turn it back."""
+    for key in rows[0] if rows else ():
+        cells = [row[key] for row in rows]
+        known = [cell for cell in cells if not is_missing(cell)]
+        if len(known) < len(cells) and all(
+            isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53 for cell in known
+        ):
+            for row in rows:
+                row[key] = None if is_missing(row[key]) else int(row[key])
+    return rows
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: ``None``, NaN, pandas' ``NA`` or ``NaT``."""
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without their empty cells (an empty ``text`` is a text), empty rows left out."""
+    out = []
+    for row in rows:
+        cells = {
+            key: value
+            for key, value in row.items()
+            if not is_missing(value)
+            and (key == "text" or not (isinstance(value, str) and not value))
+        }
+        if any(key != "text" or value != "" for key, value in cells.items()):
+            out.append(cells)
+    return out

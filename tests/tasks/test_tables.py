@@ -1,0 +1,179 @@
+"""Tables as people bring them: the rows as written, or an error that names the row."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import as_users_run_it
+
+import mechmem as mm
+from mechmem.caching.provenance import Seen
+from mechmem.models.tokens import TokenizedPrompt
+from mechmem.tasks.own import check_own_pairs
+
+HEAD = "text,group,memorized,generalized\n"
+
+
+def read(tmp_path: Path, body: str, head: str = HEAD) -> list[tuple[str, str, str | None]]:
+    file = tmp_path / "prompts.csv"
+    file.write_text(head + body, encoding="utf-8", newline="")
+    return [(p.text, p.group, p.memorized) for p in mm.PromptSet.from_csv(file)]
+
+
+class TestCsv:
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ("Q?,g1,white,blue,\nR?,g1,white,blue,\n", "line 2: 5 cells where the header has 4"),
+            ("Q?,g1,white,blue\nA, B.,g1,white,blue\n", "line 3: 5 cells .* goes in quotes"),
+            ("A, B.,g1,white,\n", "line 2: 5 cells where the header has 4"),
+            ("Q?,g1,white,blue\nR?,g1\n", "line 3: 2 cells .* Fill the row up"),
+            ('"Q.,g1,white,blue\nR.,g2,a,b\nS is "w".,g3,a,b\n', "line 2: .*quote .* not closed"),
+            ('"a\nb",g,a,b\n"Q,g1,white,blue\nR,g2,a,b\n', "line 4: .*quote .* not closed"),
+            ('"He said \\"hi\\" to me",g1,white,blue\n', r'line 2: .*twice: "He said ""hi"""'),
+        ],
+    )
+    def test_a_row_that_was_not_meant_so_is_named(
+        self, tmp_path: Path, body: str, message: str
+    ) -> None:
+        with pytest.raises(mm.PromptError, match=message):
+            read(tmp_path, body)
+
+    def test_rows_without_any_text_are_no_prompts(self, tmp_path: Path) -> None:
+        rows = read(tmp_path, "Q1,g1,white,blue\n,,,\n\nQ2,g1,white,blue\n,,,\n")
+        assert [text for text, *_ in rows] == ["Q1", "Q2"]
+
+    def test_empty_columns_of_a_spreadsheet_are_dropped(self, tmp_path: Path) -> None:
+        head = "text,group,memorized,generalized,,\n"
+        assert read(tmp_path, "Q,g,a,b,,\n", head) == [("Q", "g", "a")]
+        with pytest.raises(mm.PromptError, match="line 2: 6 cells where the header has 4"):
+            read(tmp_path, "Q,g,a,b,,x\n", head)
+
+    @pytest.mark.parametrize(
+        ("head", "message"),
+        [("text,id,text\n", "'text' more than once"), ("a,,text\n", "a column without a name")],
+    )
+    def test_a_header_names_every_column_once(
+        self, tmp_path: Path, head: str, message: str
+    ) -> None:
+        with pytest.raises(mm.PromptError, match=message):
+            read(tmp_path, "a,b,c\n", head)
+
+    def test_long_cells_line_breaks_and_doubled_quotes_are_kept(self, tmp_path: Path) -> None:
+        long = "x" * 200_000
+        rows = read(tmp_path, f'"a ""b""\r\nc",g,a,b\r\n{long},h,a,b\r\n')
+        assert [row[0] for row in rows] == ['a "b"\r\nc', long]
+
+
+class TestNumbers:
+    def test_whole_numbers_beside_an_empty_cell_stay_whole(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame(
+            {"text": ["a", "b", "c"], "memorized": [7, 7, None], "generalized": [3, 3, 8]}
+        )
+        frame.to_parquet(tmp_path / "p.parquet")
+        for prompts in (
+            mm.PromptSet.from_pandas(frame),
+            mm.PromptSet.from_parquet(tmp_path / "p.parquet"),
+        ):
+            assert [p.memorized for p in prompts] == ["7", "7", None]
+            assert [p.generalized for p in prompts] == ["3", "3", "8"]
+
+    def test_decimals_stay_decimals_and_a_row_number_of_pandas_is_no_column(
+        self, tmp_path: Path
+    ) -> None:
+        frame = pd.DataFrame({"text": ["a", "b"], "answer": [1.5, None]}, index=[7, 9])
+        frame.to_parquet(tmp_path / "p.parquet")
+        prompts = mm.PromptSet.from_parquet(tmp_path / "p.parquet")
+        assert [(p.answer, p.meta) for p in prompts] == [("1.5", {}), (None, {})]
+
+    def test_nan_in_json_lines_is_left_out(self, tmp_path: Path) -> None:
+        file = tmp_path / "p.jsonl"
+        file.write_text('{"text":"a","group":NaN,"memorized":NaN,"answer":8}\n{"text":"b"}\n')
+        assert [(p.group, p.memorized, p.answer) for p in mm.PromptSet.from_jsonl(file)] == [
+            ("0", None, "8"),
+            ("1", None, None),
+        ]
+
+    @pytest.mark.parametrize("cell", [True, ["a"], {"a": 1}])
+    def test_a_cell_that_is_neither_text_nor_number_is_named(self, cell: object) -> None:
+        with pytest.raises(mm.PromptError, match="Row 0: column 'memorized' must be text or a num"):
+            mm.PromptSet.from_records([{"text": "a", "memorized": cell}])
+
+    def test_a_column_twice_is_refused(self) -> None:
+        frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
+        with pytest.raises(mm.PromptError, match="'text' more than once"):
+            mm.PromptSet.from_pandas(frame)
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        "name", ["group", "memorized", "generalized", "answer", "label", "behavior"]
+    )
+    @pytest.mark.parametrize("value", [1, 1.5, True, ["a"], 0])
+    def test_a_text_field_is_text_or_refused(self, name: str, value: object) -> None:
+        message = f"{name} must be a string or None, got"
+        with as_users_run_it(), pytest.raises(mm.PromptError, match=message):
+            mm.Prompt(id="a", text="x", **{name: value})
+
+    def test_keys_spans_chats_and_empty_answers_that_no_file_keeps_are_refused(self) -> None:
+        for fields, message in (
+            ({"meta": {1: "a"}}, "meta must be a dictionary whose keys are text"),
+            ({"meta": "a"}, "meta must be a dictionary"),
+            ({"spans": {1: (0, 1)}}, "spans must be a dictionary whose keys are text"),
+            ({"spans": {"a": (0.0, 1)}}, "a span is a pair"),
+            ({"chat": "system"}, "chat must be a Chat or None, got 'system'"),
+            ({"memorized": ""}, "memorized is an empty text"),
+        ):
+            with as_users_run_it(), pytest.raises(mm.PromptError, match=message):
+                mm.Prompt(id="a", text="x", **fields)
+
+    def test_what_is_saved_equals_what_is_loaded(self, tmp_path: Path) -> None:
+        spans = {"s": [np.int64(0), 2]}
+        with as_users_run_it():
+            prompts = mm.PromptSet(
+                [mm.Prompt(id="a", text="xyz", group="1", answer="2", spans=spans)]
+            )
+        prompts.to_csv(tmp_path / "p.csv")
+        prompts.to_jsonl(tmp_path / "p.jsonl")
+        assert mm.PromptSet.from_csv(tmp_path / "p.csv") == prompts
+        assert mm.PromptSet.from_jsonl(tmp_path / "p.jsonl") == prompts
+
+
+TEXT = "Zoë is in a café."
+SAME = [
+    TEXT,
+    unicodedata.normalize("NFD", TEXT),
+    TEXT + " ",
+    TEXT + "\r\n",
+    TEXT.replace(" ", "\u00a0"),
+]
+
+
+class TestLeaks:
+    @pytest.mark.parametrize("again", SAME)
+    def test_one_text_in_two_groups_is_noticed_however_it_is_written(self, again: str) -> None:
+        texts = {"a": TEXT, "b": "2 " + TEXT, "c": again, "d": "3 " + TEXT}
+        groups = dict(zip("abcd", "xxyy", strict=True))
+        prompts = mm.PromptSet(
+            mm.Prompt(id=name, group=groups[name], text=text, memorized="a", generalized="b")
+            for name, text in texts.items()
+        )
+        with pytest.raises(mm.PromptError, match="stand in two groups"):
+            check_own_pairs(prompts, 0, 0.4)
+
+    @pytest.mark.parametrize("again", SAME)
+    def test_a_fitted_text_is_refused_whatever_its_token_ids(self, again: str) -> None:
+        """Another template date, or other blanks, give other ids."""
+        fitted = mm.PromptSet([mm.Prompt(id="a", text=TEXT, chat=mm.Chat())])
+        asked = mm.PromptSet([mm.Prompt(id="b", text=again, chat=mm.Chat())])
+        other = mm.PromptSet([mm.Prompt(id="b", text=again, chat=mm.Chat(system="Be brief."))])
+        seen = Seen.of(fitted, [TokenizedPrompt("a", (1, 2), {})])
+        seen = Seen.from_dict(json.loads(json.dumps(seen.as_dict())))
+        with pytest.raises(mm.LeakageError, match=r"0 by group, 1 by the same text\): 'b'"):
+            seen.refuse(asked, [TokenizedPrompt("b", (1, 3), {})], "evaluate")
+        seen.refuse(other, [TokenizedPrompt("b", (1, 3), {})], "evaluate")
