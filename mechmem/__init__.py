@@ -49,8 +49,8 @@ _HOME = {
     "sweeps": "sweep",
     "training": "Training TrainingSettings train train_lab_model",
     "studies": (
-        "BehaviorStudy ReasoningStudy Study counterfactual_memorization run_memorization_study "
-        "run_reasoning_study run_study"
+        "BehaviorStudy QuestionReading ReasoningStudy Study counterfactual_memorization "
+        "read_labels run_memorization_study run_reasoning_study run_study"
     ),
     "reports": "from_hub push_to_hub write_report",
 }

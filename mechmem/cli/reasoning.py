@@ -12,7 +12,7 @@ from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, is_first, print_result
 
 if TYPE_CHECKING:
-    from mechmem.studies.reasoning.study import ReasoningStudy
+    from mechmem.studies.base import Study
 
 LAB_MODEL = "lab/recall-reasoning"
 REASONING = ("reasoning", "recall-reasoning")
@@ -28,6 +28,8 @@ def study_reasoning(
     out: Path,
     seed: int,
     output: Format,
+    *,
+    read_only: bool = False,
 ) -> None:
     """Load, run, print one table, one sentence and its notes, write the report.
 
@@ -56,8 +58,9 @@ def study_reasoning(
             bar.set_description_str(step_of(line))
             bar.update(1)
 
+        name = model_name or LAB_MODEL
         result = _run(
-            model_name or LAB_MODEL, questions, examples, max_new_tokens, shuffles, seed, say
+            name, questions, examples, max_new_tokens, shuffles, seed, say, read_only=read_only
         )
         if not is_first():
             return  # rank 0 prints and writes for all
@@ -76,10 +79,13 @@ def _run(
     shuffles: int,
     seed: int,
     say: Any,
-) -> ReasoningStudy:
+    *,
+    read_only: bool = False,
+) -> Study:
     import torch
 
     from mechmem.models import load_model
+    from mechmem.studies.reasoning.read_only import read_labels
     from mechmem.studies.reasoning.run import run_reasoning_study
     from mechmem.tasks import Reasoning, get_task
 
@@ -90,6 +96,10 @@ def _run(
     model = load_model(model_name)
     if model.info.d_model <= _TINY:
         torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+    if read_only or (asked is None and model.card.get("task") != "recall-reasoning"):
+        return read_labels(
+            model, questions=asked, others=None if asked is None else {}, seed=seed, progress=say
+        )
     if asked is not None:
         shots = None if worked is None else len(worked)
         return run_reasoning_study(
@@ -97,11 +107,5 @@ def _run(
             shuffles=shuffles, seed=seed,
             progress=say,
         )  # fmt: skip
-    if model.card.get("task") != "recall-reasoning":
-        raise typer.BadParameter(
-            f"{model_name} has no questions of its own: give a file with the columns question, "
-            "answer, and label or score",
-            param_hint="--questions",
-        )
     task = get_task("recall-reasoning", **model.card.get("task_options", {}))
     return run_reasoning_study(model, task=task, shuffles=shuffles, seed=seed, progress=say)

@@ -88,6 +88,13 @@ def study(
         int | None,
         typer.Option(help="For reasoning: longest answer to your own questions; default 512."),
     ] = None,
+    read_only: Annotated[
+        bool,
+        typer.Option(
+            "--read-only",
+            help="For reasoning: read the states of questions, shipped or your own; edit nothing.",
+        ),
+    ] = False,
     shuffles: Annotated[
         int | None,
         typer.Option(
@@ -101,7 +108,8 @@ def study(
     """Ask the whole question of a model, on a task or on your own prompts.
 
     `mechmem study reasoning` asks whether one direction lies between reasoning and memory: on the
-    lab model that ships, or on --model with your own --questions.
+    lab model that ships, or on --model with your own --questions. Without --questions it only reads
+    the states of --model, on real questions that ship.
 
     Your own prompts need columns text, group (the same for rephrasings of one question),
     memorized and generalized.
@@ -119,10 +127,14 @@ def study(
             raise typer.BadParameter(
                 "this study divides its questions itself", param_hint="--validation, --test"
             )
-        study_reasoning(model, questions, examples, max_new_tokens, shuffles, out, seed, output)
+        study_reasoning(
+            model, questions, examples, max_new_tokens, shuffles, out, seed, output,
+            read_only=read_only,
+        )  # fmt: skip
         return
     theirs = {
         "--questions": questions, "--examples": examples, "--max-new-tokens": max_new_tokens,
+        "--read-only": read_only or None,
     }  # fmt: skip
     for option, value in theirs.items():
         if value is not None:

@@ -9,6 +9,7 @@ from mechmem.studies.memorization.counterfactual import (
 )
 from mechmem.studies.memorization.run import run_memorization_study
 from mechmem.studies.memorization.study import MemorizationStudy
+from mechmem.studies.reasoning.read_only import QuestionReading, read_labels
 from mechmem.studies.reasoning.run import run_reasoning_study
 from mechmem.studies.reasoning.study import ReasoningStudy
 
@@ -16,9 +17,11 @@ __all__ = [
     "BehaviorStudy",
     "CounterfactualMemorization",
     "MemorizationStudy",
+    "QuestionReading",
     "ReasoningStudy",
     "Study",
     "counterfactual_memorization",
+    "read_labels",
     "run_memorization_study",
     "run_reasoning_study",
     "run_study",

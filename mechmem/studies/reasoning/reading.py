@@ -91,7 +91,7 @@ def held_out_reading(
         chosen,
         separation(directions, test, by="label", seed=seed),
         _shuffled(train, test, seed),
-        _input_only(train, test, seed),
+        _input_only(train, test),
         pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
         _by_method(train, test, chosen, seed),
     )
@@ -154,19 +154,23 @@ def _shuffled(train: Activations, test: Activations, seed: int) -> dict[str, tup
     return out
 
 
-def _input_only(train: Activations, test: Activations, seed: int) -> Estimate:
+def input_scores(train: Activations, test: Activations) -> np.ndarray:
+    """How much the test questions' tokens alone speak for `POSITIVE`: a logistic classifier of
+    which tokens occur, and which stands at which place from the end."""
     columns: dict[tuple[int, int], int] = {}
     for ids in train.token_ids:
         for key in _features(ids):
             columns.setdefault(key, len(columns))
-    labels = [
-        np.array([prompt.label == POSITIVE for prompt in acts.prompts]) for acts in (train, test)
-    ]
+    positive = np.array([prompt.label == POSITIVE for prompt in train.prompts])
     model = LogisticRegression(C=0.3, max_iter=2000)
     with threadpool_limits(1):
-        model.fit(_matrix(train.token_ids, columns), labels[0])
-        scores = model.decision_function(_matrix(test.token_ids, columns))
-    return group_auroc(np.asarray(scores), labels[1], test.prompts.groups)
+        model.fit(_matrix(train.token_ids, columns), positive)
+        return np.asarray(model.decision_function(_matrix(test.token_ids, columns)))
+
+
+def _input_only(train: Activations, test: Activations) -> Estimate:
+    positive = np.array([prompt.label == POSITIVE for prompt in test.prompts])
+    return group_auroc(input_scores(train, test), positive, test.prompts.groups)
 
 
 def _features(ids: Sequence[int]) -> set[tuple[int, int]]:
