@@ -251,7 +251,8 @@ from [every study](calibration/studies.csv); the first run of every seed counts.
 |---|---|---|---|---|
 {rows}
 
-Seeds that are finished: {seeds}.
+Seeds that are finished: {seeds}. Asked for are nulls 0 to 199 and 30 seeds of each of the others;
+what is missing here has not been run.
 
 - **nothing**: `lab/addition-cued`, 600 pairs, split by the seed, with nothing in it to find.
   *exchanged*: the training flips' behaviors exchanged inside their groups before anything is
