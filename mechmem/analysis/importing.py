@@ -17,7 +17,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.artifacts import MANIFEST
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import DEPTH, Site
 from mechmem.tasks.prompts import PromptSet
 

@@ -11,9 +11,9 @@ import torch
 
 from mechmem.analysis.directions import Direction
 from mechmem.errors import ModelError, PromptError, listed
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.run import take_states
-from mechmem.models.hooked import Model
+from mechmem.models.engine.reading import take_states
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 

@@ -14,12 +14,12 @@ from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import PromptError, SiteError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.engine.progress import Progress
-from mechmem.models.engine.run import take_states
-from mechmem.models.hooked import Model
+from mechmem.models.engine.reading import take_states
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.progress import Progress
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 __all__ = ["cache_activations", "cache_moments"]

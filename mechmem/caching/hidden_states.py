@@ -8,9 +8,9 @@ from typing import Any
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PositionError
-from mechmem.models.engine.positions import Positions, PositionSpec
 from mechmem.models.final_norm import final_norm
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import NORMED, Site
 from mechmem.models.tokens import PromptsLike
 

@@ -17,16 +17,15 @@ from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.shards import as_dtype, described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Work
 from mechmem.models.engine.plan import Plan
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.engine.progress import Progress
-from mechmem.models.engine.run import take_states
-from mechmem.models.engine.truth import vouch
-from mechmem.models.engine.work import Work
-from mechmem.models.hooked import Model
+from mechmem.models.engine.reading import take_states
+from mechmem.models.engine.site_check import vouch
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.progress import Progress
 
 __all__ = ["extract_activations", "extract_moments", "merge_moments"]
 

@@ -28,7 +28,7 @@ from mechmem.manifests import (
     sealed,
     shape_of,
 )
-from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 from mechmem.writing import new_folder, whole_file, write_text

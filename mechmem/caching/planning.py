@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.memory import peak_bytes
-from mechmem.models.engine.passes import pair_cost, pass_cost, plan_passes
-from mechmem.models.engine.plan import Plan
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.engine.run import take_states
-from mechmem.models.engine.work import Work
-from mechmem.models.hooked import Model
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Work
+from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
+from mechmem.models.engine.plan import Plan, peak_bytes
+from mechmem.models.engine.reading import take_states
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import SiteSpec
 from mechmem.models.tokens import PromptsLike, as_prompts
 

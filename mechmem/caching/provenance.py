@@ -9,7 +9,7 @@ from typing import Any
 
 from mechmem.errors import LeakageError, ModelError, listed
 from mechmem.manifests import shape_of
-from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import Prompt, PromptSet
 

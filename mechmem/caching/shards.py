@@ -23,11 +23,11 @@ from mechmem.caching.parts import (
     unknown_prompts,
 )
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
-from mechmem.models.engine.passes import pass_cost, plan_passes
+from mechmem.models.engine.batching import Work
+from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import Plan
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.work import Work
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 

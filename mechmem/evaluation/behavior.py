@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from mechmem.errors import ModelError, PromptError, TaskError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.generation import Completion
-from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.engine.stopping import Completion
+from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 from mechmem.patching.margins import behavior_margins, choice_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading

@@ -20,7 +20,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.neurons import NeuronSet
 from mechmem.errors import EditError
 from mechmem.evaluation.neuron_controls import SHIFT_CONTROLS, gaussian, shift_controls
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
 from mechmem.patching.base import Edit, site_width

@@ -13,7 +13,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.rows import numbers, refuse_seen, sign_toward
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import patched

@@ -12,12 +12,12 @@ from torch import Tensor
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe, reader_for
 from mechmem.evaluation.rates import Rates, check_before, refuse_seen
+from mechmem.models.engine.batched_edits import touched
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.cells import touched
-from mechmem.models.engine.generation import Completion
-from mechmem.models.engine.grid import Grid
-from mechmem.models.engine.many import Next, many_generate, many_logprobs, many_next, one_token
-from mechmem.models.hooked import Model
+from mechmem.models.engine.grid import Grid, Next, many_next
+from mechmem.models.engine.scoring import many_generate, many_logprobs, one_token
+from mechmem.models.engine.stopping import Completion
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import PatchedModel, patched_each
 from mechmem.patching.base import Edit, as_edits

@@ -21,7 +21,7 @@ from mechmem.evaluation.rows import (
     sign_toward,
     steered,
 )
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit

@@ -14,7 +14,7 @@ from mechmem.errors import ModelError, PromptError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.evaluation.rows import hits, numbers, one_control, steered
-from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Edit
 from mechmem.patching.neurons import ShiftNeurons, neuron_shifts

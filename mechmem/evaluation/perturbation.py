@@ -13,7 +13,7 @@ from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import evaluate
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet

@@ -12,7 +12,7 @@ from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.evaluation.rows import hits, numbers
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task

@@ -13,7 +13,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.provenance import Seen
 from mechmem.errors import PromptError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, check_kinds, observe, reader_for
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits

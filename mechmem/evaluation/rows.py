@@ -13,7 +13,7 @@ from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS
 from mechmem.tasks.prompts import PromptSet

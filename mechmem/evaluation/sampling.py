@@ -13,9 +13,8 @@ from mechmem.errors import MechmemError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.rows import numbers
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.choosing import Sampler
-from mechmem.models.engine.run import generate
-from mechmem.models.hooked import Model
+from mechmem.models.engine.generation import Sampler, generate
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet

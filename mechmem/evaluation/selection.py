@@ -16,7 +16,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, PromptError, listed
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit

@@ -12,8 +12,8 @@ from mechmem.analysis.intervals import Estimate, Kind, group_mean, group_ratio
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.rows import can_steer, hits, numbers, one_control, refuse_seen, steered
-from mechmem.models.engine.run import answer_logprobs
-from mechmem.models.hooked import Model
+from mechmem.models.engine.scoring import answer_logprobs
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit

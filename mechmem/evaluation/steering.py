@@ -16,7 +16,7 @@ from mechmem.errors import EditError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.rates import check_before
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit

@@ -18,7 +18,7 @@ from mechmem.errors import MechmemError, PromptError, SiteError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.evaluation.rows import numbers, one_control, steered
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.patching.base import Edit

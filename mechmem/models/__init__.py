@@ -1,8 +1,8 @@
 """Floor 2: the only room that imports TransformerLens."""
 
 from mechmem.models.check import CheckReport, check_model
-from mechmem.models.hooked import Model, ModelInfo
 from mechmem.models.loading import load_model
+from mechmem.models.model import Model, ModelInfo
 from mechmem.models.shipped import lab_models, real_models
 from mechmem.models.sites import STREAMS, Site
 

@@ -6,9 +6,15 @@ The engine asks questions about lengths, caches and modules; it never asks for a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from mechmem.models.engine.backends import Backend, by_row
 
 LengthClass = Callable[[int], int]
 """From the tokens of a text to a class; a model computes texts of one class by the same rule."""
@@ -86,3 +92,180 @@ def keeps_all_keys(cache: Any, layers: int) -> bool:
     return len(found) == layers and all(
         type(layer) in known and layer.keys is not None for layer in found
     )
+
+
+def sees_everything(model: Any, tokens: int) -> bool:
+    """Whether attention of every layer reaches back over this many tokens."""
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if config is None:
+        return False
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not set(kinds) <= {"full_attention", "sliding_attention"}:
+        return False
+    window = getattr(config, "sliding_window", None)
+    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's words
+        window = config.window_size
+    slides = getattr(config, "use_sliding_window", True) is not False
+    if kinds is not None:
+        slides = "sliding_attention" in kinds
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return False
+    return not slides or window is None or int(window) >= tokens
+
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One block.
+
+    Attributes:
+        block: The block; its input is the residual stream.
+        parallel: Attention and MLP both read the block's input.
+        attn_reader: Whose input is what the attention branch reads; ``None`` when unknown.
+        mlp_reader: Whose input is what the MLP branch reads; ``None`` when unknown.
+        attn_write: From ``z`` to ``attn_out``: output projection and post-norm.
+        mlp_write: From ``mlp_post`` to ``mlp_out``: output projection and post-norm.
+        mlp_branch: From ``resid_mid`` to ``mlp_out``, norms included.
+    """
+
+    block: nn.Module
+    parallel: bool
+    attn_reader: nn.Module | None
+    mlp_reader: nn.Module | None
+    attn_write: Map | None
+    mlp_write: Map | None
+    mlp_branch: Map | None
+
+
+def anatomy(backend: Backend) -> list[Anatomy]:
+    """Every block of the model, in order."""
+    describe = _of_bridge if backend.kind == "TransformerBridge" else _of_hooked
+    return [describe(backend.model.cfg, block) for block in backend.model.blocks]
+
+
+def end_of_blocks(backend: Backend) -> list[nn.Module]:
+    """Modules whose input may be the residual stream after the last block, best first."""
+    found = (getattr(backend.model, name, None) for name in ("ln_final", "unembed"))
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+@contextmanager
+def overheard(
+    backend: Backend, listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]
+) -> Iterator[None]:
+    """Tell each listener its module's first floating input, by torch's own hooks."""
+    with ExitStack() as stack:
+        for module, tell in listeners:
+            hook = _telling(backend, tell)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _telling(
+    backend: Backend, tell: Callable[[Tensor], None]
+) -> Callable[[nn.Module, Any, Any], None]:
+    def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                tell(by_row(value.detach(), backend.shape))
+                return
+
+    return hear
+
+
+def _of_bridge(cfg: Any, block: Any) -> Anatomy:
+    parts = dict(getattr(block, "submodules", {}))
+    attn, mlp = parts.get("attn"), parts.get("mlp")
+    parallel = bool(getattr(cfg, "parallel_attn_mlp", False)) or "Parallel" in type(block).__name__
+    # TransformerLens 3.9 calls the norms after the branches ln1 and ln2 where none come before.
+    renamed = getattr(block, "mlp_reads_resid_directly", False) and "ln2_post" not in parts
+    before = {} if renamed else {name: parts[name] for name in ("ln1", "ln2") if name in parts}
+    after = ("ln1", "ln2") if renamed else ("ln1_post", "ln2_post")
+    return Anatomy(
+        block,
+        parallel,
+        before.get("ln1", attn),
+        before.get("ln2", None if parallel else mlp),
+        _chain(_part(attn, "o"), parts.get(after[0])),
+        _chain(_part(mlp, "out"), parts.get(after[1])),
+        _branch(before.get("ln2"), mlp, parts.get(after[1])),
+    )
+
+
+def _part(module: Any, name: str) -> Any:
+    return dict(getattr(module, "submodules", {})).get(name)
+
+
+def _chain(projection: Any, norm: Any) -> Map | None:
+    if projection is None:
+        return None
+
+    def write(value: Tensor) -> Tensor:
+        out: Tensor = projection(value.flatten(2))
+        return out if norm is None else _tensor(norm(out))
+
+    return write
+
+
+def _branch(norm: Any, mlp: Any, norm_after: Any) -> Map | None:
+    if mlp is None:
+        return None
+
+    def run(value: Tensor) -> Tensor:
+        out = mlp(value if norm is None else norm(value))
+        out = out[0] if isinstance(out, tuple) else out
+        out = by_row(_tensor(out), tuple(value.shape[:2]))
+        return _tensor(out if norm_after is None else norm_after(out))
+
+    return run
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _of_hooked(cfg: Any, block: Any) -> Anatomy:
+    after = _norms_after(cfg)
+    mlp = getattr(block, "mlp", None)
+    return Anatomy(
+        block,
+        bool(cfg.parallel_attn_mlp),
+        block.attn if after else block.ln1,
+        mlp if after else getattr(block, "ln2", None),
+        _hooked_write(block.attn, "W_O", "b_O", getattr(block, "ln1_post", None), block.ln1, after),
+        None
+        if mlp is None or not hasattr(mlp, "W_out")
+        else _hooked_write(
+            mlp, "W_out", "b_out", getattr(block, "ln2_post", None), block.ln2, after
+        ),
+        None if mlp is None else _branch(None if after else block.ln2, block.apply_mlp, None),
+    )
+
+
+def _norms_after(cfg: Any) -> bool:
+    """Whether the block's norms follow its branches, as in OLMo 2."""
+    try:
+        from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+    except ImportError:
+        return False
+    return getattr(cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
+
+
+def _hooked_write(
+    module: Any, weight: str, bias: str, norm: Any, own_norm: Any, after: bool
+) -> Map:
+    def write(value: Tensor) -> Tensor:
+        matrix = getattr(module, weight)
+        out = F.linear(
+            value.flatten(2), matrix.reshape(-1, matrix.shape[-1]).T, getattr(module, bias)
+        )
+        out = out if norm is None else norm(out)
+        result: Tensor = own_norm(out) if after else out
+        return result
+
+    return write

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechmem.models.engine.truth import Finding, examine
-from mechmem.models.hooked import Model, ModelInfo
+from mechmem.models.engine.invariants import Finding
+from mechmem.models.engine.site_check import examine
+from mechmem.models.model import Model, ModelInfo
 from mechmem.models.sites import STREAMS, Site
 
 __all__ = ["CheckReport", "check_model"]

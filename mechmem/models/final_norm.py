@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 
 __all__ = ["final_norm"]
 

@@ -26,7 +26,7 @@ from mechmem.models.booting import (
     tokenizer_at,
 )
 from mechmem.models.gguf import is_gguf, open_gguf
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
 

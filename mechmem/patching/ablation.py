@@ -13,8 +13,8 @@ from mechmem.analysis.neurons import NeuronSet
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
 from mechmem.patching.base import Change, Edit, placed, region, tokens_of
 from mechmem.patching.neurons import Neurons, count_neurons, neuron_columns, neuron_masks

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mechmem.errors import EditError
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.wiring import Intervention
-from mechmem.models.hooked import Model
+from mechmem.models.engine.hooks import Intervention
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.patching.base import Change, Edit, Watcher, as_edits
 from mechmem.patching.report import EditReport, Fired

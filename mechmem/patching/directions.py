@@ -14,8 +14,8 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import STREAMS, Site, SiteSpec, named
 from mechmem.patching.base import (
     NOWHERE,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mechmem.analysis.directions import Direction
 from mechmem.errors import EditError
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Change
 from mechmem.patching.directions import DirectionEdit, Move

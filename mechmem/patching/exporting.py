@@ -14,7 +14,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.artifacts import whole_file
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import ArtifactError, EditError, SiteError, listed
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Edit, check_number, signed, tokens_of
 from mechmem.patching.directions import AddDirection

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from mechmem.errors import PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet

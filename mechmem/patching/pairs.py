@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mechmem.caching.activations import class_names
 from mechmem.errors import PositionError, PromptError, listed
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import PromptSet

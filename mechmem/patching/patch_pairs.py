@@ -13,8 +13,8 @@ from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.gradients import margin_gradients
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.apply import patched

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from mechmem.analysis.intervals import Estimate, group_mean, group_ratio
 from mechmem.errors import MechmemError, SiteError, listed
-from mechmem.models.hooked import ModelInfo
+from mechmem.models.model import ModelInfo
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet
 

@@ -10,7 +10,7 @@ from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.caching.hidden_states import hidden_states
 from mechmem.errors import EditError, MechmemError, listed
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import NORMED, Site
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.neurons import ShiftNeurons

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mechmem.errors import EditError
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.positions import Positions, PositionSpec
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
 from mechmem.patching.base import Change, Edit, Watcher, kept_to, tokens_of
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import EditError
-from mechmem.models.engine.positions import Positions
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
+from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits, check_number, signed
@@ -88,7 +88,7 @@ def bake(model: Model, edit: Edit | Sequence[Edit]) -> Any:
 def baking_error(model: Model, edit: Edit | Sequence[Edit], baked: Any, seed: int = 0) -> float:
     """Largest difference between baked and hooked logits on random tokens, as a share of the
     logits' standard deviation."""
-    from mechmem.models.engine.run import last_logits
+    from mechmem.models.engine.scoring import last_logits
     from mechmem.models.tokens import TokenizedPrompt
 
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mechmem.errors import EditError, ModelError
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 
 __all__ = ["Writers", "plain_copy", "writers_of"]

@@ -19,8 +19,9 @@ from mechmem.caching.shards import share_of_work
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.evaluation.many import Bench
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.run import Completion, answer_logprobs, last_logits
-from mechmem.models.hooked import Model
+from mechmem.models.engine.scoring import answer_logprobs, last_logits
+from mechmem.models.engine.stopping import Completion
+from mechmem.models.model import Model
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, refuse_silent
 from mechmem.patching.base import Edit

@@ -16,7 +16,7 @@ import torch
 
 from mechmem.artifacts import versions
 from mechmem.errors import ArtifactError
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.apply import Firing
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet

@@ -14,7 +14,7 @@ from mechmem.artifacts import versions
 from mechmem.errors import ArtifactError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.manifests import checked, json_text, opened, read_json, sealed
-from mechmem.models.hooked import ModelInfo
+from mechmem.models.model import ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet

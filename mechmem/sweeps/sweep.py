@@ -17,7 +17,7 @@ from mechmem.evaluation.controls import controls
 from mechmem.evaluation.neuron_controls import SETTLED
 from mechmem.evaluation.rates import Rates
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.base import Edit, as_edits
 from mechmem.sweeps.cells import CellRun, Setting, check_sharing
 from mechmem.sweeps.result import Cell, Sweep, Tested

@@ -23,7 +23,7 @@ from benchmarks.setting import (
     texts,
 )
 from mechmem.evaluation.many import evaluate_each
-from mechmem.models.engine.many import many_logits
+from mechmem.models.engine.grid import many_logits
 from mechmem.patching.apply import patched_each
 from mechmem.tasks.base import PromptAnswers
 

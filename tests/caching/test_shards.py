@@ -17,8 +17,8 @@ import mechmem as mm
 from mechmem.caching.parts import parts_of
 from mechmem.caching.shards import dealt, share_of_work
 from mechmem.manifests import sealed
-from mechmem.models.engine.passes import plan_passes
-from mechmem.models.engine.work import Work
+from mechmem.models.engine.batching import Work
+from mechmem.models.engine.forward import plan_passes
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
 STATS = {**OPTIONS, "by": "behavior", "bootstrap": 8, "covariance": ("resid_post", 1)}

@@ -7,7 +7,7 @@ from helpers import as_users_run_it, hf_greedy, hf_logits
 from question_scene import scene
 
 import mechmem as mm
-from mechmem.models.engine.choosing import Sampler, likeliest
+from mechmem.models.engine.generation import Sampler, likeliest
 from mechmem.seeding import keyed_rng
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import mechmem as mm
 from mechmem.artifacts import load_artifact, save_artifact
-from mechmem.models.engine.positions import Positions
+from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site, parse_sites
 
 LEAVES = st.one_of(

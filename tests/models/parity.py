@@ -23,8 +23,8 @@ from torch import Tensor
 import mechmem as mm
 from mechmem.artifacts import versions
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.truth import wired
+from mechmem.models.engine.site_check import wired
+from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mechmem as mm
 from mechmem.models.engine.batching import Feed
-from mechmem.models.engine.positions import Positions
+from mechmem.models.positions import Positions
 
 IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
 SIZES = {"vocab_size": VOCAB, "hidden_size": 64, **IDS}
@@ -345,7 +345,8 @@ class TestPositionsThatChangeWithLength:
         vector = torch.linspace(-1, 1, 64)
         where = Positions.parse("last")
         cells = [[], *([Step(mm.Site("resid_post", k), where, vector)] for k in (0, 1))]
-        from mechmem.models.engine.many import many_generate, many_logits
+        from mechmem.models.engine.grid import many_logits
+        from mechmem.models.engine.scoring import many_generate
 
         encoded = model.tokenize(prompts)
         found = many_logits(model.backend, encoded, cells)

@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 import mechmem as mm
 from mechmem.models import STREAMS, Site, check_model
-from mechmem.models.engine.truth import examine
+from mechmem.models.engine.site_check import examine
 
 TEXT = "7 8 9 10 11"
 

@@ -12,8 +12,8 @@ from transformer_lens.hook_points import HookPoint
 
 import mechmem as mm
 from mechmem.models import STREAMS, Site
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.run import take_states
+from mechmem.models.engine.reading import take_states
+from mechmem.models.positions import Positions
 
 TEXTS = [" ".join(str(token - 4) for token in ids) for ids in prompts()]
 FAULTS = (RuntimeError, KeyboardInterrupt, SystemExit, MemoryError)

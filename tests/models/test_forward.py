@@ -21,8 +21,8 @@ from helpers import (
 )
 
 import mechmem as mm
-from mechmem.models.engine.tiling import stands_abreast
-from mechmem.models.engine.truth import vouch
+from mechmem.models.engine.batched_edits import stands_abreast
+from mechmem.models.engine.site_check import vouch
 
 KINDS = ["gpt2", "llama"]
 

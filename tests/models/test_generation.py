@@ -11,8 +11,8 @@ from models import zoo
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mechmem as mm
-from mechmem.models.engine.caches import keep_rows, make_room
-from mechmem.models.engine.ending import Completion, Ending
+from mechmem.models.engine.kv_cache import keep_rows, make_room
+from mechmem.models.engine.stopping import Completion, Ending
 
 NEW = 10
 LENGTHS = (3, 9, 1, 6, 12, 4, 8, 2, 11, 5)

@@ -12,12 +12,18 @@ from helpers import HOOKED, bench, close, differs, fresh_bench, hook_count
 from models.hooked3 import HAS_HOOKED_TRANSFORMER, HOOKED_FAMILIES, hooked_transformer
 
 import mechmem as mm
-from mechmem.models.engine.grid import Grid
-from mechmem.models.engine.many import many_generate, many_logits, many_logprobs, one_token
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.resuming import resumed, resumes_truly
-from mechmem.models.engine.run import answer_logprobs, generate, last_logits
-from mechmem.models.engine.truth import vouch
+from mechmem.models.engine.generation import generate
+from mechmem.models.engine.grid import Grid, many_logits
+from mechmem.models.engine.scoring import (
+    answer_logprobs,
+    last_logits,
+    many_generate,
+    many_logprobs,
+    one_token,
+)
+from mechmem.models.engine.shared_forward import resumed, resumes_truly
+from mechmem.models.engine.site_check import vouch
+from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from tests.models.plain import PARALLEL, greedy, plain_pass
 from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer

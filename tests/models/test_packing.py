@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 
 import mechmem as mm
 from mechmem.models.engine import lanes
-from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.lanes import packs_truly, sees_its_own
-from mechmem.models.engine.memory import batch_bytes
-from mechmem.models.engine.packing import ENOUGH, pack
-from mechmem.models.engine.passes import plan_passes
-from mechmem.models.engine.plan import Plan, make_plan
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.run import take_states
-from mechmem.models.engine.trimming import last_block
-from mechmem.models.engine.work import Work
+from mechmem.models.engine.batching import Batch, Work
+from mechmem.models.engine.forward import plan_passes
+from mechmem.models.engine.packing import ENOUGH, pack, packs_truly, sees_its_own
+from mechmem.models.engine.plan import Plan, batch_bytes, make_plan
+from mechmem.models.engine.reading import last_block, take_states
+from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.plain import PARALLEL, plain_pass

@@ -15,8 +15,8 @@ from models.zoo import FAMILIES, build, tokenizer
 import mechmem as mm
 from mechmem.models.engine import passes
 from mechmem.models.engine.gradients import margin_gradients
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.truth import Finding
+from mechmem.models.engine.invariants import Finding
+from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 

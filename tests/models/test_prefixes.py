@@ -17,12 +17,14 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 import mechmem as mm
 from mechmem.models.engine import caches, generation
 from mechmem.models.engine import prefix as prefixes
-from mechmem.models.engine.passes import plan_passes
+from mechmem.models.engine.capabilities import forget
+from mechmem.models.engine.forward import plan_passes
+from mechmem.models.engine.generation import generate
 from mechmem.models.engine.plan import make_plan
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.prefix import limits
-from mechmem.models.engine.run import answer_logprobs, generate, last_logits, take_states
-from mechmem.models.engine.trials import forget
+from mechmem.models.engine.prefixes import limits
+from mechmem.models.engine.reading import take_states
+from mechmem.models.engine.scoring import answer_logprobs, last_logits
+from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.plain import greedy, plain_pass
 from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer
@@ -441,7 +443,7 @@ class TestThePlan:
     @settings(deadline=None, max_examples=200)
     @given(token_lists())
     def test_no_other_choice_of_beginnings_saves_more(self, lists) -> None:
-        from mechmem.models.engine.families import families
+        from mechmem.models.engine.prefixes import families
 
         keys = [ids[:-1] for ids in lists]
         found = families(keys)

@@ -13,7 +13,7 @@ from models.zoo import build, tokenizer
 import mechmem as mm
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.gradients import margin_gradients
-from mechmem.models.engine.positions import Positions
+from mechmem.models.positions import Positions
 
 PROMPTS = ["1 2 3", "4 5 6 7 8", "9", "10 11 12 13", "1 2 3 4", "1 2 3 5"]
 TIMES = 3

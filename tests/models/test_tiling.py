@@ -8,12 +8,11 @@ from helpers import HOOKED, close
 
 import mechmem as mm
 from mechmem.models.engine import tiling
+from mechmem.models.engine.batched_edits import Abreast, stands_abreast
 from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.grid import Grid
-from mechmem.models.engine.many import many_logits
-from mechmem.models.engine.prefix import Root
-from mechmem.models.engine.run import last_logits
-from mechmem.models.engine.tiling import Abreast, stands_abreast
+from mechmem.models.engine.grid import Grid, many_logits
+from mechmem.models.engine.prefixes import Root
+from mechmem.models.engine.scoring import last_logits
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.test_grid import Add, prompts, vector

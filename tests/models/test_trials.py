@@ -9,7 +9,7 @@ import torch
 from helpers import fresh_bench
 
 import mechmem as mm
-from mechmem.models.engine.trials import forget, holds, same_logits, tried
+from mechmem.models.engine.capabilities import forget, holds, same_logits, tried
 
 
 def raising(error: Exception) -> bool:

@@ -7,11 +7,10 @@ import torch
 from helpers import HOOKED, bench, close, fresh_bench
 
 import mechmem as mm
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.run import take_states
-from mechmem.models.engine.trials import forget
-from mechmem.models.engine.trimming import last_block, trims_truly
-from mechmem.models.engine.truth import vouch
+from mechmem.models.engine.capabilities import forget
+from mechmem.models.engine.reading import last_block, take_states, trims_truly
+from mechmem.models.engine.site_check import vouch
+from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.plain import plain_pass

@@ -19,21 +19,8 @@ from mechmem.errors import ModelError
 from mechmem.models.identity import Identity
 from mechmem.models.sites import Site
 
-__all__ = [
-    "Backend",
-    "BridgeBackend",
-    "HookedTransformerBackend",
-    "attached",
-    "backend_for",
-    "by_row",
-    "held",
-    "masking",
-    "model_device",
-    "model_dtype",
-    "refuse_training",
-]
-
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+
 _NEW_LOCK = threading.Lock()
 
 HookFunction = Callable[[Tensor], Tensor | None]
@@ -291,3 +278,14 @@ def masking(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores: 0 where a token sees a key, the lowest number else."""
     out = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
     return out.masked_fill_(~sees, torch.finfo(dtype).min)
+
+
+_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator or the CPU's allocator ran out of memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU allocator raises a plain RuntimeError and is known by its words only.
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _SAYINGS)

@@ -6,26 +6,68 @@ Hooks are attached once per batch. Rows that are done leave it, their keys and v
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
 from mechmem.models.engine.backends import Backend
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed
-from mechmem.models.engine.caches import keep_rows, make_room
-from mechmem.models.engine.choosing import Choose, likeliest
-from mechmem.models.engine.ending import Completion, Ending
-from mechmem.models.engine.memory import retried
-from mechmem.models.engine.passes import Passes, plan_passes, running
-from mechmem.models.engine.progress import Progress, told
-from mechmem.models.engine.trials import caches_truly
-from mechmem.models.engine.truth import wired
-from mechmem.models.engine.wiring import Intervention
-from mechmem.models.engine.work import Work
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, Work
+from mechmem.models.engine.capabilities import caches_truly
+from mechmem.models.engine.forward import Passes, plan_passes, retried, running
+from mechmem.models.engine.hooks import Intervention
+from mechmem.models.engine.kv_cache import keep_rows, make_room
+from mechmem.models.engine.site_check import wired
+from mechmem.models.engine.stopping import Completion, Ending
 from mechmem.models.tokens import TokenizedPrompt
+from mechmem.progress import Progress, told
+from mechmem.seeding import keyed_rng
 
-__all__ = ["Completion", "generate"]
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+"""From logits ``[row, vocab]``, which prompts the rows are, and the step, to ids ``[row]``."""
+
+
+def likeliest(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+    """Greedy."""
+    return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws from ``softmax(logits / temperature)``.
+
+    The largest of ``logits / temperature + Gumbel noise`` is such a draw; the noise depends on the
+    seed, the prompt's key and the step alone, so that batch, order and device do not matter.
+
+    Attributes:
+        temperature: Above 0; 1 samples what the model was trained to say.
+        seed: Keys the noise.
+        keys: One name per prompt.
+    """
+
+    temperature: float
+    seed: int
+    keys: Sequence[str]
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.temperature, (int, float)) and self.temperature > 0
+        if not number or not np.isfinite(self.temperature):
+            raise ModelError(
+                f"temperature must be a finite number above 0, got {self.temperature!r}; greedy "
+                "decoding is the limit at 0."
+            )
+
+    def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+        scaled = logits.detach().to("cpu", torch.float64) / self.temperature
+        noise = [
+            keyed_rng(self.seed, "sample", self.keys[row], step).gumbel(size=logits.shape[-1])
+            for row in rows
+        ]
+        return (scaled + torch.from_numpy(np.stack(noise))).argmax(-1).to(logits.device)
+
 
 Decode = Callable[[Sequence[int]], str]
 

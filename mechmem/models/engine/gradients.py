@@ -12,14 +12,12 @@ from torch import Tensor
 from mechmem.errors import ModelError
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
-from mechmem.models.engine.passes import companions
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.truth import wired
-from mechmem.models.engine.wiring import Intervention
+from mechmem.models.engine.forward import companions
+from mechmem.models.engine.hooks import Intervention
+from mechmem.models.engine.site_check import wired
+from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
-
-__all__ = ["Slope", "margin_gradients"]
 
 Answers = Sequence[tuple[int, ...]]
 

@@ -8,40 +8,46 @@ cell; where only the edited ones do, the cells stand abreast in every row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.models.engine.anatomy import has_hooks
 from mechmem.models.engine.backends import Backend, model_device
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, rows_that_fit
-from mechmem.models.engine.cells import Cell, choir, touched
-from mechmem.models.engine.memory import retried
-from mechmem.models.engine.passes import Passes, plan_passes, running
+from mechmem.models.engine.batched_edits import (
+    Abreast,
+    Cell,
+    Stacked,
+    Tiling,
+    _Chunk,
+    choir,
+    stands_abreast,
+    touched,
+)
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Work, rows_that_fit
+from mechmem.models.engine.capabilities import has_hooks
+from mechmem.models.engine.forward import Passes, plan_passes, retried, running
 from mechmem.models.engine.plan import Plan
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.prefix import limits
-from mechmem.models.engine.resuming import resumed, resumes_truly, start_of
-from mechmem.models.engine.run import last_logits
-from mechmem.models.engine.stored import Base, make_base
-from mechmem.models.engine.tiling import Abreast, Stacked, Tiling, stands_abreast
-from mechmem.models.engine.truth import vouch, wired
-from mechmem.models.engine.work import Work
+from mechmem.models.engine.prefixes import limits
+from mechmem.models.engine.scoring import last_logits
+from mechmem.models.engine.shared_forward import Base, make_base, resumed, resumes_truly, start_of
+from mechmem.models.engine.site_check import vouch, wired
+from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
-
-__all__ = ["Grid", "Taker"]
 
 Taker = Callable[[int, Sequence[int], Tensor], None]
 """Called with a cell, the prompts by their place, and their logits ``[prompt, vocab]``."""
 
 MOST_KEPT = 1 << 30
 """Bytes of stored states and keys that are kept from one call to the next."""
+
 WORTH = 0.8
 """Share of the tokens that edits must leave alone at the most, or all tokens run."""
+
 ABREAST = 256
 """Most tokens abreast in a row: each is compared with all others, if only to be masked."""
 
@@ -253,41 +259,75 @@ class Grid:
             return tiling.logits(self.backend)
 
 
+def many_logits(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    cells: Sequence[Cell],
+    *,
+    pad_id: int = 0,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+) -> Float[Tensor, "cell example vocab"]:
+    """Logits after every prompt in every cell, on the CPU.
+
+    Args:
+        prompts: What every cell is asked.
+        cells: The interventions of every cell; an empty one is the unedited model.
+    """
+    grid = Grid(backend, prompts, cells, pad_id=pad_id, token_budget=token_budget)
+    out: list[list[Tensor | None]] = [[None] * len(prompts) for _ in cells]
+
+    def take(cell: int, rows: Sequence[int], logits: Tensor) -> None:
+        for row, value in zip(rows, logits.cpu().float(), strict=True):
+            out[cell][row] = value
+
+    grid.run(take)
+    return torch.stack([torch.stack([v for v in row if v is not None]) for row in out])
+
+
 @dataclass(frozen=True)
-class _Chunk:
-    """One forward pass: cells, and the rows of a batch by their place in it."""
+class Next:
+    """What one cell says after every prompt.
 
-    cells: tuple[int, ...]
-    at: tuple[int, ...]
-    start: int
-    skip: tuple[int, ...]
-    base: Base
-    width: int
-    whole: bool
+    Attributes:
+        tokens: The likeliest next token.
+        scores: Logits of the candidates.
+        logits: All logits ``[vocab]``, by prompt, where they were asked for.
+    """
 
-    @property
-    def rows(self) -> range:
-        """As many as the pass has."""
-        return range(len(self.cells) * len(self.at))
+    tokens: Int[Tensor, " example"]
+    scores: Float[Tensor, "example candidate"]
+    logits: dict[int, Tensor]
 
-    @property
-    def reach(self) -> int:
-        """Tokens of the longest row that are not computed."""
-        return max(self.skip, default=0)
 
-    @property
-    def fed(self) -> int:
-        """Tokens that the pass computes."""
-        return len(self.rows) * self.width
+def many_next(
+    grid: Grid,
+    which: Sequence[int],
+    candidates: Int[Tensor, "example candidate"],
+    watched: Mapping[int, Sequence[int]] | None = None,
+) -> dict[int, Next]:
+    """The likeliest next token of every prompt, and the logits of some candidates.
 
-    def halves(self) -> list[_Chunk]:
-        """Half of the cells each; of one cell, half of the rows each; else nothing."""
-        if len(self.cells) > 1:
-            middle = len(self.cells) // 2
-            return [
-                replace(self, cells=part) for part in (self.cells[:middle], self.cells[middle:])
-            ]
-        if len(self.at) > 1:
-            middle = len(self.at) // 2
-            return [replace(self, at=part) for part in (self.at[:middle], self.at[middle:])]
-        return []
+    Args:
+        grid: Prompts and cells.
+        which: The cells to run.
+        candidates: Token ids to score, as many for every prompt; there may be none.
+        watched: Prompts whose logits are wanted whole, by cell.
+    """
+    n, width = candidates.shape
+    out = {
+        cell: Next(torch.zeros(n, dtype=torch.long), torch.zeros(n, width, dtype=torch.float64), {})
+        for cell in which
+    }
+    wanted = watched or {}
+
+    def take(cell: int, rows: Sequence[int], logits: Tensor) -> None:
+        at, mine = list(rows), out[cell]
+        ids = candidates[at].to(logits.device)
+        mine.tokens[at] = logits.argmax(-1).cpu()
+        mine.scores[at] = logits.float().gather(1, ids).double().cpu()
+        places = {row: k for k, row in enumerate(at)}
+        for row in set(wanted.get(cell, ())) & set(places):
+            mine.logits[row] = logits[places[row]].float().cpu()
+
+    grid.run(take, which)
+    return out

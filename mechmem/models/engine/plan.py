@@ -13,27 +13,28 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mechmem.models.engine.batching import (
     DEFAULT_TOKEN_BUDGET,
     MAX_PAIRS,
     MAX_ROWS,
+    Prefix,
+    Work,
     plan_batches,
     rows_that_fit,
     unpadded,
 )
-from mechmem.models.engine.families import families
 from mechmem.models.engine.packing import pack
-from mechmem.models.engine.work import Prefix, Work
+from mechmem.models.engine.prefixes import families
 from mechmem.models.tokens import TokenizedPrompt
-
-__all__ = ["Plan", "make_plan"]
 
 PASS_COST = 128.0
 """What starting a forward pass costs, in tokens, when the model is not known."""
+
 MUST_SAVE = 0.1
 """Share of the work that shared beginnings must save, or they are left."""
+
 LANES_MUST_SAVE = 0.05
 """And shared rows, which cost nothing to make."""
 
@@ -252,3 +253,36 @@ def _shared(
             start += size
     if waiting:
         yield work(waiting)
+
+
+def batch_bytes(cfg: Any, work: Work, itemsize: int, *, keeps: bool, logits: bool) -> int:
+    """Estimated memory of one batch on top of the weights.
+
+    Args:
+        cfg: Sizes, with TransformerLens's names.
+        work: The batch.
+        itemsize: Bytes of one weight.
+        keeps: Whether keys and values of every layer are kept (generation).
+        logits: Whether the last tokens' logits are computed.
+    """
+    rows, keys, fed = work.lanes, work.width + work.reach, work.fed
+    heads, head = int(cfg.n_heads), int(cfg.d_head)
+    groups = int(getattr(cfg, "n_key_value_heads", None) or heads)
+    d_mlp = int(cfg.d_mlp or 4 * cfg.d_model)
+    stream = fed * (4 * int(cfg.d_model) + 3 * heads * head + 3 * d_mlp) * itemsize
+    scores = rows * heads * work.width * keys * (2 * itemsize + 4)  # softmax in 4 bytes
+    expanded = 2 * rows * keys * heads * head * itemsize if work.prefixes else 0
+    stored = 2 * int(cfg.n_layers) * groups * head * itemsize
+    kept = stored * sum(prefix.length for prefix in work.prefixes)
+    kept += stored * fed if keeps else 0
+    return stream + scores + expanded + kept + (rows * int(cfg.d_vocab) * itemsize if logits else 0)
+
+
+def peak_bytes(cfg: Any, plan: Plan, itemsize: int, **what: bool) -> int:
+    """Estimated memory of the largest batch of a plan, on top of the weights."""
+    roots = (
+        Work(tuple(p.row for p in group), max(p.length for p in group)) for group in plan.roots
+    )
+    sizes = [batch_bytes(cfg, work, itemsize, **what) for work in plan.works]
+    sizes += [batch_bytes(cfg, root, itemsize, **{**what, "keeps": True}) for root in roots]
+    return max(sizes, default=0)

@@ -13,7 +13,7 @@ from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import Rates
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.sweeps.result import Sweep
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet

@@ -18,7 +18,7 @@ from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, PromptError, TaskError, listed
 from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
 from mechmem.studies.behavior.plan import REFINE, Fit, Grid, default_grid
 from mechmem.studies.behavior.study import BehaviorStudy

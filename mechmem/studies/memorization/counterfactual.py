@@ -17,7 +17,7 @@ from mechmem.artifacts import check_writable, load_artifact, save_artifact, vers
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many import evaluate_each
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_rng
 from mechmem.sweeps.digests import Digests, task_digest

@@ -20,7 +20,7 @@ from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import evaluate
 from mechmem.evaluation.steering import add, scale_everywhere, steering_grid
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import ProjectOut
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label

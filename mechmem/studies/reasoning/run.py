@@ -12,7 +12,7 @@ from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.margins import behavior_margins
 from mechmem.studies.reasoning.edits import ALPHAS, SCALES, try_edits
 from mechmem.studies.reasoning.reading import (

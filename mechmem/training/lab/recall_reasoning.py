@@ -15,8 +15,8 @@ from torch.nn import functional
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
-from mechmem.models.hooked import Model
 from mechmem.models.loading import load_model
+from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning

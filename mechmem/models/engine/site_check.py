@@ -14,18 +14,15 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError
-from mechmem.models.engine.anatomy import anatomy, end_of_blocks, overheard, without_hooks
+from mechmem.models.architectures import anatomy, end_of_blocks, overheard
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.trace import PAD, Nudge, See, Trace
-from mechmem.models.engine.trials import SIGNS, always_fails
-from mechmem.models.engine.verdict import Finding, Judge
-from mechmem.models.engine.wiring import Intervention, Reader, connected, hook_name
+from mechmem.models.engine.capabilities import SIGNS, always_fails, without_hooks
+from mechmem.models.engine.hooks import Intervention, Reader, connected, hook_name
+from mechmem.models.engine.invariants import PAD, Finding, Judge, Nudge, See, Trace
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
-
-__all__ = ["Finding", "examine", "vouch", "wired"]
 
 
 @contextmanager
@@ -94,7 +91,7 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
     trace = Trace(stream, len(blocks))
     nudges = [Nudge(site) for site in sites]
     seen = [See(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
-    batch = _batch(backend, len(blocks))
+    batch = _check_batch(backend, len(blocks))
 
     def edited() -> Tensor:
         with (
@@ -116,7 +113,7 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
         return [judge.verdict(nudge) for nudge in nudges]
 
 
-def _batch(backend: Backend, n_layers: int) -> Batch:
+def _check_batch(backend: Backend, n_layers: int) -> Batch:
     """Row 0 plain, row 1 the same but padded, rows 2 + layer to be edited at that layer."""
     cfg = backend.model.cfg
     length = min(8, int(getattr(cfg, "n_ctx", 0) or 8))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Completion", "Ending"]
-
 Decode = Callable[[Sequence[int]], str]
 
 

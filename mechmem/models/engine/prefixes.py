@@ -3,96 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from mechmem.errors import PositionError
-from mechmem.models.architectures import length_class
-from mechmem.models.engine.anatomy import has_hooks
+from mechmem.models.architectures import length_class, sees_everything
 from mechmem.models.engine.backends import Backend, model_device
-from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.positions import Positions
-from mechmem.models.engine.trials import holds, same_logits, tried
-from mechmem.models.engine.wiring import Intervention
-from mechmem.models.engine.work import Prefix
+from mechmem.models.engine.batching import Batch, Prefix
+from mechmem.models.engine.capabilities import has_hooks, holds, same_logits, tried
+from mechmem.models.engine.hooks import Intervention
+from mechmem.models.engine.kv_cache import PrefixedLayer
+from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
-__all__ = [
-    "Root",
-    "continues_truly",
-    "limits",
-    "lone_prompts",
-    "run_root",
-    "sees_everything",
-]
+MIN_PREFIX = 8
+"""Shorter beginnings are not worth a pass of their own."""
 
 
-class _Continued(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """Keys and values of the beginnings, never copied per row for longer than one layer runs, and
-    of what came after them, kept only when more is to come.
+@dataclass
+class _Node:
+    """A beginning shared by the prompts from ``left`` on in sorted order."""
 
-    Args:
-        keys, values: ``[beginning, head, token, d]`` of the beginnings.
-        root_of: For every row, which beginning it continues.
-        grows: Whether later passes continue this one.
-    """
+    depth: int
+    left: int
+    saved: int = 0
+    families: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.front, self.grows = (keys, values), grows
-        # Compared here, on the CPU: asking later would make an accelerator wait at every layer.
-        self._in_order = torch.equal(root_of, torch.arange(keys.shape[0]))
-        self.root_of = root_of.to(keys.device)
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+    def take(self, child: _Node) -> None:
+        self.saved += child.saved
+        self.families += child.families
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """All keys and values of every row, the new ones last."""
-        if self.keys is not None and self.values is not None:
-            key_states = torch.cat([self.keys, key_states], dim=-2)
-            value_states = torch.cat([self.values, value_states], dim=-2)
-        if self.grows:
-            self.keys, self.values = key_states, value_states
-        return self._after(self.front[0], key_states), self._after(self.front[1], value_states)
+    def close(self, right: int) -> None:
+        """Share at this depth, where that saves more than sharing deeper."""
+        own = (right - self.left) * self.depth
+        if self.depth >= MIN_PREFIX and own >= self.saved:
+            self.saved, self.families = own, [(self.depth, self.left, right)]
 
-    def spread(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of every row's beginning and of what has followed it."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self._after(self.front[0], self.keys), self._after(self.front[1], self.values)
 
-    def own_bytes(self, room: int) -> int:
-        """Memory of `spread` with room for more tokens."""
-        front, rows = self.front[0], len(self.root_of)
-        each = 2 * front.shape[1] * front.shape[3] * front.element_size()
-        return int(rows * (self.get_seq_length() + room) * each)
+def families(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """Which rows share how long a beginning: the choice that saves most tokens."""
+    everywhere = _common(min(keys), max(keys))  # a header of all of them: not worth comparing
+    order = sorted(range(len(keys)), key=lambda row: (keys[row][everywhere:], row))
+    same = [0, *(_common(keys[a], keys[b]) for a, b in pairwise(order)), -1]
+    stack = [_Node(0, 0)]
+    for place in range(len(order)):
+        depth, child, left = same[place + 1], _Node(0, place), place
+        while stack and stack[-1].depth > depth:
+            node = stack.pop()
+            node.take(child)
+            node.close(place)
+            child, left = node, node.left
+        if depth < 0:
+            break
+        if stack and stack[-1].depth == depth:
+            stack[-1].take(child)
+        else:
+            node = _Node(depth, left)
+            node.take(child)
+            stack.append(node)
+    return [(depth, sorted(order[left : right + 1])) for depth, left, right in child.families]
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some of the rows."""
-        self.root_of, self._in_order = self.root_of[indices], False
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[indices], self.values[indices]
 
-    def get_seq_length(self) -> int:
-        """Tokens known so far, padding included."""
-        own = 0 if self.keys is None else int(self.keys.shape[-2])
-        return int(self.front[0].shape[-2]) + own
-
-    def _after(self, front: Tensor, own: Tensor) -> Tensor:
-        if front.shape[0] == 1:
-            front = front.expand(len(own), -1, -1, -1)
-        elif not self._in_order:
-            front = front.index_select(0, self.root_of)
-        return torch.cat([front, own], dim=-2)
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Length of the common beginning, by comparing slices: long ones compare fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @dataclass
@@ -116,7 +104,7 @@ class Root:
         """A cache for rows that continue these beginnings."""
         rows = torch.tensor(list(root_of))
         cache: Any = DynamicCache()
-        cache.layers = [_Continued(keys, values, rows, grows) for keys, values in self.layers]
+        cache.layers = [PrefixedLayer(keys, values, rows, grows) for keys, values in self.layers]
         return cache
 
     def mask(self, root_of: Sequence[int], rest: Tensor) -> Tensor:
@@ -196,32 +184,14 @@ def _first(where: Positions, prompt: TokenizedPrompt) -> int:
     return min((index for _, index in columns), default=len(prompt.ids))
 
 
-def sees_everything(model: Any, tokens: int) -> bool:
-    """Whether attention of every layer reaches back over this many tokens."""
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    if config is None:
-        return False
-    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and not set(kinds) <= {"full_attention", "sliding_attention"}:
-        return False
-    window = getattr(config, "sliding_window", None)
-    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's words
-        window = config.window_size
-    slides = getattr(config, "use_sliding_window", True) is not False
-    if kinds is not None:
-        slides = "sliding_attention" in kinds
-    if getattr(config, "attention_chunk_size", None) is not None:
-        return False
-    return not slides or window is None or int(window) >= tokens
-
-
 def continues_truly(backend: Backend) -> bool:
     """Whether continuing gives the model's own logits; tried once per model, on random tokens."""
-    return tried(backend, "continues", lambda: holds("continuing a prompt", lambda: _try(backend)))
+    return tried(
+        backend, "continues", lambda: holds("continuing a prompt", lambda: _try_continuing(backend))
+    )
 
 
-def _try(backend: Backend) -> bool:
+def _try_continuing(backend: Backend) -> bool:
     """Two beginnings of different lengths, three rests of different lengths, against whole runs."""
     cfg, device = backend.model.cfg, model_device(backend.model)
     rng = keyed_rng(0, "prefix check")

@@ -6,36 +6,32 @@ A model that fails a trial runs the plain way, so a trial may be strict.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechmem.errors import MechmemError, ModelError
 from mechmem.models.architectures import architecture, keeps_all_keys
-from mechmem.models.engine.anatomy import without_hooks
-from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
-from mechmem.models.engine.memory import is_out_of_memory
+from mechmem.models.engine.backends import (
+    Backend,
+    held,
+    is_out_of_memory,
+    model_device,
+    refuse_training,
+)
 from mechmem.seeding import keyed_rng
-
-__all__ = [
-    "always_fails",
-    "caches_truly",
-    "check_runs",
-    "forget",
-    "holds",
-    "pads_truly",
-    "same_logits",
-    "tried",
-]
 
 T = TypeVar("T")
 
 _KNOWN: WeakKeyDictionary[Backend, dict[Hashable, Any]] = WeakKeyDictionary()
+
 SIGNS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 """What models raise that cannot do what they are asked."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -181,3 +177,59 @@ def same_logits(found: Tensor, plain: Tensor) -> bool:
     want = plain.double() - plain.double().mean(-1, keepdim=True)
     got = found.double() - found.double().mean(-1, keepdim=True)
     return bool(((got - want).norm(dim=-1) <= allowed * want.norm(dim=-1)).all())
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Run as if nobody had hooked the model: every hook but the libraries' own is set aside and
+    put back untouched, so that neither side notices the other."""
+    from transformer_lens.hook_points import HookPoint
+
+    aside: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module in _modules(model):
+            for kind in ("_forward_hooks", "_forward_pre_hooks"):
+                hooks = getattr(module, kind)
+                keep = {
+                    key: hook
+                    for key, hook in hooks.items()
+                    if getattr(hook, "part_of_model", False)
+                    or (not isinstance(module, HookPoint) and _is_internal(hook))
+                }
+                if len(keep) < len(hooks):
+                    aside.append((module, kind, hooks))
+                    setattr(module, kind, type(hooks)(keep))
+        yield
+    finally:
+        for module, kind, hooks in aside:
+            # What the libraries added meanwhile (they wire some hooks at the first pass) stays.
+            hooks.update(getattr(module, kind))
+            setattr(module, kind, hooks)
+
+
+def has_hooks(model: Any) -> bool:
+    """Whether somebody other than the libraries themselves has hooked the model."""
+    with held(model):  # the hooks of our own passes in other threads are nobody else's
+        return any(
+            not _is_internal(hook)
+            for module in _modules(model)
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        ) or any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All of the model's modules, those of the transformers model inside a bridge too: a bridge
+    names that one beside its own modules, not among them."""
+    seen = set()
+    for root in (model, getattr(model, "original_model", None)):
+        for module in root.modules() if isinstance(root, nn.Module) else ():
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+
+
+def _is_internal(hook: Any) -> bool:
+    """Whether a hook belongs to the libraries themselves, or was put there by us for good."""
+    home = str(getattr(hook, "__module__", "")).split(".")[0]
+    libraries = ("transformer_lens", "transformers", "accelerate", "torch")
+    return getattr(hook, "part_of_model", False) or home in libraries

@@ -15,12 +15,12 @@ from mechmem.errors import ModelError, PromptError
 from mechmem.models.architectures import architecture, context_length
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.engine.run import Completion, answer_logprobs, generate, last_logits
-from mechmem.models.engine.wiring import Intervention
+from mechmem.models.engine.generation import generate
+from mechmem.models.engine.hooks import Intervention
+from mechmem.models.engine.scoring import answer_logprobs, last_logits
+from mechmem.models.engine.stopping import Completion
 from mechmem.models.sites import Site, SiteSpec, parse_sites
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, Tokens, as_prompts
-
-__all__ = ["Model", "ModelInfo"]
 
 
 @dataclass(frozen=True)

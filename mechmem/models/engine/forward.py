@@ -2,37 +2,122 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.models.architectures import length_class
-from mechmem.models.engine.anatomy import has_hooks
-from mechmem.models.engine.backends import Backend, held, model_device, model_dtype, refuse_training
-from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.lanes import packs_truly, sees_its_own
-from mechmem.models.engine.plan import Plan, make_plan
-from mechmem.models.engine.prefix import (
-    Root,
-    continues_truly,
-    limits,
-    lone_prompts,
-    run_root,
-    sees_everything,
+from mechmem.errors import ModelError
+from mechmem.models.architectures import length_class, sees_everything
+from mechmem.models.engine.backends import (
+    Backend,
+    held,
+    is_out_of_memory,
+    model_device,
+    model_dtype,
+    refuse_training,
 )
-from mechmem.models.engine.trials import check_runs, pads_truly
-from mechmem.models.engine.truth import wired
-from mechmem.models.engine.wiring import Intervention, Reader, StopForward
-from mechmem.models.engine.work import Prefix, Work
+from mechmem.models.engine.batching import Batch, Prefix, Work
+from mechmem.models.engine.capabilities import check_runs, has_hooks, pads_truly
+from mechmem.models.engine.hooks import Intervention, Reader, StopForward
+from mechmem.models.engine.packing import packs_truly, sees_its_own
+from mechmem.models.engine.plan import Plan, make_plan
+from mechmem.models.engine.prefixes import Root, continues_truly, limits, lone_prompts, run_root
+from mechmem.models.engine.site_check import wired
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["Passes", "Ready", "pair_cost", "pass_cost", "plan_passes", "running"]
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A batch that can be cut: `Work` and the like."""
+
+    @property
+    def rows(self) -> Sized:
+        """One entry per prompt."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest row that are computed."""
+        ...
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest row that are known already."""
+        ...
+
+    @property
+    def fed(self) -> int:
+        """Tokens that are computed."""
+        ...
+
+    def halves(self) -> Sequence[Any]:
+        """The same in two parts; nothing when it cannot be cut."""
+        ...
+
+
+W = TypeVar("W", bound=Divisible)
+
+
+def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
+    """Run every batch; one that does not fit in memory is halved until it does.
+
+    Later batches as large as one that did not fit are halved before they are tried.
+
+    Yields:
+        Every batch, or its parts, and what ``run`` returned for it.
+
+    Raises:
+        ModelError: When a single row does not fit.
+    """
+    too_large = float("inf")
+    for whole in works:
+        waiting = [whole]
+        while waiting:
+            work = waiting.pop()
+            size = work.fed + len(work.rows) * work.reach
+            if size >= too_large and work.halves():
+                waiting += reversed(work.halves())
+                continue
+            result, failed = _attempt(run, work)
+            if not failed:
+                yield work, result[0]
+                continue
+            _release()
+            if not work.halves():
+                raise ModelError(
+                    f"A prompt of {work.width + work.reach} tokens does not fit in memory even "
+                    "alone; load the model in a smaller dtype, spread it over devices "
+                    "(device_map=), or shorten the prompt."
+                )
+            too_large = min(too_large, size)
+            waiting += reversed(work.halves())
+
+
+def _attempt(run: Callable[[W], T], work: W) -> tuple[list[T], bool]:
+    """The result in a list, or that memory ran out. The error is let go of here: it holds on to
+    every tensor of the failed pass."""
+    try:
+        return [run(work)], False
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return [], True
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
 
 Readers = Callable[[tuple[Prefix, ...]], Sequence[Reader]]
 

@@ -14,11 +14,10 @@ from typing import Any
 from mechmem.errors import MechmemWarning, PositionError, did_you_mean, listed
 from mechmem.models.tokens import TokenizedPrompt
 
-__all__ = ["PositionSpec", "Positions"]
-
 PositionSpec = str | int | Sequence[str | int]
 
 _WORDS = ("last", "prompt", "generated", "each_step", "all", "mean")
+
 _GENERATED = ("generated", "each_step", "all")
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.trials import holds, same_logits, tried
-from mechmem.models.engine.truth import vouch
-from mechmem.models.engine.wiring import connected, hook_name
+from mechmem.models.engine.capabilities import holds, same_logits, tried
+from mechmem.models.engine.forward import Ready, running
+from mechmem.models.engine.hooks import StopForward, connected, hook_name
+from mechmem.models.engine.prefixes import Root
+from mechmem.models.engine.site_check import vouch, wired
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
-
-__all__ = ["Keep", "resumed", "resumes_truly", "start_of"]
 
 Form = Callable[[Tensor], Any]
 """How a block of this model hands its output on."""
@@ -95,13 +98,13 @@ def resumes_truly(backend: Backend) -> bool:
 
 def _form_of(backend: Backend) -> Form | None:
     def first() -> Form | None:
-        tests = ((form, partial(_try, backend, form)) for form in _FORMS)
+        tests = ((form, partial(_try_resuming, backend, form)) for form in _FORMS)
         return next((form for form, test in tests if holds("resuming", test)), None)
 
     return tried(backend, "resumes", first)
 
 
-def _try(backend: Backend, form: Form) -> bool:
+def _try_resuming(backend: Backend, form: Form) -> bool:
     """A padded and an unpadded prompt, from the first, a middle and the last block's end."""
     cfg = backend.model.cfg
     layers = int(cfg.n_layers)
@@ -121,3 +124,86 @@ def _try(backend: Backend, form: Form) -> bool:
         if not same_logits(found, plain):
             return False
     return True
+
+
+@dataclass(frozen=True)
+class Base:
+    """Some prompts, run once without edits.
+
+    Attributes:
+        rows: The prompts, by their place in the list that was planned.
+        mask: ``[row, key]`` 1 on every token, shared beginnings included, in order.
+        residuals: By block, what enters it: ``[row, token, d]``, the last tokens.
+        layers: Keys and values ``[row, head, key, d]`` of every layer, if they are needed.
+    """
+
+    rows: tuple[int, ...]
+    mask: Int[Tensor, "row key"]
+    residuals: dict[int, Tensor]
+    layers: list[tuple[Tensor, Tensor]]
+
+    @property
+    def width(self) -> int:
+        """Keys of the longest row."""
+        return int(self.mask.shape[1])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is stored."""
+        held = [*self.residuals.values(), *(part for pair in self.layers for part in pair)]
+        return sum(value.numel() * value.element_size() for value in held)
+
+    def residual(self, start: int, at: Sequence[int], width: int) -> Float[Tensor, "row token d"]:
+        """What enters a block in some of the rows, at their last ``width`` tokens."""
+        stored = self.residuals[start]
+        stored = stored if len(at) == len(stored) else stored[list(at)]
+        return stored[:, stored.shape[1] - width :]
+
+    def root(self, at: Sequence[int], skip: Sequence[int]) -> Root:
+        """The keys and values of the first ``skip`` tokens of some of the rows."""
+        rows = torch.tensor(list(at), device=self.mask.device)
+        mask = self.mask[rows]
+        mask = mask * (mask.cumsum(1) <= torch.tensor(list(skip), device=mask.device)[:, None])
+        used = int(mask.any(0).nonzero().max()) + 1 if bool(mask.any()) else 0
+        every = len(at) == self.mask.shape[0]
+        layers = [
+            (
+                (keys if every else keys[rows])[:, :, :used],
+                (values if every else values[rows])[:, :, :used],
+            )
+            for keys, values in self.layers
+        ]
+        return Root(mask[:, :used], layers)
+
+
+def make_base(
+    backend: Backend, ready: Ready, starts: Sequence[int], keys: bool, last: int | None = None
+) -> Base:
+    """Run a batch without edits and keep what cells need.
+
+    Args:
+        starts: Blocks whose input is kept, from 1 on.
+        keys: Whether keys and values are kept as well.
+        last: How many tokens of every row's input are kept; default all.
+    """
+    keeps = [Keep(Site("resid_post", start - 1)) for start in starts]
+    cache: Any = ready.cache
+    if keys and cache is None:
+        cache = DynamicCache()
+    if keeps or keys:
+        hooks = wired(backend, ready.batch.feed(), (), keeps, not keys)
+        with running(backend), hooks, suppress(StopForward):
+            backend.forward(ready.batch.ids, ready.mask, cache=cache, last_only=True)
+    residuals = {
+        start: keep.value if last is None else keep.value[:, -last:].clone()
+        for start, keep in zip(starts, keeps, strict=True)
+        if keep.value is not None
+    }
+    layers = [_whole(layer) for layer in cache.layers] if keys else []
+    return Base(ready.batch.rows, ready.mask, residuals, layers)
+
+
+def _whole(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer's beginning and of what followed it."""
+    spread = getattr(layer, "spread", None)
+    return (layer.keys, layer.values) if spread is None else spread()

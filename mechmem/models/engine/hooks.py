@@ -20,8 +20,6 @@ from mechmem.models.engine.backends import Backend, HookFunction, attached, by_r
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import STREAMS, Site
 
-__all__ = ["Intervention", "Reader", "StopForward", "connected", "hook_name"]
-
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
     "z": "attn.hook_z",

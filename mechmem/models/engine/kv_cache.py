@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["keep_rows", "make_room"]
-
 MOST_SPREAD = 2 << 30
 """Bytes of keys and values of one batch for which rows get copies of a shared beginning."""
 
@@ -98,3 +96,65 @@ def keep_rows(cache: Any, rows: Sequence[int]) -> bool:
         cache.previous_attention_mask = before[torch.tensor(list(rows), device=before.device)]
         return True
     return False
+
+
+class PrefixedLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Keys and values of the beginnings, never copied per row for longer than one layer runs, and
+    of what came after them, kept only when more is to come.
+
+    Args:
+        keys, values: ``[beginning, head, token, d]`` of the beginnings.
+        root_of: For every row, which beginning it continues.
+        grows: Whether later passes continue this one.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.front, self.grows = (keys, values), grows
+        # Compared here, on the CPU: asking later would make an accelerator wait at every layer.
+        self._in_order = torch.equal(root_of, torch.arange(keys.shape[0]))
+        self.root_of = root_of.to(keys.device)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values of every row, the new ones last."""
+        if self.keys is not None and self.values is not None:
+            key_states = torch.cat([self.keys, key_states], dim=-2)
+            value_states = torch.cat([self.values, value_states], dim=-2)
+        if self.grows:
+            self.keys, self.values = key_states, value_states
+        return self._after(self.front[0], key_states), self._after(self.front[1], value_states)
+
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of every row's beginning and of what has followed it."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self._after(self.front[0], self.keys), self._after(self.front[1], self.values)
+
+    def own_bytes(self, room: int) -> int:
+        """Memory of `spread` with room for more tokens."""
+        front, rows = self.front[0], len(self.root_of)
+        each = 2 * front.shape[1] * front.shape[3] * front.element_size()
+        return int(rows * (self.get_seq_length() + room) * each)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the rows."""
+        self.root_of, self._in_order = self.root_of[indices], False
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[indices], self.values[indices]
+
+    def get_seq_length(self) -> int:
+        """Tokens known so far, padding included."""
+        own = 0 if self.keys is None else int(self.keys.shape[-2])
+        return int(self.front[0].shape[-2]) + own
+
+    def _after(self, front: Tensor, own: Tensor) -> Tensor:
+        if front.shape[0] == 1:
+            front = front.expand(len(own), -1, -1, -1)
+        elif not self._in_order:
+            front = front.index_select(0, self.root_of)
+        return torch.cat([front, own], dim=-2)

@@ -1,0 +1,163 @@
+"""Running a model over prompts: states out, logits out, nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechmem.models.engine.backends import Backend
+from mechmem.models.engine.batched_edits import Cell, by_tag, choir, tagged
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, Work
+from mechmem.models.engine.forward import Passes, plan_passes, retried, running
+from mechmem.models.engine.generation import Decode, generate
+from mechmem.models.engine.hooks import Intervention
+from mechmem.models.engine.site_check import wired
+from mechmem.models.engine.stopping import Completion
+from mechmem.models.tokens import TokenizedPrompt
+from mechmem.progress import Progress, told
+
+
+def last_logits(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    *,
+    interventions: Sequence[Intervention] = (),
+    pad_id: int = 0,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    share: bool = True,
+    progress: Progress = None,
+) -> Float[Tensor, "example vocab"]:
+    """Logits after every prompt, in the order given."""
+    out: list[Tensor | None] = [None] * len(prompts)
+    plan = plan_passes(backend, prompts, token_budget, interventions=interventions, share=share)
+    passes = Passes(backend, prompts, pad_id)
+
+    def run(work: Work) -> Tensor:
+        ready = passes.ready(work)
+        with running(backend), wired(backend, ready.batch.feed(), interventions):
+            logits, _ = backend.forward(
+                ready.batch.ids, ready.mask, cache=ready.cache, last_only=True
+            )
+        return logits[:, -1].detach().cpu().float()
+
+    with told(progress, len(prompts), "logits") as tell:
+        for work, values in retried(plan.works, run):
+            for row, value in zip(work.rows, values, strict=True):
+                out[row] = value
+            tell(len(work.rows), sum(len(prompts[row].ids) for row in work.rows))
+    return torch.stack([value for value in out if value is not None])
+
+
+def answer_logprobs(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    answers: Sequence[tuple[int, ...]],
+    *,
+    interventions: Sequence[Intervention] = (),
+    pad_id: int = 0,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    share: bool = True,
+) -> Float[Tensor, " example"]:
+    """Log-probability (nats) of each answer's tokens after its prompt, summed over the tokens.
+
+    The answer is fed as generated text, so edits at generated positions act on it as they would
+    while the model writes it.
+    """
+    out = torch.zeros(len(prompts), dtype=torch.float64)
+    joined = [
+        TokenizedPrompt(prompt.id, prompt.ids + answer[:-1], prompt.spans)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    plan = plan_passes(
+        backend, joined, token_budget, interventions=interventions, share=share, own=prompts
+    )
+    passes = Passes(backend, joined, pad_id)
+
+    def run(work: Work) -> list[Tensor]:
+        ready = passes.ready(work)
+        own = tuple(prompts[row] for row in work.rows)
+        lengths = torch.tensor([len(prompt.ids) for prompt in own], device=ready.mask.device)
+        feed = Feed(own, ready.batch.index, lengths, work.rows)
+        longest = max(len(answers[row]) for row in work.rows)
+        with running(backend), wired(backend, feed, interventions):
+            logits, _ = backend.forward(
+                ready.batch.ids, ready.mask, cache=ready.cache, keep=longest
+            )
+        scores = []
+        for k, row in enumerate(work.rows):
+            wanted = torch.tensor(answers[row], device=logits.device)
+            each = logits[k, -len(wanted) :].double().log_softmax(-1)
+            scores.append(each.gather(1, wanted[:, None]).sum().cpu())
+        return scores
+
+    with told(None, len(prompts), "scoring answers") as tell:
+        for work, scores in retried(plan.works, run):
+            out[list(work.rows)] = torch.stack(scores)
+            tell(len(work.rows), sum(len(joined[row].ids) for row in work.rows))
+    return out
+
+
+def one_token(
+    token: int, decode: Decode, stop: Sequence[str] = (), eos_ids: Sequence[int] = ()
+) -> Completion:
+    """The completion that generating a single token makes."""
+    if token in eos_ids:
+        return Completion(finished=True)
+    text = decode([token])
+    cuts = [at for at in (text.find(end) for end in stop) if at >= 0]
+    return Completion([token], text[: min(cuts)] if cuts else text, bool(cuts))
+
+
+def many_generate(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    cells: Sequence[Cell],
+    decode: Decode,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+    n_ctx: int | None = None,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+) -> list[list[Completion]]:
+    """Greedy text after every prompt in every cell; cells are written side by side, and what comes
+    before the first edited token of a prompt is run once for all of them.
+
+    Args:
+        prompts, decode, max_new_tokens, stop, eos_ids, pad_id, n_ctx, token_budget: As for
+            `mechmem.models.engine.generation.generate`.
+        cells: The interventions of every cell; an empty one is the unedited model.
+    """
+    done = generate(
+        backend, tagged(prompts, len(cells)), decode, max_new_tokens=max_new_tokens, stop=stop,
+        eos_ids=eos_ids, interventions=choir(cells, by_tag), pad_id=pad_id, n_ctx=n_ctx,
+        token_budget=token_budget,
+    )  # fmt: skip
+    n = len(prompts)
+    return [done[cell * n : (cell + 1) * n] for cell in range(len(cells))]
+
+
+def many_logprobs(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    answers: Sequence[tuple[int, ...]],
+    cells: Sequence[Cell],
+    *,
+    pad_id: int = 0,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+) -> Float[Tensor, "cell example"]:
+    """Log-probability (nats) of an answer after every prompt, in every cell.
+
+    Args:
+        prompts, answers, pad_id, token_budget: As for `mechmem.models.engine.run.answer_logprobs`.
+        cells: The interventions of every cell; an empty one is the unedited model.
+    """
+    scores = answer_logprobs(
+        backend, tagged(prompts, len(cells)), list(answers) * len(cells),
+        interventions=choir(cells, by_tag), pad_id=pad_id, token_budget=token_budget,
+    )  # fmt: skip
+    return scores.reshape(len(cells), len(prompts))
