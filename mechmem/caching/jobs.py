@@ -17,10 +17,10 @@ from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.shards import as_dtype, described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Work
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.reading import take_states
-from mechmem.models.engine.site_check import vouch
+from mechmem.models.engine.site_check import require_sites
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
@@ -69,13 +69,13 @@ def extract_activations(
     """
     asked = as_prompts(prompts).require("extract")
     wanted = model.sites(sites)
-    vouch(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
+    require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
 
     def make(
         part: Part,
         tokenized: Sequence[TokenizedPrompt],
         plan: Plan,
-        works: Sequence[Work],
+        works: Sequence[PlannedBatch],
         rows: list[int],
     ) -> dict[str, Tensor]:
         place = {row: k for k, row in enumerate(rows)}
@@ -132,14 +132,14 @@ def extract_moments(
     if not any(class_names(asked, by)):
         raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
     wanted = model.sites(sites)
-    vouch(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
+    require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
     full = frozenset(() if covariance is None else model.sites(covariance))
 
     def make(
         part: Part,
         tokenized: Sequence[TokenizedPrompt],
         plan: Plan,
-        works: Sequence[Work],
+        works: Sequence[PlannedBatch],
         rows: list[int],
     ) -> dict[str, Tensor]:
         names, groups = class_names(part.prompts, by), part.prompts.groups

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Work
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
 from mechmem.models.engine.plan import Plan, peak_bytes
 from mechmem.models.engine.reading import take_states
@@ -88,9 +88,9 @@ def plan_extraction(
     per_prompt = sum(state[0].numel() for state in one.states.values()) * dtype.itemsize
     seconds, costs = None, (pass_cost(model.backend), pair_cost(model.backend))
     if timed:
-        work = min(plan.works, key=lambda item: item.fed)
+        work = min(plan.works, key=lambda item: item.computed)
         if work.prefixes:  # whole prompts, so that one pass is timed and not two
-            work = Work(work.rows, max(len(tokenized[row].ids) for row in work.rows))
+            work = PlannedBatch(work.rows, max(len(tokenized[row].ids) for row in work.rows))
         alone = Plan((work,), plan.prompts)
         for _ in range(2):
             start = time.perf_counter()

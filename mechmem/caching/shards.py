@@ -23,7 +23,7 @@ from mechmem.caching.parts import (
     unknown_prompts,
 )
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
-from mechmem.models.engine.batching import Work
+from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import Plan
 from mechmem.models.model import Model
@@ -64,7 +64,7 @@ def run_shards(
     prompts: PromptSet,
     folder: str | Path,
     settings: Mapping[str, Any],
-    make: Callable[[Part, Sequence[TokenizedPrompt], Plan, Sequence[Work], list[int]], Any],
+    make: Callable[[Part, Sequence[TokenizedPrompt], Plan, Sequence[PlannedBatch], list[int]], Any],
     *,
     shard_rows: int,
     rank: int | None,
@@ -141,7 +141,9 @@ def _next_place(folder: Path) -> Path:
     return folder / f"part-{number:04d}"
 
 
-def dealt(shards: Sequence[Sequence[Work]], ranks: int, pass_cost: float) -> list[list[int]]:
+def dealt(
+    shards: Sequence[Sequence[PlannedBatch]], ranks: int, pass_cost: float
+) -> list[list[int]]:
     """Which shards each rank makes: the largest first, each to the rank with the least to do.
 
     Args:
@@ -149,7 +151,7 @@ def dealt(shards: Sequence[Sequence[Work]], ranks: int, pass_cost: float) -> lis
         ranks: How many.
         pass_cost: What starting a forward pass costs, in tokens.
     """
-    costs = [sum(work.fed + pass_cost for work in shard) for shard in shards]
+    costs = [sum(work.computed + pass_cost for work in shard) for shard in shards]
     out: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0.0] * ranks
     for shard in sorted(range(len(shards)), key=lambda k: (-costs[k], k)):
@@ -184,9 +186,9 @@ def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, 
     )
 
 
-def _shards(plan: Plan, shard_rows: int) -> Iterator[list[Work]]:
+def _shards(plan: Plan, shard_rows: int) -> Iterator[list[PlannedBatch]]:
     """Whole batches, in order; a shard ends before it would hold more prompts than it may."""
-    shard: list[Work] = []
+    shard: list[PlannedBatch] = []
     held = 0
     for work in plan.works:
         if shard and held + len(work.rows) > shard_rows:

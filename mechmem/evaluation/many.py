@@ -12,7 +12,7 @@ from torch import Tensor
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe, reader_for
 from mechmem.evaluation.rates import Rates, check_before, refuse_seen
-from mechmem.models.engine.batched_edits import touched
+from mechmem.models.engine.batched_edits import touched_positions
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.grid import Grid, Next, many_next
 from mechmem.models.engine.scoring import many_generate, many_logprobs, one_token
@@ -184,7 +184,7 @@ class Bench:
         unedited model, which touches none, beside the first of them."""
         groups: dict[str, list[int]] = {}
         for cell in sorted(cells, key=lambda cell: not self.grid.cells[cell]):
-            where = str(touched(self.grid.cells[cell]))
+            where = str(touched_positions(self.grid.cells[cell]))
             if not self.grid.cells[cell] and groups:
                 where = next(iter(groups))
             groups.setdefault(where, []).append(cell)

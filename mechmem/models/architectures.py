@@ -94,7 +94,7 @@ def keeps_all_keys(cache: Any, layers: int) -> bool:
     )
 
 
-def sees_everything(model: Any, tokens: int) -> bool:
+def attends_to_all(model: Any, tokens: int) -> bool:
     """Whether attention of every layer reaches back over this many tokens."""
     config = getattr(getattr(model, "original_model", None), "config", None)
     if config is None:
@@ -118,7 +118,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class BlockModules:
     """One block.
 
     Attributes:
@@ -140,7 +140,7 @@ class Anatomy:
     mlp_branch: Map | None
 
 
-def anatomy(backend: Backend) -> list[Anatomy]:
+def block_modules(backend: Backend) -> list[BlockModules]:
     """Every block of the model, in order."""
     describe = _of_bridge if backend.kind == "TransformerBridge" else _of_hooked
     return [describe(backend.model.cfg, block) for block in backend.model.blocks]
@@ -153,7 +153,7 @@ def end_of_blocks(backend: Backend) -> list[nn.Module]:
 
 
 @contextmanager
-def overheard(
+def module_inputs(
     backend: Backend, listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]
 ) -> Iterator[None]:
     """Tell each listener its module's first floating input, by torch's own hooks."""
@@ -177,7 +177,7 @@ def _telling(
     return hear
 
 
-def _of_bridge(cfg: Any, block: Any) -> Anatomy:
+def _of_bridge(cfg: Any, block: Any) -> BlockModules:
     parts = dict(getattr(block, "submodules", {}))
     attn, mlp = parts.get("attn"), parts.get("mlp")
     parallel = bool(getattr(cfg, "parallel_attn_mlp", False)) or "Parallel" in type(block).__name__
@@ -185,7 +185,7 @@ def _of_bridge(cfg: Any, block: Any) -> Anatomy:
     renamed = getattr(block, "mlp_reads_resid_directly", False) and "ln2_post" not in parts
     before = {} if renamed else {name: parts[name] for name in ("ln1", "ln2") if name in parts}
     after = ("ln1", "ln2") if renamed else ("ln1_post", "ln2_post")
-    return Anatomy(
+    return BlockModules(
         block,
         parallel,
         before.get("ln1", attn),
@@ -229,10 +229,10 @@ def _tensor(value: Any) -> Tensor:
     return value
 
 
-def _of_hooked(cfg: Any, block: Any) -> Anatomy:
+def _of_hooked(cfg: Any, block: Any) -> BlockModules:
     after = _norms_after(cfg)
     mlp = getattr(block, "mlp", None)
-    return Anatomy(
+    return BlockModules(
         block,
         bool(cfg.parallel_attn_mlp),
         block.attn if after else block.ln1,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mechmem.models.engine.invariants import Finding
-from mechmem.models.engine.site_check import examine
+from mechmem.models.engine.site_check import check_stream
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.sites import STREAMS, Site
 
@@ -89,7 +89,7 @@ def check_model(model: Model) -> CheckReport:
     """
     findings: list[Finding] = []
     for stream in STREAMS:
-        found = examine(model.backend, stream)
-        model.backend.verdicts.update({item.site: item for item in found})
+        found = check_stream(model.backend, stream)
+        model.backend.findings.update({item.site: item for item in found})
         findings += found
     return CheckReport(model.info, tuple(findings))

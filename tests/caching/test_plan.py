@@ -9,7 +9,7 @@ import torch
 from helpers import HOOKED, bench, close, fresh_bench, ragged
 
 import mechmem as mm
-from mechmem.models.engine import memory
+from mechmem.models.engine import plan as plans
 from mechmem.models.engine.batching import MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.plan import make_plan
 from mechmem.models.tokens import TokenizedPrompt
@@ -71,7 +71,7 @@ class TestOutOfMemory:
 
     @pytest.mark.skipif(HOOKED, reason="shared beginnings need a bridge")
     def test_shared_beginnings_survive_it(self, monkeypatch) -> None:
-        monkeypatch.setattr("mechmem.models.engine.passes.pass_cost", lambda backend: 6.0)
+        monkeypatch.setattr("mechmem.models.engine.forward.pass_cost", lambda backend: 6.0)
         lab = bench("llama")
         want = mm.cache_activations(lab.model, alike(), share_prefixes=False, positions="mean")
         mm.cache_activations(lab.model, alike())
@@ -110,7 +110,7 @@ class TestBounds:
     def test_estimated_memory_grows_with_the_square_of_the_length(self) -> None:
         cfg = bench().model.tl.cfg
         sizes = [
-            memory.peak_bytes(
+            plans.peak_bytes(
                 cfg, make_plan([TokenizedPrompt("a", (1,) * n, {})]), 4, keeps=False, logits=False
             )
             for n in (10_000, 20_000)

@@ -17,7 +17,7 @@ import mechmem as mm
 from mechmem.caching.parts import parts_of
 from mechmem.caching.shards import dealt, share_of_work
 from mechmem.manifests import sealed
-from mechmem.models.engine.batching import Work
+from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import plan_passes
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
@@ -85,7 +85,7 @@ class TestFourProcesses:
             assert all(len(a) + starts[b[0]] > most for a, b in pairwise(part.rows))
 
     def test_shards_of_falling_size_come_out_even(self) -> None:
-        shards = [[Work((0,), width)] for width in (185, 148, 126, 109, 81, 53, 6)]
+        shards = [[PlannedBatch((0,), width)] for width in (185, 148, 126, 109, 81, 53, 6)]
         whole = sum(work.width + 4 for (work,) in shards)
         for ranks in (1, 2, 3, 9):
             own = dealt(shards, ranks, 4.0)

@@ -215,8 +215,8 @@ class TestAppending:
         backend = bench().model.backend
         bad = mm.Site("attn_out", 0)
         mm.cache_activations(bench().model, "w1", sites=[bad])
-        found = replace(backend.verdicts[bad], reason="tried out")
-        monkeypatch.setitem(backend.verdicts, bad, found)
+        found = replace(backend.findings[bad], reason="tried out")
+        monkeypatch.setitem(backend.findings, bad, found)
         for run in (mm.extract_activations, partial(mm.extract_moments, by="label")):
             with pytest.raises(mm.SiteError, match="tried out"):
                 run(bench().model, labeled(3), tmp_path / "states", sites=[bad])

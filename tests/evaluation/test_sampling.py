@@ -7,7 +7,7 @@ from helpers import as_users_run_it, hf_greedy, hf_logits
 from question_scene import scene
 
 import mechmem as mm
-from mechmem.models.engine.generation import Sampler, likeliest
+from mechmem.models.engine.generation import Sampler, greedy
 from mechmem.seeding import keyed_rng
 
 
@@ -59,7 +59,7 @@ class TestSampler:
     def test_near_0_it_is_greedy(self) -> None:
         logits = torch.randn(5, 30)
         cold = Sampler(1e-6, 0, list("abcde"))(logits, range(5), 0)
-        assert cold.tolist() == likeliest(logits, range(5), 0).tolist()
+        assert cold.tolist() == greedy(logits, range(5), 0).tolist()
 
     def test_impossible_temperatures(self) -> None:
         for value in (0, -1.0, float("nan"), float("inf"), "hot"):

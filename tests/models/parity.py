@@ -23,7 +23,7 @@ from torch import Tensor
 import mechmem as mm
 from mechmem.artifacts import versions
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.site_check import wired
+from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -181,14 +181,14 @@ def run(
             ]
             batch = Batch.collate(whole, range(len(own)), 1, side=side)
             feed = Feed(tuple(own), batch.index, lengths, batch.rows)
-            with wired(backend, feed, edits, looks):
+            with checked_hooks(backend, feed, edits, looks):
                 logits, _ = backend.forward(batch.ids, batch.mask)
             take(feed, logits)
         else:
             batch = Batch.collate(own, range(len(own)), 1, side=side)
             feed, ids, mask, kept = batch.feed(), batch.ids, batch.mask, None
             for step in range(STEPS + 1):
-                with wired(backend, feed, edits, looks):
+                with checked_hooks(backend, feed, edits, looks):
                     logits, kept = backend.forward(ids, mask, cache=kept, use_cache=True)
                 take(feed, logits)
                 if step < STEPS:
@@ -306,7 +306,7 @@ def generated(model: mm.Model, ids: list[list[int]], cached: bool) -> list[list[
         ]
         batch = Batch.collate(whole, range(len(ids)), 1)
         feed = Feed(own, batch.index, torch.tensor([len(row) for row in ids]), batch.rows)
-        with torch.no_grad(), wired(model.backend, feed, model.interventions):
+        with torch.no_grad(), checked_hooks(model.backend, feed, model.interventions):
             logits, _ = model.backend.forward(batch.ids, batch.mask, last_only=True)
         for row, token in zip(new, logits[:, -1].argmax(-1).tolist(), strict=True):
             row.append(token)
@@ -315,7 +315,7 @@ def generated(model: mm.Model, ids: list[list[int]], cached: bool) -> list[list[
 
 def table(measured: Sequence[Cell]) -> str:
     """Markdown: families down, cells across."""
-    families = list(dict.fromkeys(cell.family for cell in measured))
+    best_prefixes = list(dict.fromkeys(cell.family for cell in measured))
     lines = []
     for kind in ("read", "edit"):
         for dtype in DTYPES:
@@ -324,7 +324,7 @@ def table(measured: Sequence[Cell]) -> str:
             titles = [f"{side}, cache {'on' if on else 'off'}" for side, on in heads]
             lines += [f"#### {kind}, {dtype} ({unit})", ""]
             lines += ["| family | " + " | ".join(titles) + " | worst at |", "| --- " * 6 + "|"]
-            for name in families:
+            for name in best_prefixes:
                 found = {
                     (c.side, c.cached): c
                     for c in measured
@@ -338,7 +338,7 @@ def table(measured: Sequence[Cell]) -> str:
     lines += ["#### generate (prompts continued otherwise, left padding)", ""]
     lines += ["| family | fp32, cache on | fp32, cache off | bf16, cache on | bf16, cache off |"]
     lines += ["| --- " * 5 + "|"]
-    for name in families:
+    for name in best_prefixes:
         wanted = [(dtype, cached) for dtype in DTYPES for cached in (True, False)]
         counts = {
             (c.dtype, c.cached): f"{c.error:.0f} of 9"
@@ -354,7 +354,7 @@ def table(measured: Sequence[Cell]) -> str:
             for c in measured
             if (c.kind, c.side, c.cached, c.skipped) == (kind, side, cached, why)
         )
-        names = "all" if len(who) == len(families) else ", ".join(who)
+        names = "all" if len(who) == len(best_prefixes) else ", ".join(who)
         lines.append(
             f"- {kind}, {side} padding, cache {'on' if cached else 'off'} ({names}): {why}."
         )
@@ -367,11 +367,11 @@ def _shown(cell: Cell) -> str:
     return f"{cell.error:.1e}" if cell.dtype == "fp32" else f"{cell.error / cell.limit:.2f}"
 
 
-def measure(title: str, families: Sequence[str], hooked: bool) -> str:
+def measure(title: str, best_prefixes: Sequence[str], hooked: bool) -> str:
     """A titled table of every cell of some families."""
     measured = []
     for dtype in DTYPES:
-        for name in families:
+        for name in best_prefixes:
             model = None
             if hooked:
                 made = hooked_transformer(name, DTYPES[dtype])

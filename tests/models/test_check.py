@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 import mechmem as mm
 from mechmem.models import STREAMS, Site, check_model
-from mechmem.models.engine.site_check import examine
+from mechmem.models.engine.site_check import check_stream
 
 TEXT = "7 8 9 10 11"
 
@@ -81,7 +81,7 @@ def test_a_site_that_is_off_by_one_layer_is_refused(monkeypatch, stream, family)
         pytest.skip("parallel blocks have no middle stream")
     model, name = load(family), BROKEN[stream]
     moved_points(monkeypatch, model, lambda true: {f"blocks.0.{name}": true[f"blocks.1.{name}"]})
-    reason = {found.site.layer: found.reason for found in examine(model.backend, stream)}
+    reason = {found.site.layer: found.reason for found in check_stream(model.backend, stream)}
     assert "off by" in reason[0]
     with pytest.raises(mm.SiteError, match=rf"{stream}\[0\] cannot be read or edited truthfully"):
         mm.cache_activations(model, TEXT, sites=(stream, 0))
@@ -127,7 +127,7 @@ def test_a_hook_that_reads_truly_but_drops_edits_is_refused(monkeypatch, stream)
     overhear.part_of_model = True
     point.register_forward_hook(overhear)
     moved_points(monkeypatch, model, lambda true: {f"blocks.0.{name}": tap})
-    found = next(f for f in examine(model.backend, stream) if f.site.layer == 0)
+    found = next(f for f in check_stream(model.backend, stream) if f.site.layer == 0)
     assert found.read_error < 1e-5
     assert "an edit does not act" in found.reason
 

@@ -73,7 +73,7 @@ def test_a_hundred_random_faults_leave_no_hook_and_the_same_logits(monkeypatch):
     for _ in range(100):
         name = draw.choice(list(ACTIONS))
         if draw.random() < 0.5:
-            model.backend.verdicts.clear()  # so that the fault may strike inside the site check
+            model.backend.findings.clear()  # so that the fault may strike inside the site check
         countdown = Countdown(draw.randrange(1, 90), draw.choice(FAULTS)("injected"))
 
         def faulty(self, x, countdown=countdown):

@@ -21,8 +21,8 @@ from helpers import (
 )
 
 import mechmem as mm
-from mechmem.models.engine.batched_edits import stands_abreast
-from mechmem.models.engine.site_check import vouch
+from mechmem.models.engine.batched_edits import packs_cells
+from mechmem.models.engine.site_check import require_sites
 
 KINDS = ["gpt2", "llama"]
 
@@ -237,14 +237,17 @@ class TestNothingIsChanged:
         for run in (lab.model.logits, lambda p: mm.cache_activations(lab.model, p)):
             with pytest.raises(mm.ModelError, match="train mode"):
                 run(prompts)
-        for ask in (stands_abreast, lambda backend: vouch(backend, [mm.Site("resid_post", 0)])):
+        for ask in (
+            packs_cells,
+            lambda backend: require_sites(backend, [mm.Site("resid_post", 0)]),
+        ):
             with pytest.raises(mm.ModelError, match="train mode"):
                 ask(lab.model.backend)
-        assert not lab.model.backend.verdicts
+        assert not lab.model.backend.findings
         lab.model.tl.eval()
         want = mm.cache_activations(fresh_bench("gpt2").model, prompts)
         close(mm.cache_activations(lab.model, prompts).values, want.values, 1e-6)
-        assert stands_abreast(lab.model.backend) == (lab.model.backend.kind == "TransformerBridge")
+        assert packs_cells(lab.model.backend) == (lab.model.backend.kind == "TransformerBridge")
 
     def test_fingerprints_tell_weights_apart_and_nothing_else(self) -> None:
         one, same, other = fresh_bench(seed=1), fresh_bench(seed=1), fresh_bench(seed=2)

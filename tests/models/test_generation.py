@@ -11,8 +11,8 @@ from models import zoo
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mechmem as mm
-from mechmem.models.engine.kv_cache import keep_rows, make_room
-from mechmem.models.engine.stopping import Completion, Ending
+from mechmem.models.engine.kv_cache import keep_rows, reserve
+from mechmem.models.engine.stopping import Completion, StoppingCriteria
 
 NEW = 10
 LENGTHS = (3, 9, 1, 6, 12, 4, 8, 2, 11, 5)
@@ -73,7 +73,7 @@ class Letters:
 
 
 def written(letters: Letters, ids: Sequence[int], stop: Sequence[str], eos=()) -> Completion:
-    ending, completion = Ending(letters.decode, stop, eos), Completion()
+    ending, completion = StoppingCriteria(letters.decode, stop, eos), Completion()
     for token in ids:
         if ending.ends(completion, token):
             break
@@ -122,11 +122,11 @@ class TestEnding:
         letters, seen = Letters("a", "b"), []
         whole = letters.decode
         letters.decode = lambda ids: (seen.append(len(ids)), whole(ids))[1]
-        ending, completion = Ending(letters.decode, ["aac"], []), Completion()
+        ending, completion = StoppingCriteria(letters.decode, ["aac"], []), Completion()
         for k in range(500):
             ending.ends(completion, k % 2)
         assert sum(seen) <= 20  # 'c' is in no token, so nothing had to be put together
-        ending = Ending(letters.decode, ["bb"], [])
+        ending = StoppingCriteria(letters.decode, ["bb"], [])
         for k in range(500):
             ending.ends(completion, k % 2)
         assert max(seen) <= 10
@@ -143,7 +143,7 @@ class TestCaches:
 
     def test_room_changes_nothing_that_can_be_read(self) -> None:
         plain, roomy = self.cache(), self.cache()
-        make_room(roomy, 3)
+        reserve(roomy, 3)
         assert type(roomy.layers[0]) is not DynamicLayer
         for _ in range(3):
             keys, values = torch.randn(2, 3, 2, 1, 5)
@@ -154,7 +154,7 @@ class TestCaches:
 
     def test_nothing_is_copied_while_there_is_room(self) -> None:
         cache = self.cache()
-        make_room(cache, 2)
+        reserve(cache, 2)
         before = cache.layers[0].keys.data_ptr()
         keys, _ = cache.update(*torch.randn(2, 3, 2, 1, 5), 0)
         assert keys.data_ptr() == before
@@ -163,7 +163,7 @@ class TestCaches:
     def test_rows_that_leave_are_gone_and_the_others_unchanged(self, room) -> None:
         cache, whole = self.cache(), self.cache()
         if room:
-            make_room(cache, room)
+            reserve(cache, room)
         assert keep_rows(cache, [2, 0])
         new = torch.randn(2, 2, 2, 1, 5)
         keys, values = cache.update(*new, 1)

@@ -21,8 +21,8 @@ from mechmem.models.engine.scoring import (
     many_logprobs,
     one_token,
 )
-from mechmem.models.engine.shared_forward import resumed, resumes_truly
-from mechmem.models.engine.site_check import vouch
+from mechmem.models.engine.shared_forward import can_resume, resumed
+from mechmem.models.engine.site_check import require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from tests.models.plain import PARALLEL, greedy, plain_pass
@@ -112,14 +112,14 @@ class TestEveryCellEqualsPlainTransformers:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_at_every_stream_layer_and_position(self, family) -> None:
         plain, model = loaded(family)
-        assert resumes_truly(model.backend)
+        assert can_resume(model.backend)
         compared(plain, model, family, every_cell(model, family))
 
     @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="needs TransformerLens 3")
     @pytest.mark.parametrize("family", HOOKED_FAMILIES)
     def test_on_a_hooked_transformer(self, family) -> None:
         model = mm.load_model(hooked_transformer(family), tokenizer=tokenizer())
-        assert resumes_truly(model.backend)
+        assert can_resume(model.backend)
         edits = [
             edit
             for edit in every_cell(model, family)
@@ -178,7 +178,7 @@ class TestWhatIsShared:
     ) -> None:
         _, model = loaded("gpt2")
         asked = model.tokenize(prompts())
-        assert resumes_truly(model.backend)
+        assert can_resume(model.backend)
         ran = {block: [] for block in model.tl.blocks}
         kind = type(model.tl.blocks[0])
         own = kind.forward
@@ -307,4 +307,4 @@ def test_sites_that_are_not_truthful_are_refused_before_anything_runs() -> None:
     with pytest.raises(mm.SiteError, match="parallel"):
         many_logits(model.backend, model.tokenize(prompts()), [cell])
     with pytest.raises(mm.SiteError):
-        vouch(model.backend, [Site("resid_mid", 0)])
+        require_sites(model.backend, [Site("resid_mid", 0)])

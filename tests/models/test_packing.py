@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
-from mechmem.models.engine import lanes
-from mechmem.models.engine.batching import Batch, Work
+from mechmem.models.engine import packing
+from mechmem.models.engine.batching import Batch, PlannedBatch
 from mechmem.models.engine.forward import plan_passes
-from mechmem.models.engine.packing import ENOUGH, pack, packs_truly, sees_its_own
+from mechmem.models.engine.packing import ENOUGH, can_pack, pack, packed_causal_mask
 from mechmem.models.engine.plan import Plan, batch_bytes, make_plan
 from mechmem.models.engine.reading import last_block, take_states
 from mechmem.models.positions import Positions
@@ -33,8 +33,8 @@ LENGTHS = (19, 2, 7, 11, 1, 5, 3, 13, 4, 1, 8)
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch) -> None:
     """As on a model whose tokens cost something: on these, starting a pass is what costs."""
-    monkeypatch.setattr("mechmem.models.engine.passes.pass_cost", lambda backend: 30.0)
-    monkeypatch.setattr("mechmem.models.engine.passes.pair_cost", lambda backend: 1 / 256)
+    monkeypatch.setattr("mechmem.models.engine.forward.pass_cost", lambda backend: 30.0)
+    monkeypatch.setattr("mechmem.models.engine.forward.pair_cost", lambda backend: 1 / 256)
 
 
 def asked(lengths: Sequence[int] = LENGTHS) -> list[TokenizedPrompt]:
@@ -78,7 +78,7 @@ class TestTheMask:
             width = len(prompts[row].ids)
             assert tuple(batch.ids[lane, start : start + width].tolist()) == prompts[row].ids
             assert batch.index[lane, start : start + width].tolist() == list(range(width))
-        got = sees_its_own(batch, torch.float32)
+        got = packed_causal_mask(batch, torch.float32)
         for lane in range(2):
             for query in range(5):
                 for key in range(5):
@@ -115,7 +115,7 @@ class TestTheArrangement:
         batches = list(pack(lengths, budget, cost, 0.01, context))
         assert sorted(row for item in batches for row in item.rows) == list(range(len(lengths)))
         for item in batches:
-            work = Work.of(item.rows, item.lane_of, [lengths[row] for row in item.rows])
+            work = PlannedBatch.of(item.rows, item.lane_of, [lengths[row] for row in item.rows])
             used: dict[int, int] = {}
             for row, lane in zip(item.rows, item.lane_of, strict=True):
                 used[lane] = used.get(lane, 0) + lengths[row]
@@ -123,8 +123,8 @@ class TestTheArrangement:
             assert work.width == max(used.values())
             assert bool(work.lane_of) == (len(used) < len(item.rows))
             if len(item.rows) > 1:
-                assert work.fed <= max(budget, max(lengths))
-                assert work.fed <= max(ENOUGH * cost, 2 * max(lengths))
+                assert work.computed <= max(budget, max(lengths))
+                assert work.computed <= max(ENOUGH * cost, 2 * max(lengths))
             if len(item.rows) > len(used):
                 assert work.width <= max(context, max(lengths))
 
@@ -153,8 +153,8 @@ class TestTheArrangement:
         assert not make_plan(asked([9] * 20), pass_cost=50, pair_cost=0.01).packs
 
     def test_halves_hold_whole_rows_then_whole_prompts(self) -> None:
-        work = Work.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
-        assert (work.lanes, work.width, work.fed) == (3, 10, 30)
+        work = PlannedBatch.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
+        assert (work.lanes, work.width, work.computed) == (3, 10, 30)
         one, other = work.halves()
         assert (one.rows, one.lane_of, one.width) == ((0, 1), (0, 0), 10)
         assert (other.rows, other.lane_of, other.width) == ((2, 3, 4, 5), (0, 0, 0, 1), 9)
@@ -164,8 +164,8 @@ class TestTheArrangement:
 
     def test_memory_is_that_of_the_rows(self) -> None:
         cfg = SimpleNamespace(n_heads=4, d_head=8, d_mlp=48, d_model=32, n_layers=2, d_vocab=64)
-        shared = Work.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
-        alone = Work((0, 1, 2), 10)
+        shared = PlannedBatch.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
+        alone = PlannedBatch((0, 1, 2), 10)
         one, other = (
             batch_bytes(cfg, work, 4, keeps=False, logits=False) for work in (shared, alone)
         )
@@ -173,7 +173,9 @@ class TestTheArrangement:
 
     def test_the_digest_knows_the_rows(self) -> None:
         prompts = asked((2, 2))
-        plans = [Plan((Work.of((0, 1), at, (2, 2)),), tuple(prompts)) for at in ((0, 0), (0, 1))]
+        plans = [
+            Plan((PlannedBatch.of((0, 1), at, (2, 2)),), tuple(prompts)) for at in ((0, 0), (0, 1))
+        ]
         assert plans[0].digest != plans[1].digest
 
 
@@ -215,29 +217,29 @@ class TestOnModels:
         short = [item for item in prompts if len(item.ids) == 3]
         plan = plan_passes(model.backend, prompts, 8192, pack=True)
         (work,) = [work for work in plan.works if len(set(work.lane_of)) < len(work.rows)]
-        mine = Plan((Work.of(range(3), (0, 0, 0), (3, 3, 3)),), tuple(short))
+        mine = Plan((PlannedBatch.of(range(3), (0, 0, 0), (3, 3, 3)),), tuple(short))
         assert set(work.rows) >= {1, 2, 3}
         got = read(model, short, [site], "all", plan=mine)
         for row, prompt in enumerate(short):
             close(got[site, row], plain_pass(build("llama"), "llama", prompt.ids)[0][site], 1e-4)
 
     def test_few_passes_and_little_padding(self, monkeypatch) -> None:
-        model, prompts, fed = load(), asked(), []
+        model, prompts, computed = load(), asked(), []
         sites = [Site("resid_post", 1)]
         read(model, prompts, sites)  # whatever is tried once has been tried
         own = type(model.backend).forward
 
         def forward(self, ids, mask, **options):
-            fed.append(ids.numel())
+            computed.append(ids.numel())
             return own(self, ids, mask, **options)
 
         monkeypatch.setattr(type(model.backend), "forward", forward)
         read(model, prompts, sites)
-        assert len(fed) == 1
-        assert sum(fed) <= 1.1 * sum(LENGTHS)
-        fed.clear()
+        assert len(computed) == 1
+        assert sum(computed) <= 1.1 * sum(LENGTHS)
+        computed.clear()
         read(model, prompts, sites, share=False)
-        assert sum(fed) > 1.5 * sum(LENGTHS)
+        assert sum(computed) > 1.5 * sum(LENGTHS)
 
     def test_memory_that_runs_out_halves_shared_rows(self, monkeypatch) -> None:
         model, prompts, tried = load(), asked(), []
@@ -280,8 +282,12 @@ class TestARowForEveryPrompt:
 
     def test_where_means_over_prompts_are_read(self, monkeypatch) -> None:
         model, site = load(), Site("resid_post", 1)
-        monkeypatch.setattr(lanes, "sees_its_own", lambda *args: pytest.fail("rows were shared"))
-        monkeypatch.setattr("mechmem.models.engine.passes.sees_its_own", lanes.sees_its_own)
+        monkeypatch.setattr(
+            packing, "packed_causal_mask", lambda *args: pytest.fail("rows were shared")
+        )
+        monkeypatch.setattr(
+            "mechmem.models.engine.forward.packed_causal_mask", packing.packed_causal_mask
+        )
         got = read(model, asked(), [site], "mean")
         for row, prompt in enumerate(asked()):
             want = plain_pass(build("gpt2"), "gpt2", prompt.ids)[0][site]
@@ -351,7 +357,7 @@ class TestARowForEveryPrompt:
         self._refused(model)
 
     def _refused(self, model: mm.Model) -> None:
-        assert not packs_truly(model.backend)
+        assert not can_pack(model.backend)
         assert not packed(model, asked())
         site = Site("resid_post", 1)
         family = {"GPT2LMHeadModel": "gpt2"}.get(
@@ -364,6 +370,6 @@ class TestARowForEveryPrompt:
 
     def test_it_is_tried_once_per_model(self, monkeypatch) -> None:
         model = load()
-        assert packs_truly(model.backend)
-        monkeypatch.setattr(lanes, "_try", lambda backend: pytest.fail("tried again"))
-        assert packs_truly(model.backend)
+        assert can_pack(model.backend)
+        monkeypatch.setattr(packing, "_try_packing", lambda backend: pytest.fail("tried again"))
+        assert can_pack(model.backend)

@@ -13,7 +13,7 @@ from models.plain import plain_pass
 from models.zoo import FAMILIES, build, tokenizer
 
 import mechmem as mm
-from mechmem.models.engine import passes
+from mechmem.models.engine import forward
 from mechmem.models.engine.gradients import margin_gradients
 from mechmem.models.engine.invariants import Finding
 from mechmem.models.positions import Positions
@@ -86,7 +86,7 @@ class DroppedMask:
     """A backend that forgets the attention mask."""
 
     def __init__(self, backend):
-        self.kind, self.model, self.verdicts = backend.kind, backend.model, {}
+        self.kind, self.model, self.findings = backend.kind, backend.model, {}
         self.processing, self._inner = backend.processing, backend
 
     @property
@@ -100,10 +100,10 @@ class DroppedMask:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_the_matrix_notices_a_dropped_mask(family, monkeypatch):
-    monkeypatch.setattr(passes, "pads_truly", lambda backend: True)  # waved through as well
+    monkeypatch.setattr(forward, "honors_padding", lambda backend: True)  # waved through as well
     model = mm.load_model(build(family), tokenizer=tokenizer())
     backend = DroppedMask(model.backend)
-    backend.verdicts.update(  # waved through, so that the matrix itself has to notice
+    backend.findings.update(  # waved through, so that the matrix itself has to notice
         {Site(s, k): Finding(Site(s, k)) for s in mm.models.STREAMS for k in range(2)}
     )
     broken = replace(model, backend=backend)

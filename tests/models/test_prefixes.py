@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import mechmem as mm
-from mechmem.models.engine import caches, generation
-from mechmem.models.engine import prefix as prefixes
+from mechmem.models.engine import generation, kv_cache, prefixes
 from mechmem.models.engine.capabilities import forget
 from mechmem.models.engine.forward import plan_passes
 from mechmem.models.engine.generation import generate
 from mechmem.models.engine.plan import make_plan
-from mechmem.models.engine.prefixes import limits
+from mechmem.models.engine.prefixes import shareable_lengths
 from mechmem.models.engine.reading import take_states
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.positions import Positions
@@ -38,7 +37,7 @@ CHEAP = 6.0
 @pytest.fixture(autouse=True)
 def _passes_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few tokens as here would otherwise not be worth a pass of their own."""
-    monkeypatch.setattr("mechmem.models.engine.passes.pass_cost", lambda backend: CHEAP)
+    monkeypatch.setattr("mechmem.models.engine.forward.pass_cost", lambda backend: CHEAP)
 
 
 @cache
@@ -80,15 +79,15 @@ def everyone(model: mm.Model) -> list[mm.Site]:
 
 def counting(model: mm.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of every forward pass from now on."""
-    fed: list[int] = []
+    computed: list[int] = []
     own = type(model.backend).forward
 
     def forward(self, ids, mask, **options):
-        fed.append(ids.numel())
+        computed.append(ids.numel())
         return own(self, ids, mask, **options)
 
     monkeypatch.setattr(type(model.backend), "forward", forward)
-    return fed
+    return computed
 
 
 def states(model, prompts, positions="last", share=True, budget=8192):
@@ -204,46 +203,46 @@ class TestItIsDone:
             )
         )  # fmt: skip
         take_all(True)  # checks of the model run once
-        fed = counting(model, monkeypatch)
+        computed = counting(model, monkeypatch)
         take_all(True)
-        shared, fed[:] = sum(fed), []
+        shared, computed[:] = sum(computed), []
         take_all(False)
         distinct = len({item.ids[:k] for item in tokenized for k in range(1, len(item.ids) + 1)})
-        assert distinct <= shared < 0.75 * sum(fed)
+        assert distinct <= shared < 0.75 * sum(computed)
 
     def test_one_header_is_run_once_for_all_batches(self, monkeypatch) -> None:
         _, model = loaded("gpt2")
         prompts = few_shot(9, header=21)
         states(model, prompts, budget=14)
-        fed = counting(model, monkeypatch)
+        computed = counting(model, monkeypatch)
         states(model, prompts, budget=14)
-        assert fed[0] == 21
-        assert len(fed) > 3
-        assert max(fed[1:]) <= 14
+        assert computed[0] == 21
+        assert len(computed) > 3
+        assert max(computed[1:]) <= 14
 
     def test_generation_prefills_it_once(self, monkeypatch) -> None:
         _, model = loaded("gpt2")
         prompts = few_shot(6, header=20)
         model.generate(prompts, 2)
-        fed = counting(model, monkeypatch)
+        computed = counting(model, monkeypatch)
         model.generate(prompts, 2)
-        assert fed[0] == 20
-        assert sum(fed) < 20 * len(prompts)
+        assert computed[0] == 20
+        assert sum(computed) < 20 * len(prompts)
 
     @pytest.mark.parametrize("most", [0, 1 << 30])
     def test_rows_write_the_same_with_and_without_copies_of_their_own(
         self, most, monkeypatch
     ) -> None:
         plain, model = loaded("llama")
-        monkeypatch.setattr(caches, "MOST_SPREAD", most)
+        monkeypatch.setattr(kv_cache, "MOST_SPREAD", most)
         kinds = set()
-        own = caches.make_room
+        own = kv_cache.reserve
 
         def watched(cache, room):
             own(cache, room)
             kinds.update(type(layer).__name__ for layer in cache.layers)
 
-        monkeypatch.setattr(generation, "make_room", watched)
+        monkeypatch.setattr(generation, "reserve", watched)
         prompts = few_shot(5)
         done = model.complete(prompts, 6)
         assert kinds == {"_Roomy" if most else "_Continued"}
@@ -278,8 +277,8 @@ class TestEdits:
         vector = (3.0 * direction.vector).float()
         for k, item in enumerate(model.tokenize(prompts)):
             where = Positions.parse(positions)
-            touched = [at for _, at in where.columns(item)]
-            change = (mm.Site("resid_post", 0), lambda h: h + vector, touched)
+            touched_positions = [at for _, at in where.columns(item)]
+            change = (mm.Site("resid_post", 0), lambda h: h + vector, touched_positions)
             want, out = plain_pass(plain, family, item.ids, change)
             close(logits[k], out[-1], 1e-4)
             for site, value in got.items():
@@ -294,7 +293,7 @@ class TestEdits:
         edit = mm.AddDirection(self._fit(model), positions=positions)
         with mm.patched(model, edit) as view:
             tokenized = view.tokenize(few_shot())
-            allowed = prefixes.limits(view.backend, tokenized, view.interventions)
+            allowed = prefixes.shareable_lengths(view.backend, tokenized, view.interventions)
         assert allowed is not None
         assert bool(make_plan(tokenized, limits=allowed, pass_cost=CHEAP).shared) == shared
         if positions == 12:
@@ -310,8 +309,8 @@ class TestEdits:
                 return None
 
         tokenized = model.tokenize(few_shot())
-        assert prefixes.limits(model.backend, tokenized, [Anything()]) is None
-        assert prefixes.limits(model.backend, tokenized, []) is not None
+        assert prefixes.shareable_lengths(model.backend, tokenized, [Anything()]) is None
+        assert prefixes.shareable_lengths(model.backend, tokenized, []) is not None
 
     @pytest.mark.parametrize("positions", ["all", "last"])
     def test_alpha_zero_is_the_unedited_model_to_the_last_bit(self, positions) -> None:
@@ -328,7 +327,7 @@ class TestNotShared:
         plain, model = loaded(family)
         prompts = few_shot(4)
         tokenized = model.tokenize(prompts)
-        assert prefixes.limits(model.backend, tokenized, []) is None
+        assert prefixes.shareable_lengths(model.backend, tokenized, []) is None
         logits = model.logits(prompts)
         for k, item in enumerate(tokenized):
             close(logits[k], plain_pass(plain, family, item.ids)[1][-1], 1e-4)
@@ -356,7 +355,7 @@ class TestNotShared:
             return own(self, ids, mask[:, -ids.shape[1] :], cache=None, **options)
 
         monkeypatch.setattr(type(model.backend), "forward", forgetful)
-        assert not prefixes.continues_truly(model.backend)
+        assert not prefixes.can_continue_prefixes(model.backend)
         close(model.logits(prompts), want, 1e-5)
         forget(model.backend)
 
@@ -372,7 +371,7 @@ class TestNotShared:
             tokenized = model.tokenize(few_shot(4, header=header))
             longest = max(len(item.ids) for item in tokenized)
             assert (2 * longest <= 16) == shares
-            assert (limits(model.backend, tokenized, []) is not None) == shares
+            assert (shareable_lengths(model.backend, tokenized, []) is not None) == shares
             got = last_logits(model.backend, tokenized)
             for k, item in enumerate(tokenized):
                 with torch.no_grad():
@@ -381,11 +380,11 @@ class TestNotShared:
     def test_when_told_not_to(self, monkeypatch) -> None:
         _, model = loaded("gpt2")
         tokenized = model.tokenize(few_shot())
-        fed = counting(model, monkeypatch)
+        computed = counting(model, monkeypatch)
         last_logits(model.backend, tokenized, share=False)
         answer_logprobs(model.backend, tokenized, [(5,)] * len(tokenized), share=False)
         generate(model.backend, tokenized, str, max_new_tokens=1, share=False)
-        assert sum(fed) >= 3 * sum(len(item.ids) for item in tokenized)
+        assert sum(computed) >= 3 * sum(len(item.ids) for item in tokenized)
 
 
 @st.composite
@@ -431,22 +430,22 @@ class TestThePlan:
                 len(lists[row]) - skip for row, skip in zip(work.rows, skips, strict=True)
             )
             assert len(work.rows) == 1 or len(work.rows) * work.width <= budget
-            for row, root in zip(work.rows, work.root_of, strict=False):
+            for row, root in zip(work.rows, work.prefix_of, strict=False):
                 prefix = work.prefixes[root]
                 assert prefix.length < len(lists[row])
                 assert lists[row][: prefix.length] == lists[prefix.row][: prefix.length]
         assert plan.tokens == sum(map(len, lists))
-        assert plan.fed >= plan.tokens - plan.shared
-        padding = plan.fed - plan.tokens + plan.shared
+        assert plan.computed >= plan.tokens - plan.shared
+        padding = plan.computed - plan.tokens + plan.shared
         assert padding <= cost * plan.passes
 
     @settings(deadline=None, max_examples=200)
     @given(token_lists())
     def test_no_other_choice_of_beginnings_saves_more(self, lists) -> None:
-        from mechmem.models.engine.prefixes import families
+        from mechmem.models.engine.prefixes import best_prefixes
 
         keys = [ids[:-1] for ids in lists]
-        found = families(keys)
+        found = best_prefixes(keys)
         rows = [row for _, family in found for row in family]
         assert len(rows) == len(set(rows))
         assert sum((len(family) - 1) * depth for depth, family in found) == most_saved(keys)
@@ -461,12 +460,14 @@ class TestThePlan:
             plan = make_plan(prompts, limits=limits, pass_cost=110, n_ctx=n_ctx)
             assert plan.shared
             assert (len(plan.works) == 1) == together
-            assert all(len(w.prefixes) == 1 or w.reach + w.width <= n_ctx for w in plan.works)
+            assert all(
+                len(w.prefixes) == 1 or w.prefix_width + w.width <= n_ctx for w in plan.works
+            )
 
     def test_what_looking_back_costs_counts(self) -> None:
         prompts = [TokenizedPrompt(str(k), (1, 2, 3), {}) for k in range(4)]
         plan = make_plan(prompts, 6, pass_cost=5)
-        assert [(w.fed, w.width) for w in plan.works] == [(6, 3), (6, 3)]
+        assert [(w.computed, w.width) for w in plan.works] == [(6, 3), (6, 3)]
         assert plan.cost(5) == 12 + 2 * 5
         assert plan.cost(5, 0.5) == 12 + 2 * 5 + 0.5 * 12 * 3
 
@@ -477,9 +478,9 @@ class TestThePlan:
         one, other = work.halves()
         assert one.rows + other.rows == work.rows
         assert one.skip + other.skip == work.skip
-        assert all(part.prefixes[root] == work.prefixes[work.root_of[k + start]]
+        assert all(part.prefixes[root] == work.prefixes[work.prefix_of[k + start]]
                    for part, start in ((one, 0), (other, 3))
-                   for k, root in enumerate(part.root_of))  # fmt: skip
+                   for k, root in enumerate(part.prefix_of))  # fmt: skip
         assert one.halves()[0].halves() == []
 
     def test_the_digest_knows_tokens_and_batches(self) -> None:

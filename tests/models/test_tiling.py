@@ -7,11 +7,11 @@ import torch
 from helpers import HOOKED, close
 
 import mechmem as mm
-from mechmem.models.engine import tiling
-from mechmem.models.engine.batched_edits import Abreast, stands_abreast
+from mechmem.models.engine import batched_edits
+from mechmem.models.engine.batched_edits import PackedCells, packs_cells
 from mechmem.models.engine.batching import Batch
 from mechmem.models.engine.grid import Grid, many_logits
-from mechmem.models.engine.prefixes import Root
+from mechmem.models.engine.prefixes import PrefixCache
 from mechmem.models.engine.scoring import last_logits
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -30,7 +30,7 @@ def test_a_token_sees_its_beginning_and_its_own_cell_up_to_itself() -> None:
     asked = [TokenizedPrompt("a", (5, 6, 7, 8, 9), {}), TokenizedPrompt("b", (5, 6), {})]
     batch = Batch.collate(asked, [0, 1], 0, skip=[3, 1])
     seen = torch.tensor([[1, 1, 1], [0, 0, 1]])
-    tiles = Abreast(batch, 3, Root(seen, []))
+    tiles = PackedCells(batch, 3, PrefixCache(seen, []))
     got = tiles.mask(torch.float32) == 0
     for row, (known, new) in enumerate([(3, 2), (1, 1)]):
         for query in range(6):
@@ -50,7 +50,7 @@ class TestOnModels:
     @pytest.mark.parametrize("family", FULL)
     def test_more_tokens_abreast_than_the_context_holds(self, family) -> None:
         model = load(family)
-        assert stands_abreast(model.backend)
+        assert packs_cells(model.backend)
         asked = model.tokenize(prompts())
         assert model.tokens.n_ctx is not None
         count = model.tokens.n_ctx + 20
@@ -71,7 +71,7 @@ class TestOnModels:
             return own(self, ids, mask, **options)
 
         monkeypatch.setattr(type(model.backend), "forward", deaf)
-        assert not stands_abreast(model.backend)
+        assert not packs_cells(model.backend)
         self._falls_back(model)
 
     def test_a_model_that_refuses_it_does_as_well(self, monkeypatch) -> None:
@@ -82,7 +82,7 @@ class TestOnModels:
             return own(self, ids, mask, cache=cache, use_cache=use_cache, last_only=last_only)
 
         monkeypatch.setattr(type(model.backend), "forward", strict)
-        assert not stands_abreast(model.backend)
+        assert not packs_cells(model.backend)
         self._falls_back(model)
 
     def _falls_back(self, model: mm.Model) -> None:
@@ -97,6 +97,8 @@ class TestOnModels:
 
     def test_it_is_tried_once_per_model(self, monkeypatch) -> None:
         model = load("gpt2")
-        assert stands_abreast(model.backend)
-        monkeypatch.setattr(tiling, "_try", lambda backend: pytest.fail("tried again"))
-        assert stands_abreast(model.backend)
+        assert packs_cells(model.backend)
+        monkeypatch.setattr(
+            batched_edits, "_try_packed_cells", lambda backend: pytest.fail("tried again")
+        )
+        assert packs_cells(model.backend)

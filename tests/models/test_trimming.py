@@ -8,8 +8,8 @@ from helpers import HOOKED, bench, close, fresh_bench
 
 import mechmem as mm
 from mechmem.models.engine.capabilities import forget
-from mechmem.models.engine.reading import last_block, take_states, trims_truly
-from mechmem.models.engine.site_check import vouch
+from mechmem.models.engine.reading import can_trim, last_block, take_states
+from mechmem.models.engine.site_check import require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -26,7 +26,7 @@ def model() -> mm.Model:
 
 
 @pytest.fixture
-def fed(model, monkeypatch) -> list[int]:
+def computed(model, monkeypatch) -> list[int]:
     """How many tokens every pass through the MLP of the last block has."""
     kind, seen = type(model.tl.blocks[1].mlp), []
     own = kind.forward
@@ -36,8 +36,8 @@ def fed(model, monkeypatch) -> list[int]:
             seen.append(states.shape[0] * states.shape[1])
         return own(self, states, *args, **kwargs)
 
-    trims_truly(model.backend, 1)
-    vouch(model.backend, [TOP, Site("mlp_post", 1), Site("attn_out", 1)])
+    can_trim(model.backend, 1)
+    require_sites(model.backend, [TOP, Site("mlp_post", 1), Site("attn_out", 1)])
     monkeypatch.setattr(kind, "forward", forward)
     return seen
 
@@ -75,43 +75,43 @@ def test_states_equal_plain_transformers(family, positions) -> None:
             close(got[site, row], want[site][at], 1e-4)
 
 
-def test_other_tokens_are_left_out(model, fed) -> None:
+def test_other_tokens_are_left_out(model, computed) -> None:
     read(model, [TOP])
-    trimmed = sum(fed)
-    fed.clear()
+    trimmed = sum(computed)
+    computed.clear()
     read(model, [TOP, Site("mlp_post", 1)])
     assert trimmed == len(asked_of(model))
-    assert sum(fed) >= sum(len(item.ids) for item in asked_of(model))
+    assert sum(computed) >= sum(len(item.ids) for item in asked_of(model))
 
 
 def test_a_stream_that_is_examined_on_first_use_is_examined_whole() -> None:
     model = fresh_bench().model
     got = read(model, [Site("mlp_post", 0), TOP])
-    assert not model.backend.verdicts[Site("mlp_post", 0)].reason
+    assert not model.backend.findings[Site("mlp_post", 0)].reason
     for key, value in read(model, [Site("mlp_post", 0), TOP, Site("mlp_post", 1)]).items():
         if key in got:
             close(got[key], value, 1e-5)
 
 
 class TestEverythingRuns:
-    def whole(self, model, fed) -> None:
-        assert sum(fed) >= sum(len(item.ids) for item in asked_of(model))
+    def whole(self, model, computed) -> None:
+        assert sum(computed) >= sum(len(item.ids) for item in asked_of(model))
 
-    def test_when_all_of_it_is_read(self, model, fed) -> None:
+    def test_when_all_of_it_is_read(self, model, computed) -> None:
         read(model, [TOP], "mean")
-        self.whole(model, fed)
+        self.whole(model, computed)
 
-    def test_when_an_edit_acts_in_that_block(self, model, fed) -> None:
+    def test_when_an_edit_acts_in_that_block(self, model, computed) -> None:
         edit = Add(Site("resid_post", 1), "last", vector(model.info.d_model, 0))
         read(model, [TOP], edits=[edit])
-        self.whole(model, fed)
+        self.whole(model, computed)
 
-    def test_when_somebody_has_hooked_the_model(self, model, fed) -> None:
+    def test_when_somebody_has_hooked_the_model(self, model, computed) -> None:
         point = model.tl.hook_dict["blocks.1.hook_resid_post"]
         point.add_hook(lambda tensor, hook: tensor.flip(1))
         try:
             got = read(model, [TOP])
-            self.whole(model, fed)
+            self.whole(model, computed)
         finally:
             point.remove_hooks()
         assert any(not torch.equal(got[key], value) for key, value in read(model, [TOP]).items())
@@ -131,14 +131,14 @@ def test_an_mlp_that_mixes_tokens_is_not_trimmed(monkeypatch) -> None:
     monkeypatch.setattr(kind, "forward", mixing)
     forget(model.backend)
     try:
-        assert not trims_truly(model.backend, 1)
+        assert not can_trim(model.backend, 1)
         assert last_block(model.backend, [TOP], []) is None
     finally:
         forget(model.backend)
 
 
 def test_the_mlp_is_its_own_again_after_an_error(model, monkeypatch) -> None:
-    trims_truly(model.backend, 1)
+    can_trim(model.backend, 1)
     monkeypatch.setattr(
         type(model.backend), "forward", lambda *a, **k: (_ for _ in ()).throw(KeyError("broken"))
     )

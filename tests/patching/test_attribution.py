@@ -131,7 +131,7 @@ class LinearToy(nn.Module):
 def linear_model() -> mm.Model:
     model = mm.Model.wrap(LinearToy(), helpers.word_tokenizer(), "linear toy")
     for stream in STREAMS:  # there are no blocks to examine
-        model.backend.verdicts.update({Site(stream, k): Finding(Site(stream, k)) for k in range(2)})
+        model.backend.findings.update({Site(stream, k): Finding(Site(stream, k)) for k in range(2)})
     return model
 
 

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     kind: str
     model: Any
-    verdicts: dict[Site, Any]
+    findings: dict[Site, Any]
     """What the site check found, filled stream by stream on first use."""
     shape: tuple[int, ...]
     """Rows and tokens of the pass that runs: some modules are handed both as one axis."""
@@ -75,7 +75,7 @@ class BridgeBackend:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.verdicts: dict[Site, Any] = {}
+        self.findings: dict[Site, Any] = {}
         self.shape: tuple[int, ...] = ()
         self.identity = Identity(model)
 
@@ -134,7 +134,7 @@ class HookedTransformerBackend:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.verdicts: dict[Site, Any] = {}
+        self.findings: dict[Site, Any] = {}
         self.shape: tuple[int, ...] = ()
         self.identity = Identity(model)
 
@@ -217,7 +217,7 @@ def held(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def attached(hook_point: Any, function: HookFunction, first: bool = False) -> Iterator[None]:
+def hook_attached(hook_point: Any, function: HookFunction, first: bool = False) -> Iterator[None]:
     """Call ``function`` on the activation at a TransformerLens hook point, after the user's hooks
     (or before them).
 
@@ -274,7 +274,7 @@ def refuse_training(backend: Backend) -> None:
         )
 
 
-def masking(sees: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores: 0 where a token sees a key, the lowest number else."""
     out = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
     return out.masked_fill_(~sees, torch.finfo(dtype).min)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.models.engine.backends import Backend, masking, model_device
+from mechmem.models.engine.backends import Backend, additive_mask, model_device
 from mechmem.models.engine.batching import (
     Batch,
     Feed,
@@ -19,8 +19,8 @@ from mechmem.models.engine.batching import (
 )
 from mechmem.models.engine.capabilities import holds, same_logits, tried
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.prefixes import Root, lone_prompts, run_root
-from mechmem.models.engine.shared_forward import Base
+from mechmem.models.engine.prefixes import PrefixCache, prefix_prompts, run_prefixes
+from mechmem.models.engine.shared_forward import SharedForward
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -41,7 +41,7 @@ class CellPrompt(TokenizedPrompt):
     cell: int = 0
 
 
-def touched(cell: Cell) -> Positions | None:
+def touched_positions(cell: Cell) -> Positions | None:
     """All tokens that the interventions may change; ``None`` when that is not known."""
     parts: dict[str | int, None] = {}
     for item in cell:
@@ -52,7 +52,7 @@ def touched(cell: Cell) -> Positions | None:
     return Positions(tuple(parts))
 
 
-def tagged(prompts: Sequence[TokenizedPrompt], cells: int) -> list[CellPrompt]:
+def copies_per_cell(prompts: Sequence[TokenizedPrompt], cells: int) -> list[CellPrompt]:
     """Every prompt once per cell: all prompts of cell 0, then those of cell 1, ..."""
     names = [part.name for part in fields(TokenizedPrompt)]
     plain = [{name: getattr(prompt, name) for name in names} for prompt in prompts]
@@ -63,8 +63,8 @@ Split = Mapping[int, tuple[Feed, Any]]
 """For every cell with a part in a pass: what it sees of the pass, and the index of that part."""
 
 
-def by_tag(feed: Feed) -> Split:
-    """The rows of every cell, where the prompts are `tagged`."""
+def split_by_cell(feed: Feed) -> Split:
+    """The rows of every cell, where the prompts are `copies_per_cell`."""
     if feed not in _SPLITS:
         rows: dict[int, list[int]] = {}
         for row, prompt in enumerate(feed.prompts):
@@ -81,7 +81,7 @@ _SPLITS: WeakKeyDictionary[Feed, Split] = WeakKeyDictionary()
 
 
 @dataclass
-class Chorus:
+class BatchedEdits:
     """What all cells do at one site, each to its own part.
 
     Attributes:
@@ -97,7 +97,7 @@ class Chorus:
     @property
     def where(self) -> Positions | None:
         """The tokens that may come out changed in any cell."""
-        return touched([item for _, item in self.members])
+        return touched_positions([item for _, item in self.members])
 
     def apply(self, activation: Tensor, feed: Feed) -> Tensor | None:
         """The activation with the part of every cell changed by its own interventions."""
@@ -114,16 +114,16 @@ class Chorus:
         return out
 
 
-def choir(cells: Sequence[Cell], split: Callable[[Feed], Split]) -> list[Chorus]:
+def batch_edits(cells: Sequence[Cell], split: Callable[[Feed], Split]) -> list[BatchedEdits]:
     """One intervention per site for all cells."""
     by_site: dict[Site, list[tuple[int, Intervention]]] = {}
     for number, cell in enumerate(cells):
         for item in cell:
             by_site.setdefault(item.site, []).append((number, item))
-    return [Chorus(site, members, split) for site, members in by_site.items()]
+    return [BatchedEdits(site, members, split) for site, members in by_site.items()]
 
 
-class Tiling(Protocol):
+class CellLayout(Protocol):
     """A batch that stands in a pass once per cell.
 
     Attributes:
@@ -143,7 +143,7 @@ class Tiling(Protocol):
         ...
 
 
-class Stacked:
+class StackedCells:
     """The whole batch once per cell, one below the other.
 
     Args:
@@ -164,7 +164,7 @@ class Stacked:
         return logits[:, -1].detach().reshape(self.times[0], len(self.batch.rows), -1)
 
 
-class Abreast:
+class PackedCells:
     """The tokens that are not known yet once per cell, side by side in every row.
 
     Args:
@@ -173,7 +173,7 @@ class Abreast:
         root: The beginnings, one per row, as they were run without edits.
     """
 
-    def __init__(self, batch: Batch, cells: int, root: Root) -> None:
+    def __init__(self, batch: Batch, cells: int, root: PrefixCache) -> None:
         self.batch, self.feed, self.times, self.root = batch, batch.feed(), (1, cells), root
 
     def split(self, feed: Feed) -> Split:
@@ -200,10 +200,10 @@ class Abreast:
         beside = torch.kron(same, earlier)[None] & own.repeat(self.times)[:, None]
         front = self.root.seen.bool()[:, None].expand(-1, beside.shape[1], -1)
         sees = torch.cat([front, beside], dim=2)[:, None]
-        return masking(sees, dtype)
+        return additive_mask(sees, dtype)
 
 
-def stands_abreast(backend: Backend) -> bool:
+def packs_cells(backend: Backend) -> bool:
     """Whether cells abreast give the model's own logits; tried once per model, on random tokens."""
     return tried(
         backend, "abreast", lambda: holds("cells abreast", lambda: _try_packed_cells(backend))
@@ -222,22 +222,22 @@ def _try_packed_cells(backend: Backend) -> bool:
     whole = Batch.collate(prompts, rows, prompts[0].ids[0], device)
     plain, _ = backend.forward(whole.ids, whole.mask, last_only=True)
     fronts = [Prefix(row, cut) for row, cut in zip(rows, cuts, strict=True)]
-    front = Batch.collate(lone_prompts(prompts, fronts), rows, prompts[0].ids[0], device)
-    root = run_root(front, lambda cache: backend.forward(front.ids, front.mask, cache=cache))
+    front = Batch.collate(prefix_prompts(prompts, fronts), rows, prompts[0].ids[0], device)
+    root = run_prefixes(front, lambda cache: backend.forward(front.ids, front.mask, cache=cache))
     rest = Batch.collate(prompts, rows, prompts[0].ids[0], device, skip=cuts)
-    found = Abreast(rest, 3, root).logits(backend)
+    found = PackedCells(rest, 3, root).logits(backend)
     return same_logits(found, plain[:, -1].expand_as(found))
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class CellPass:
     """One forward pass: cells, and the rows of a batch by their place in it."""
 
     cells: tuple[int, ...]
     at: tuple[int, ...]
     start: int
     skip: tuple[int, ...]
-    base: Base
+    shared: SharedForward
     width: int
     whole: bool
 
@@ -247,16 +247,16 @@ class _Chunk:
         return range(len(self.cells) * len(self.at))
 
     @property
-    def reach(self) -> int:
+    def prefix_width(self) -> int:
         """Tokens of the longest row that are not computed."""
         return max(self.skip, default=0)
 
     @property
-    def fed(self) -> int:
+    def computed(self) -> int:
         """Tokens that the pass computes."""
         return len(self.rows) * self.width
 
-    def halves(self) -> list[_Chunk]:
+    def halves(self) -> list[CellPass]:
         """Half of the cells each; of one cell, half of the rows each; else nothing."""
         if len(self.cells) > 1:
             middle = len(self.cells) // 2

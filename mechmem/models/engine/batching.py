@@ -249,7 +249,7 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedBatch:
     """One batch.
 
     Attributes:
@@ -265,12 +265,14 @@ class Work:
     rows: tuple[int, ...]
     width: int
     prefixes: tuple[Prefix, ...] = ()
-    root_of: tuple[int, ...] = ()
+    prefix_of: tuple[int, ...] = ()
     lane_of: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, rows: Sequence[int], lane_of: Sequence[int], lengths: Sequence[int]) -> Work:
+    def of(
+        cls, rows: Sequence[int], lane_of: Sequence[int], lengths: Sequence[int]
+    ) -> PlannedBatch:
         """Prompts that share rows, as few as may do so.
 
         Args:
@@ -293,19 +295,19 @@ class Work:
     @property
     def skip(self) -> tuple[int, ...]:
         """Tokens at the start of every row that its prefix has run already."""
-        return tuple(self.prefixes[root].length for root in self.root_of)
+        return tuple(self.prefixes[root].length for root in self.prefix_of)
 
     @property
-    def reach(self) -> int:
+    def prefix_width(self) -> int:
         """Tokens of the longest prefix."""
         return max((prefix.length for prefix in self.prefixes), default=0)
 
     @property
-    def fed(self) -> int:
+    def computed(self) -> int:
         """Tokens that the pass over the rows computes, padding included."""
         return self.lanes * self.width
 
-    def among(self, places: Sequence[int]) -> Work:
+    def among(self, places: Sequence[int]) -> PlannedBatch:
         """The same batch, where its rows are counted among others.
 
         Args:
@@ -317,7 +319,7 @@ class Work:
             prefixes=tuple(Prefix(places[p.row], p.length) for p in self.prefixes),
         )
 
-    def halves(self) -> list[Work]:
+    def halves(self) -> list[PlannedBatch]:
         """The same prompts in two batches; nothing for a single one."""
         middle = len(self.rows) // 2
         if self.lane_of and self.lanes > 1:
@@ -325,14 +327,16 @@ class Work:
         parts = (slice(0, middle), slice(middle, None)) if middle else ()
         return [self._only(part) for part in parts]
 
-    def _only(self, part: slice) -> Work:
+    def _only(self, part: slice) -> PlannedBatch:
         if self.lane_of:
             lanes = self.lane_of[part]
-            return Work.of(self.rows[part], [k - lanes[0] for k in lanes], self.lengths[part])
-        used = sorted(set(self.root_of[part]))
-        return Work(
+            return PlannedBatch.of(
+                self.rows[part], [k - lanes[0] for k in lanes], self.lengths[part]
+            )
+        used = sorted(set(self.prefix_of[part]))
+        return PlannedBatch(
             self.rows[part],
             self.width,
             tuple(self.prefixes[root] for root in used),
-            tuple(used.index(root) for root in self.root_of[part]),
+            tuple(used.index(root) for root in self.prefix_of[part]),
         )

@@ -99,13 +99,13 @@ def check_runs(backend: Backend) -> None:
     tried(backend, "runs", test)
 
 
-def pads_truly(backend: Backend) -> bool:
+def honors_padding(backend: Backend) -> bool:
     """Whether padding before a prompt leaves its logits as they are: RWKV reads it like any token,
     and some attention gives NaN for rows that begin with masked ones."""
     return tried(backend, "pads", lambda: holds("padding", lambda: _try_padding(backend)))
 
 
-def caches_truly(backend: Backend) -> bool:
+def cache_continues(backend: Backend) -> bool:
     """Whether text can be continued from what the model kept of it.
 
     Keys and values of every layer are enough wherever attention is all that connects tokens, so a
@@ -143,7 +143,7 @@ def _try_cache(backend: Backend, layers: int) -> bool:
     ids = _random_ids(backend, "cache check", 2, 12)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
-    if not pads_truly(backend):
+    if not honors_padding(backend):
         ids, mask = ids[:1], mask[:1]
     cache: object = None
     for start, end in ((0, 7), *((k, k + 1) for k in range(7, 12))):

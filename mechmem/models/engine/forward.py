@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechmem.errors import ModelError
-from mechmem.models.architectures import length_class, sees_everything
+from mechmem.models.architectures import attends_to_all, length_class
 from mechmem.models.engine.backends import (
     Backend,
     held,
@@ -23,13 +23,19 @@ from mechmem.models.engine.backends import (
     model_dtype,
     refuse_training,
 )
-from mechmem.models.engine.batching import Batch, Prefix, Work
-from mechmem.models.engine.capabilities import check_runs, has_hooks, pads_truly
+from mechmem.models.engine.batching import Batch, PlannedBatch, Prefix
+from mechmem.models.engine.capabilities import check_runs, has_hooks, honors_padding
 from mechmem.models.engine.hooks import Intervention, Reader, StopForward
-from mechmem.models.engine.packing import packs_truly, sees_its_own
+from mechmem.models.engine.packing import can_pack, packed_causal_mask
 from mechmem.models.engine.plan import Plan, make_plan
-from mechmem.models.engine.prefixes import Root, continues_truly, limits, lone_prompts, run_root
-from mechmem.models.engine.site_check import wired
+from mechmem.models.engine.prefixes import (
+    PrefixCache,
+    can_continue_prefixes,
+    prefix_prompts,
+    run_prefixes,
+    shareable_lengths,
+)
+from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.tokens import TokenizedPrompt
 
 T = TypeVar("T")
@@ -37,7 +43,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A batch that can be cut: `Work` and the like."""
+    """A batch that can be cut: `PlannedBatch` and the like."""
 
     @property
     def rows(self) -> Sized:
@@ -50,12 +56,12 @@ class Divisible(Protocol):
         ...
 
     @property
-    def reach(self) -> int:
+    def prefix_width(self) -> int:
         """Tokens of the longest row that are known already."""
         ...
 
     @property
-    def fed(self) -> int:
+    def computed(self) -> int:
         """Tokens that are computed."""
         ...
 
@@ -67,7 +73,7 @@ class Divisible(Protocol):
 W = TypeVar("W", bound=Divisible)
 
 
-def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
+def halved_on_oom(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
     """Run every batch; one that does not fit in memory is halved until it does.
 
     Later batches as large as one that did not fit are halved before they are tried.
@@ -83,7 +89,7 @@ def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
         waiting = [whole]
         while waiting:
             work = waiting.pop()
-            size = work.fed + len(work.rows) * work.reach
+            size = work.computed + len(work.rows) * work.prefix_width
             if size >= too_large and work.halves():
                 waiting += reversed(work.halves())
                 continue
@@ -94,8 +100,8 @@ def retried(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W, T]]:
             _release()
             if not work.halves():
                 raise ModelError(
-                    f"A prompt of {work.width + work.reach} tokens does not fit in memory even "
-                    "alone; load the model in a smaller dtype, spread it over devices "
+                    f"A prompt of {work.width + work.prefix_width} tokens does not fit in memory "
+                    "even alone; load the model in a smaller dtype, spread it over devices "
                     "(device_map=), or shorten the prompt."
                 )
             too_large = min(too_large, size)
@@ -151,7 +157,7 @@ def plan_passes(
     """
     refuse_training(backend)
     check_runs(backend)
-    allowed = limits(backend, own or prompts, interventions, extra) if share else None
+    allowed = shareable_lengths(backend, own or prompts, interventions, extra) if share else None
     pair = None
     if share and pack and not interventions and _may_pack(backend, prompts):
         pair = pair_cost(backend)
@@ -169,9 +175,9 @@ def plan_passes(
         works = (work.among(rows) for rows, part in zip(groups, plans, strict=True)
                  for work in part.works)  # fmt: skip
         plan = plans[0] if len(groups) == 1 else Plan(tuple(works), tuple(prompts), extra)
-        if plan.packs and not packs_truly(backend):
+        if plan.packs and not can_pack(backend):
             pair = None
-        elif plan.roots and not continues_truly(backend):
+        elif plan.prefix_passes and not can_continue_prefixes(backend):
             allowed = None
         else:
             return plan
@@ -189,7 +195,7 @@ def companions(backend: Backend, lengths: Sequence[int], extra: int = 0) -> list
         extra: Tokens that every row will grow by; the last of them is never read.
     """
     rule = length_class(backend.model)
-    alone = len(set(lengths)) > 1 and not pads_truly(backend)
+    alone = len(set(lengths)) > 1 and not honors_padding(backend)
     groups: dict[tuple[int, int], list[int]] = {}
     for row, length in enumerate(lengths):
         now, later = rule(length), rule(length + max(0, extra - 1))
@@ -204,7 +210,7 @@ def _may_pack(backend: Backend, prompts: Sequence[TokenizedPrompt]) -> bool:
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
     return (
         backend.kind == "TransformerBridge"
-        and sees_everything(backend.model, longest)
+        and attends_to_all(backend.model, longest)
         and not has_hooks(backend.model)
     )
 
@@ -232,7 +238,7 @@ def pair_cost(backend: Backend) -> float:
 
 
 @dataclass
-class Ready:
+class PreparedBatch:
     """One batch, about to run.
 
     Attributes:
@@ -244,7 +250,7 @@ class Ready:
         positions: Of every token in its prompt, where prompts share rows.
     """
 
-    work: Work
+    work: PlannedBatch
     batch: Batch
     mask: Tensor
     cache: Any = None
@@ -252,7 +258,7 @@ class Ready:
     positions: Int[Tensor, "row token"] | None = None
 
 
-class Passes:
+class BatchPreparer:
     """Makes the batches of a plan ready.
 
     Args:
@@ -279,40 +285,40 @@ class Passes:
         self.backend, self.prompts, self.pad_id = backend, prompts, pad_id
         self.side, self.grows, self.readers, self.stop = side, grows, readers, stop_early
         self.device = model_device(backend.model)
-        self._last: tuple[tuple[Prefix, ...], Root, Sequence[Reader]] | None = None
+        self._last: tuple[tuple[Prefix, ...], PrefixCache, Sequence[Reader]] | None = None
 
-    def ready(self, work: Work) -> Ready:
+    def ready(self, work: PlannedBatch) -> PreparedBatch:
         """The batch, after its beginnings have been run."""
         batch = Batch.collate(
             self.prompts, work.rows, self.pad_id, self.device, self.side, work.skip, work.lane_of
         )
         if work.lane_of:
-            mask = sees_its_own(batch, model_dtype(self.backend.model))
-            return Ready(work, batch, mask, positions=batch.index.clamp_min(0))
+            mask = packed_causal_mask(batch, model_dtype(self.backend.model))
+            return PreparedBatch(work, batch, mask, positions=batch.index.clamp_min(0))
         if not work.prefixes:
-            return Ready(work, batch, batch.mask)
-        root, seen = self._root(work.prefixes)
-        mask = root.mask(work.root_of, batch.mask)
-        return Ready(work, batch, mask, root.cache(work.root_of, self.grows), seen)
+            return PreparedBatch(work, batch, batch.mask)
+        root, seen = self._prefix_cache(work.prefixes)
+        mask = root.mask(work.prefix_of, batch.mask)
+        return PreparedBatch(work, batch, mask, root.cache(work.prefix_of, self.grows), seen)
 
-    def _root(self, prefixes: tuple[Prefix, ...]) -> tuple[Root, Sequence[Reader]]:
+    def _prefix_cache(self, prefixes: tuple[Prefix, ...]) -> tuple[PrefixCache, Sequence[Reader]]:
         if self._last is None or self._last[0] != prefixes:
             self._last = None  # free it before the next one is made
-            alone = lone_prompts(self.prompts, prefixes)
+            alone = prefix_prompts(self.prompts, prefixes)
             batch = Batch.collate(alone, range(len(alone)), self.pad_id, self.device)
             readers = () if self.readers is None else self.readers(prefixes)
 
             def run(cache: Any) -> None:
-                hooks = wired(self.backend, batch.feed(), (), readers, self.stop)
-                with running(self.backend), hooks, suppress(StopForward):
+                hooks = checked_hooks(self.backend, batch.feed(), (), readers, self.stop)
+                with inference(self.backend), hooks, suppress(StopForward):
                     self.backend.forward(batch.ids, batch.mask, cache=cache, last_only=True)
 
-            self._last = (prefixes, run_root(batch, run), readers)
+            self._last = (prefixes, run_prefixes(batch, run), readers)
         return self._last[1], self._last[2]
 
 
 @contextmanager
-def running(backend: Backend) -> Iterator[None]:
+def inference(backend: Backend) -> Iterator[None]:
     """No gradients, no dropout unseen, and no other thread's hooks."""
     with held(backend.model):
         refuse_training(backend)

@@ -15,13 +15,13 @@ from torch import Tensor
 from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
 from mechmem.models.engine.backends import Backend
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, Work
-from mechmem.models.engine.capabilities import caches_truly
-from mechmem.models.engine.forward import Passes, plan_passes, retried, running
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
+from mechmem.models.engine.capabilities import cache_continues
+from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.kv_cache import keep_rows, make_room
-from mechmem.models.engine.site_check import wired
-from mechmem.models.engine.stopping import Completion, Ending
+from mechmem.models.engine.kv_cache import keep_rows, reserve
+from mechmem.models.engine.site_check import checked_hooks
+from mechmem.models.engine.stopping import Completion, StoppingCriteria
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.progress import Progress, told
 from mechmem.seeding import keyed_rng
@@ -30,7 +30,7 @@ Choose = Callable[[Tensor, Sequence[int], int], Tensor]
 """From logits ``[row, vocab]``, which prompts the rows are, and the step, to ids ``[row]``."""
 
 
-def likeliest(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+def greedy(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
     """Greedy."""
     return logits.argmax(-1)
 
@@ -86,7 +86,7 @@ def generate(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     share: bool = True,
     progress: Progress = None,
-    choose: Choose = likeliest,
+    choose: Choose = greedy,
 ) -> list[Completion]:
     """Text after every prompt, in the order given, with a KV cache.
 
@@ -100,16 +100,16 @@ def generate(
             rows in ``prompts``.
     """
     out = [Completion() for _ in prompts]
-    ending = Ending(decode, stop, eos_ids)
+    ending = StoppingCriteria(decode, stop, eos_ids)
     with told(progress, len(prompts), "writing") as tell:
         for room, rows in _by_room(prompts, max_new_tokens, n_ctx):
             chosen = [prompts[row] for row in rows]
-            keeps = room > 1 and caches_truly(backend)
+            keeps = room > 1 and cache_continues(backend)
             plan = plan_passes(
                 backend, chosen, token_budget, interventions=interventions, extra=room,
                 share=share and (keeps or room == 1),
             )  # fmt: skip
-            passes = Passes(backend, chosen, pad_id, grows=keeps)
+            passes = BatchPreparer(backend, chosen, pad_id, grows=keeps)
 
             def picks(
                 logits: Tensor, at: Sequence[int], step: int, rows: list[int] = rows
@@ -117,25 +117,28 @@ def generate(
                 return choose(logits, [rows[row] for row in at], step)
 
             def run(
-                work: Work, passes: Passes = passes, room: int = room, keeps: bool = keeps
+                work: PlannedBatch,
+                passes: BatchPreparer = passes,
+                room: int = room,
+                keeps: bool = keeps,
             ) -> list[Completion]:
                 return _write(passes, work, room, keeps, interventions, ending, picks)
 
-            for work, done in retried(plan.works, run):
+            for work, done in halved_on_oom(plan.works, run):
                 for row, completion in zip(work.rows, done, strict=True):
                     out[rows[row]] = completion
-                fed = sum(len(chosen[row].ids) for row in work.rows)
-                tell(len(work.rows), fed + sum(len(item.ids) for item in done))
+                computed = sum(len(chosen[row].ids) for row in work.rows)
+                tell(len(work.rows), computed + sum(len(item.ids) for item in done))
     return out
 
 
 def _write(
-    passes: Passes,
-    work: Work,
+    passes: BatchPreparer,
+    work: PlannedBatch,
     room: int,
     keeps: bool,
     interventions: Sequence[Intervention],
-    ending: Ending,
+    ending: StoppingCriteria,
     choose: Choose,
 ) -> list[Completion]:
     """Continue every row of one batch until it ends.
@@ -158,7 +161,7 @@ def _write(
     whole, index = ids, feed.index  # kept up only where a pass begins anew
     here = list(done)  # what each row of the batch writes
     members = list(work.rows)
-    with running(backend), wired(backend, feed, interventions) as follow:
+    with inference(backend), checked_hooks(backend, feed, interventions) as follow:
         for step in range(room):
             logits, cache = backend.forward(
                 ids, mask[:, : width + step], cache=cache, use_cache=keeps, last_only=True
@@ -174,7 +177,7 @@ def _write(
             if step + 1 in anew:
                 cache = None
             elif step == 0 or step in anew:
-                make_room(cache, room - 1 - step)
+                reserve(cache, room - 1 - step)
             if _worth_leaving(len(here), len(going)) and (cache is None or keep_rows(cache, going)):
                 at = torch.tensor(going, device=ids.device)
                 feed, ids, mask = feed.only(going), ids[at], mask[at]

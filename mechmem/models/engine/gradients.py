@@ -14,7 +14,7 @@ from mechmem.models.engine.backends import Backend, held, model_device, refuse_t
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
 from mechmem.models.engine.forward import companions
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.site_check import wired
+from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -96,7 +96,7 @@ def margin_gradients(
             with (
                 held(backend.model),
                 torch.enable_grad(),
-                wired(backend, feed, [*interventions, *taps]),
+                checked_hooks(backend, feed, [*interventions, *taps]),
             ):
                 logits, _ = backend.forward(batch.ids, batch.mask, last_only=short)
                 total = score(logits, rows)

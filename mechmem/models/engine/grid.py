@@ -19,23 +19,29 @@ from torch import Tensor
 
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batched_edits import (
-    Abreast,
     Cell,
-    Stacked,
-    Tiling,
-    _Chunk,
-    choir,
-    stands_abreast,
-    touched,
+    CellLayout,
+    CellPass,
+    PackedCells,
+    StackedCells,
+    batch_edits,
+    packs_cells,
+    touched_positions,
 )
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Work, rows_that_fit
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch, rows_that_fit
 from mechmem.models.engine.capabilities import has_hooks
-from mechmem.models.engine.forward import Passes, plan_passes, retried, running
+from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.plan import Plan
-from mechmem.models.engine.prefixes import limits
+from mechmem.models.engine.prefixes import shareable_lengths
 from mechmem.models.engine.scoring import last_logits
-from mechmem.models.engine.shared_forward import Base, make_base, resumed, resumes_truly, start_of
-from mechmem.models.engine.site_check import vouch, wired
+from mechmem.models.engine.shared_forward import (
+    SharedForward,
+    can_resume,
+    resumed,
+    run_shared,
+    start_of,
+)
+from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -48,12 +54,12 @@ MOST_KEPT = 1 << 30
 WORTH = 0.8
 """Share of the tokens that edits must leave alone at the most, or all tokens run."""
 
-ABREAST = 256
+MAX_PACKED_TOKENS = 256
 """Most tokens abreast in a row: each is compared with all others, if only to be masked."""
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Route:
     """How a cell runs.
 
     Attributes:
@@ -97,21 +103,21 @@ class Grid:
         self.backend, self.prompts, self.cells = backend, list(prompts), list(cells)
         self.pad_id, self.token_budget = pad_id, token_budget
         for cell in self.cells:
-            vouch(backend, [item.site for item in cell])
+            require_sites(backend, [item.site for item in cell])
         # Hooks of somebody else may do anything, to any row.
         self._reuses = reuse and not has_hooks(backend.model)
         self._limits: dict[Positions, list[int] | None] = {}
-        self._kept: dict[bool, list[Base]] = {}
-        self.ways = [self._way(cell) for cell in self.cells]
+        self._kept: dict[bool, list[SharedForward]] = {}
+        self.routes = [self._route(cell) for cell in self.cells]
 
     def order(self) -> list[int]:
         """All cells, those that share most next to each other."""
-        return sorted(range(len(self.cells)), key=lambda cell: (self.ways[cell].key, cell))
+        return sorted(range(len(self.cells)), key=lambda cell: (self.routes[cell].key, cell))
 
     def alone(self, cell: int) -> bool:
         """Whether a cell runs by itself, as if there were no grid: asked for, because somebody else
         has hooked the model, or because its edits change nothing, exactly."""
-        return self.ways[cell].alone
+        return self.routes[cell].alone
 
     def run(self, take: Taker, which: Sequence[int] | None = None) -> None:
         """Run some of the cells.
@@ -121,88 +127,88 @@ class Grid:
             which: Default all.
         """
         chosen = list(range(len(self.cells)) if which is None else which)
-        for cell in [cell for cell in chosen if self.ways[cell].alone]:
+        for cell in [cell for cell in chosen if self.routes[cell].alone]:
             logits = last_logits(
                 self.backend, self.prompts, interventions=self.cells[cell], pad_id=self.pad_id,
                 token_budget=self.token_budget,
             )  # fmt: skip
             take(cell, range(len(self.prompts)), logits)
         for whole in (True, False):
-            mine = [c for c in chosen if not self.ways[c].alone and self.ways[c].whole == whole]
-            for base in self._bases(whole) if mine else ():
-                for chunk, logits in retried(self._chunks(mine, base), self._logits):
+            mine = [c for c in chosen if not self.routes[c].alone and self.routes[c].whole == whole]
+            for shared in self._shared_forwards(whole) if mine else ():
+                for chunk, logits in halved_on_oom(self._passes(mine, shared), self._logits):
                     for cell, values in zip(chunk.cells, logits, strict=True):
-                        take(cell, [base.rows[row] for row in chunk.at], values)
+                        take(cell, [shared.rows[row] for row in chunk.at], values)
                     del logits
 
-    def _way(self, cell: Cell) -> _Way:
-        where = touched(cell)
+    def _route(self, cell: Cell) -> _Route:
+        where = touched_positions(cell)
         if not self._reuses or (cell and where == Positions(())):
             # An edit by nothing equals the unedited model to the bit, so it runs as that does.
-            return _Way(0, True, alone=True)
+            return _Route(0, True, alone=True)
         layers = int(self.backend.model.cfg.n_layers)
         start = min((start_of(item.site) for item in cell), default=layers)
         if not self._resumes:
             start = 0
         if where is None:
-            return _Way(start, True)
+            return _Route(start, True)
         if where not in self._limits:
             self._limits[where] = self._worth_it(cell)
-        return _Way(start, self._limits[where] is None, where)
+        return _Route(start, self._limits[where] is None, where)
 
     def _worth_it(self, cell: Cell) -> list[int] | None:
         """How many tokens of every prompt come before the edited ones, where that saves work."""
-        found = limits(self.backend, self.prompts, cell, least=1)
+        found = shareable_lengths(self.backend, self.prompts, cell, least=1)
         total = sum(len(prompt.ids) for prompt in self.prompts)
-        if found is None or not stands_abreast(self.backend):
+        if found is None or not packs_cells(self.backend):
             return None
         return [max(0, n) for n in found] if total - sum(found) <= WORTH * total else None
 
     @cached_property
     def _resumes(self) -> bool:
-        return resumes_truly(self.backend)
+        return can_resume(self.backend)
 
     def _plan(self, whole: bool) -> Plan:
         cells = [
             cell
-            for cell, way in zip(self.cells, self.ways, strict=True)
-            if way.whole == whole and not way.alone
+            for cell, route in zip(self.cells, self.routes, strict=True)
+            if route.whole == whole and not route.alone
         ]
         touching = [item for cell in cells for item in cell]
         return plan_passes(
             self.backend, self.prompts, self.token_budget, interventions=touching, share=not whole
         )
 
-    def _bases(self, whole: bool) -> Iterator[Base]:
+    def _shared_forwards(self, whole: bool) -> Iterator[SharedForward]:
         """What all cells of one kind build on, batch by batch; kept as far as memory allows."""
         if whole in self._kept:
             yield from self._kept[whole]
             return
-        mine = [way for way in self.ways if way.whole == whole and not way.alone]
-        starts = sorted({way.start for way in mine} - {0})
-        passes = Passes(self.backend, self.prompts, self.pad_id, grows=not whole)
+        mine = [route for route in self.routes if route.whole == whole and not route.alone]
+        starts = sorted({route.start for route in mine} - {0})
+        passes = BatchPreparer(self.backend, self.prompts, self.pad_id, grows=not whole)
         rows = range(len(self.prompts))
-        last = None if whole else max(self._width(rows, self._skip(way, rows)) for way in mine)
+        last = None if whole else max(self._width(rows, self._skip(route, rows)) for route in mine)
 
-        def run(work: Work) -> Base:
-            return make_base(self.backend, passes.ready(work), starts, not whole, last)
+        def run(work: PlannedBatch) -> SharedForward:
+            return run_shared(self.backend, passes.ready(work), starts, not whole, last)
 
-        made = (base for _, base in retried(self._plan(whole).works, run))
-        kept: list[Base] = []
+        made = (shared for _, shared in halved_on_oom(self._plan(whole).works, run))
+        kept: list[SharedForward] = []
         size = 0
-        for base in made:
-            size += base.bytes
+        for shared in made:
+            size += shared.bytes
             if size <= MOST_KEPT:
-                kept.append(base)
-            yield base
+                kept.append(shared)
+            yield shared
         if size <= MOST_KEPT:
             self._kept[whole] = kept
 
-    def _skip(self, way: _Way, rows: Sequence[int]) -> list[int]:
+    def _skip(self, route: _Route, rows: Sequence[int]) -> list[int]:
         """How many tokens of some prompts come before those that the edits touch."""
-        if way.whole or way.where is None:
+        if route.whole or route.where is None:
             return [0] * len(rows)
-        found = self._limits[way.where]
+        found = self._limits[route.where]
         assert found is not None
         return [found[row] for row in rows]
 
@@ -210,53 +216,53 @@ class Grid:
         """Tokens of the longest of some prompts, without those left out."""
         return max(len(self.prompts[row].ids) - cut for row, cut in zip(rows, skip, strict=True))
 
-    def _chunks(self, cells: Sequence[int], base: Base) -> Iterator[_Chunk]:
+    def _passes(self, cells: Sequence[int], shared: SharedForward) -> Iterator[CellPass]:
         """Cells that run side by side on one batch."""
         groups: dict[Any, list[int]] = {}
         for cell in cells:
-            groups.setdefault(self.ways[cell].key, []).append(cell)
+            groups.setdefault(self.routes[cell].key, []).append(cell)
         for members in groups.values():
-            way = self.ways[members[0]]
-            skip = self._skip(way, base.rows)
-            width = self._width(base.rows, skip)
-            size = self._side_by_side(base, width, way.whole)
+            route = self.routes[members[0]]
+            skip = self._skip(route, shared.rows)
+            width = self._width(shared.rows, skip)
+            size = self._side_by_side(shared, width, route.whole)
             for first in range(0, len(members), size):
-                yield _Chunk(
-                    tuple(members[first : first + size]), tuple(range(len(base.rows))), way.start,
-                    tuple(skip), base, width, way.whole,
+                yield CellPass(
+                    tuple(members[first : first + size]), tuple(range(len(shared.rows))),
+                    route.start, tuple(skip), shared, width, route.whole,
                 )  # fmt: skip
 
-    def _side_by_side(self, base: Base, width: int, whole: bool) -> int:
+    def _side_by_side(self, shared: SharedForward, width: int, whole: bool) -> int:
         """How many cells run together."""
-        rows = len(base.rows)
+        rows = len(shared.rows)
         if whole:
-            return max(1, rows_that_fit(self.token_budget, width, base.width) // rows)
-        size = max(1, ABREAST // width)
+            return max(1, rows_that_fit(self.token_budget, width, shared.width) // rows)
+        size = max(1, MAX_PACKED_TOKENS // width)
         while size > 1 and size * rows > rows_that_fit(
-            self.token_budget, width, base.width + size * width
+            self.token_budget, width, shared.width + size * width
         ):
             size -= 1
         return size
 
-    def _logits(self, chunk: _Chunk) -> Float[Tensor, "cell row vocab"]:
-        base, cells = chunk.base, [self.cells[cell] for cell in chunk.cells]
-        rows = [base.rows[row] for row in chunk.at]
+    def _logits(self, chunk: CellPass) -> Float[Tensor, "cell row vocab"]:
+        shared, cells = chunk.shared, [self.cells[cell] for cell in chunk.cells]
+        rows = [shared.rows[row] for row in chunk.at]
         skip = [chunk.skip[row] for row in chunk.at]
         device = model_device(self.backend.model)
         batch = Batch.collate(self.prompts, rows, self.pad_id, device, skip=skip)
-        tiling: Tiling = Stacked(batch, len(cells))
+        layout: CellLayout = StackedCells(batch, len(cells))
         if not chunk.whole:
-            tiling = Abreast(batch, len(cells), base.root(chunk.at, skip))
+            layout = PackedCells(batch, len(cells), shared.root(chunk.at, skip))
         residual = None
         if chunk.start:
-            known = base.residual(chunk.start, chunk.at, batch.ids.shape[1])
-            residual = known.repeat(*tiling.times, 1)
+            known = shared.residual(chunk.start, chunk.at, batch.ids.shape[1])
+            residual = known.repeat(*layout.times, 1)
         with (
-            running(self.backend),
+            inference(self.backend),
             resumed(self.backend, chunk.start, residual),
-            wired(self.backend, tiling.feed, choir(cells, tiling.split)),
+            checked_hooks(self.backend, layout.feed, batch_edits(cells, layout.split)),
         ):
-            return tiling.logits(self.backend)
+            return layout.logits(self.backend)
 
 
 def many_logits(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError, listed
-from mechmem.models.engine.backends import Backend, HookFunction, attached, by_row
+from mechmem.models.engine.backends import Backend, HookFunction, by_row, hook_attached
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import STREAMS, Site
 
@@ -63,7 +63,7 @@ def hook_name(site: Site) -> str:
 
 
 @contextmanager
-def connected(
+def hooks_attached(
     backend: Backend,
     feed: Feed,
     interventions: Sequence[Intervention] = (),
@@ -71,7 +71,7 @@ def connected(
     stop_early: bool = False,
 ) -> Iterator[Callable[[Feed], None]]:
     """Attach interventions and readers for forward passes, whatever the sites may be worth; see
-    `mechmem.models.engine.truth.wired`.
+    `mechmem.models.engine.site_check.checked_hooks`.
 
     Args:
         backend: The model.
@@ -97,7 +97,7 @@ def connected(
     with ExitStack() as stack:
         for name, program in programs.items():
             for function, first in program.functions():
-                stack.enter_context(attached(points[name], _by_row(backend, function), first))
+                stack.enter_context(hook_attached(points[name], _by_row(backend, function), first))
 
         def follow(later: Feed) -> None:
             for program in programs.values():

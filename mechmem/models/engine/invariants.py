@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mechmem.models.architectures import Anatomy
+from mechmem.models.architectures import BlockModules
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.capabilities import always_fails
 from mechmem.models.sites import Site
@@ -27,7 +27,7 @@ def kept_rows(layer: int) -> list[int]:
 
 
 @dataclass
-class See:
+class ProbeReader:
     """Keeps a layer's plain, padded and edited row as they leave its hook."""
 
     site: Site
@@ -38,7 +38,7 @@ class See:
 
 
 @dataclass
-class Nudge:
+class ProbeEdit:
     """Moves a layer's edited row by a random step of half its length, and keeps both."""
 
     site: Site
@@ -69,7 +69,7 @@ class Trace:
     mlp_in: dict[int, Tensor] = field(default_factory=dict)
     values: Mapping[Site, Tensor] = field(default_factory=dict)
 
-    def listeners(self, blocks: list[Anatomy], ends: list[torch.nn.Module]) -> Listeners:
+    def listeners(self, blocks: list[BlockModules], ends: list[torch.nn.Module]) -> Listeners:
         """Pairs of a module and what to do with its input."""
         out: Listeners = []
         for layer, block in enumerate(blocks):
@@ -124,7 +124,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Law:
+class Invariant:
     """Something that must be equal, before and after the edit.
 
     Attributes:
@@ -139,23 +139,27 @@ class _Law:
     change: Tensor | None
 
 
-class Judge:
+class InvariantCheck:
     """Turns the trace of one pass into verdicts."""
 
-    def __init__(self, trace: Trace, blocks: list[Anatomy], logits: Tensor) -> None:
+    def __init__(self, trace: Trace, blocks: list[BlockModules], logits: Tensor) -> None:
         self.trace, self.blocks, self.logits = trace, blocks, logits
         self.unit = float(torch.finfo(logits.dtype).eps)
         for value in trace.values.values():
             self.unit = max(self.unit, float(torch.finfo(value.dtype).eps))
 
-    def verdict(self, nudge: Nudge) -> Finding:
-        site = nudge.site
-        if nudge.before is None or nudge.after is None:
+    def verdict(self, probe: ProbeEdit) -> Finding:
+        site = probe.site
+        if probe.before is None or probe.after is None:
             return Finding(site, reason="its hook point is never called")
-        laws = self._laws(site, nudge.before, nudge.after)
-        changes = [law.change for law in laws if law.change is not None]
-        read = [self._off(law, law.own, slice(0, 2)) for law in laws]
-        edit = [self._off(law, law.change, slice(2, 3)) for law in laws if law.change is not None]
+        invariants = self._invariants(site, probe.before, probe.after)
+        changes = [invariant.change for invariant in invariants if invariant.change is not None]
+        read = [self._off(invariant, invariant.own, slice(0, 2)) for invariant in invariants]
+        edit = [
+            self._off(invariant, invariant.change, slice(2, 3))
+            for invariant in invariants
+            if invariant.change is not None
+        ]
         effect = self._effect(site.layer)
         found = Finding(site, _largest(read), _largest(edit), effect)
         padding = self._padding()
@@ -184,7 +188,7 @@ class Judge:
             reason = "an edit there changes no logit"
         return Finding(site, found.read_error, found.edit_error, effect, reason)
 
-    def _laws(self, site: Site, before: Tensor, after: Tensor) -> list[_Law]:
+    def _invariants(self, site: Site, before: Tensor, after: Tensor) -> list[Invariant]:
         stream, layer = site
         block, trace, moved = self.blocks[layer], self.trace, _wide(after) - _wide(before)
         start, end = trace.entering.get(layer), trace.leaving.get(layer)
@@ -192,9 +196,9 @@ class Judge:
         attn, mlp = trace.at("attn_out", layer), trace.at("mlp_out", layer)
         if mlp is None and getattr(block.block, "mlp", None) is None and attn is not None:
             mlp = torch.zeros_like(attn)  # an attention-only block
-        laws: list[_Law] = []
+        invariants: list[Invariant] = []
 
-        def law(found: Tensor | None, *parts: Tensor | None, own: Tensor | None = None,
+        def invariant(found: Tensor | None, *parts: Tensor | None, own: Tensor | None = None,
                 change: Tensor | None = None) -> None:  # fmt: skip
             terms = [_wide(part) for part in parts if part is not None]
             if found is None or len(terms) < len(parts):
@@ -202,45 +206,45 @@ class Judge:
             if all(term.shape == _wide(found).shape for term in terms):
                 # Of another width is a stream that a projection leads to or from (OPT-350m).
                 expected = sum(terms[1:], terms[0])
-                laws.append(
-                    _Law(_wide(found), expected, _wide(found if own is None else own), change)
+                invariants.append(
+                    Invariant(_wide(found), expected, _wide(found if own is None else own), change)
                 )
 
         if stream == "resid_pre":
-            law(before, start)
-            law(trace.attn_in.get(layer), after, change=moved)
+            invariant(before, start)
+            invariant(trace.attn_in.get(layer), after, change=moved)
             if middle is not None:
-                law(middle, after, attn, change=moved)
+                invariant(middle, after, attn, change=moved)
             else:
-                law(end, after, attn, mlp, change=moved)
+                invariant(end, after, attn, mlp, change=moved)
         elif stream == "resid_post":
-            law(before, *((middle, mlp) if middle is not None else (start, attn, mlp)))
-            law(end, after, change=moved)
+            invariant(before, *((middle, mlp) if middle is not None else (start, attn, mlp)))
+            invariant(end, after, change=moved)
         elif stream == "resid_mid":
-            law(before, middle)
-            law(before, start, attn)
-            law(end, after, mlp, change=moved)
+            invariant(before, middle)
+            invariant(before, start, attn)
+            invariant(end, after, mlp, change=moved)
             was, now = (self._written(block.mlp_branch, value) for value in (before, after))
             if was is not None and now is not None:
-                law(mlp, now, change=_wide(now) - _wide(was))
+                invariant(mlp, now, change=_wide(now) - _wide(was))
         elif stream == "attn_out":
             if middle is not None:
-                law(middle, start, after, own=after, change=moved)
+                invariant(middle, start, after, own=after, change=moved)
             else:
-                law(before, self._written(block.attn_write, trace.at("z", layer)))
-                law(end, start, after, mlp, own=after, change=moved)
+                invariant(before, self._written(block.attn_write, trace.at("z", layer)))
+                invariant(end, start, after, mlp, own=after, change=moved)
         elif stream == "mlp_out":
             if middle is not None:
-                law(end, middle, after, own=after, change=moved)
+                invariant(end, middle, after, own=after, change=moved)
             else:
-                law(before, self._written(block.mlp_write, trace.at("mlp_post", layer)))
-                law(end, start, attn, after, own=after, change=moved)
+                invariant(before, self._written(block.mlp_write, trace.at("mlp_post", layer)))
+                invariant(end, start, attn, after, own=after, change=moved)
         else:
             write, out = (block.attn_write, attn) if stream == "z" else (block.mlp_write, mlp)
             was, now = (self._written(write, value) for value in (before, after))
             if was is not None and now is not None:
-                law(out, now, change=_wide(now) - _wide(was))
-        return laws
+                invariant(out, now, change=_wide(now) - _wide(was))
+        return invariants
 
     @staticmethod
     def _written(write: object, value: Tensor | None) -> Tensor | None:
@@ -255,12 +259,12 @@ class Judge:
             return None
         return result
 
-    def _off(self, law: _Law, scale: Tensor, rows: slice) -> tuple[float, float]:
+    def _off(self, invariant: Invariant, scale: Tensor, rows: slice) -> tuple[float, float]:
         """Largest relative error over tokens, and what rounding allows."""
-        real = torch.ones(law.found.shape[:2], dtype=torch.bool)
+        real = torch.ones(invariant.found.shape[:2], dtype=torch.bool)
         real[1, : self._pad()] = False
-        error = (law.found - law.expected).norm(dim=-1)[rows][real[rows]]
-        whole = law.expected.norm(dim=-1)[rows][real[rows]]
+        error = (invariant.found - invariant.expected).norm(dim=-1)[rows][real[rows]]
+        whole = invariant.expected.norm(dim=-1)[rows][real[rows]]
         size = scale.norm(dim=-1)[rows][real[rows]]
         size = torch.where(size > 0, size, whole).clamp_min(torch.finfo(torch.float64).tiny)
         allowed = TOLERANCE + 8 * self.unit * float((whole / size).max())

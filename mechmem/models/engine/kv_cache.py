@@ -13,7 +13,7 @@ MOST_SPREAD = 2 << 30
 """Bytes of keys and values of one batch for which rows get copies of a shared beginning."""
 
 
-class _Roomy(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
+class GrowingLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Keys and values with room for what will follow, so that no step copies what is there.
 
     Args:
@@ -57,7 +57,7 @@ def _with_room(part: Tensor, room: int) -> Tensor:
     return whole
 
 
-def make_room(cache: Any, room: int) -> None:
+def reserve(cache: Any, room: int) -> None:
     """Let the layers of a cache grow in place by this many tokens.
 
     Rows that continue shared beginnings get copies of their own, where memory allows; otherwise
@@ -65,24 +65,26 @@ def make_room(cache: Any, room: int) -> None:
     are left as they are.
     """
     layers = getattr(cache, "layers", None) or []
-    spreads = sum(layer.own_bytes(room) for layer in layers if hasattr(layer, "root_of"))
+    spreads = sum(layer.joined_bytes(room) for layer in layers if isinstance(layer, PrefixedLayer))
     for k, layer in enumerate(layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4:
             continue  # a recurrent layer, or one that has seen nothing
-        if hasattr(layer, "root_of") and spreads <= MOST_SPREAD:
-            keys, values = layer.spread()
-            layers[k] = _Roomy(keys, values, room)
+        if isinstance(layer, PrefixedLayer) and spreads <= MOST_SPREAD:
+            keys, values = layer.joined()
+            layers[k] = GrowingLayer(keys, values, room)
         elif type(layer) is DynamicLayer:
-            layers[k] = _Roomy(keys, values, room)
+            layers[k] = GrowingLayer(keys, values, room)
             layer.keys = layer.values = None  # freed now, not after the last layer
 
 
 def keep_rows(cache: Any, rows: Sequence[int]) -> bool:
     """Keep these rows of a cache only; False, and nothing done, where that is not known to work."""
     if hasattr(cache, "layers"):
-        known = (DynamicLayer, DynamicSlidingWindowLayer, _Roomy)
-        if not all(type(layer) in known or hasattr(layer, "root_of") for layer in cache.layers):
+        known = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer)
+        if not all(
+            type(layer) in known or isinstance(layer, PrefixedLayer) for layer in cache.layers
+        ):
             return False
         for layer in cache.layers:
             layer.batch_select_indices(torch.tensor(list(rows), device=layer.device))
@@ -108,12 +110,12 @@ class PrefixedLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused
         grows: Whether later passes continue this one.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, root_of: Tensor, grows: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, prefix_of: Tensor, grows: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.front, self.grows = (keys, values), grows
         # Compared here, on the CPU: asking later would make an accelerator wait at every layer.
-        self._in_order = torch.equal(root_of, torch.arange(keys.shape[0]))
-        self.root_of = root_of.to(keys.device)
+        self._in_order = torch.equal(prefix_of, torch.arange(keys.shape[0]))
+        self.prefix_of = prefix_of.to(keys.device)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
@@ -129,21 +131,21 @@ class PrefixedLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused
             self.keys, self.values = key_states, value_states
         return self._after(self.front[0], key_states), self._after(self.front[1], value_states)
 
-    def spread(self) -> tuple[Tensor, Tensor]:
+    def joined(self) -> tuple[Tensor, Tensor]:
         """Keys and values of every row's beginning and of what has followed it."""
         assert self.keys is not None
         assert self.values is not None
         return self._after(self.front[0], self.keys), self._after(self.front[1], self.values)
 
-    def own_bytes(self, room: int) -> int:
-        """Memory of `spread` with room for more tokens."""
-        front, rows = self.front[0], len(self.root_of)
+    def joined_bytes(self, room: int) -> int:
+        """Memory of `joined` with room for more tokens."""
+        front, rows = self.front[0], len(self.prefix_of)
         each = 2 * front.shape[1] * front.shape[3] * front.element_size()
         return int(rows * (self.get_seq_length() + room) * each)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some of the rows."""
-        self.root_of, self._in_order = self.root_of[indices], False
+        self.prefix_of, self._in_order = self.prefix_of[indices], False
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[indices], self.values[indices]
 
@@ -156,5 +158,5 @@ class PrefixedLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused
         if front.shape[0] == 1:
             front = front.expand(len(own), -1, -1, -1)
         elif not self._in_order:
-            front = front.index_select(0, self.root_of)
+            front = front.index_select(0, self.prefix_of)
         return torch.cat([front, own], dim=-2)

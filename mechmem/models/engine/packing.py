@@ -1,7 +1,7 @@
 """Short prompts in one row, one behind the other: little is padded, and passes are few and long.
 
 A mask keeps the prompts of a row from seeing each other, and every token has its own place in its
-prompt; see `mechmem.models.engine.lanes`. Here it is decided which prompts stand where.
+prompt; see `mechmem.models.engine.packing`. Here it is decided which prompts stand where.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.models.engine.backends import Backend, masking, model_device, model_dtype
+from mechmem.models.engine.backends import Backend, additive_mask, model_device, model_dtype
 from mechmem.models.engine.batching import MAX_PAIRS, MAX_ROWS, Batch, rows_that_fit
 from mechmem.models.engine.capabilities import holds, same_logits, tried
 from mechmem.models.tokens import TokenizedPrompt
@@ -137,16 +137,16 @@ class _Pool:
             self.stacks[size].append(row)
 
 
-def sees_its_own(batch: Batch, dtype: torch.dtype) -> Float[Tensor, "row 1 token key"]:
+def packed_causal_mask(batch: Batch, dtype: torch.dtype) -> Float[Tensor, "row 1 token key"]:
     """What is added to attention scores: a token sees the earlier ones of its own prompt. Padding
     before the prompts of a row sees itself, so that no token is without any."""
     prompt = (batch.index == 0).cumsum(1)
     width = prompt.shape[1]
     earlier = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()
-    return masking((prompt[:, :, None] == prompt[:, None, :]) & earlier, dtype)[:, None]
+    return additive_mask((prompt[:, :, None] == prompt[:, None, :]) & earlier, dtype)[:, None]
 
 
-def packs_truly(backend: Backend) -> bool:
+def can_pack(backend: Backend) -> bool:
     """Whether prompts that share rows get the model's own logits; tried once per model, on random
     tokens."""
     return tried(
@@ -167,7 +167,7 @@ def _try_packing(backend: Backend) -> bool:
     plain, _ = backend.forward(alone.ids, alone.mask)
     batch = Batch.collate(prompts, rows, pad, device, lane_of=(0, 0, 1, 1, 1))
     found, _ = backend.forward(
-        batch.ids, sees_its_own(batch, model_dtype(backend.model)),
+        batch.ids, packed_causal_mask(batch, model_dtype(backend.model)),
         positions=batch.index.clamp_min(0),
     )  # fmt: skip
     assert batch.starts is not None

@@ -11,7 +11,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,14 +19,14 @@ from mechmem.models.engine.batching import (
     DEFAULT_TOKEN_BUDGET,
     MAX_PAIRS,
     MAX_ROWS,
+    PlannedBatch,
     Prefix,
-    Work,
     plan_batches,
     rows_that_fit,
     unpadded,
 )
 from mechmem.models.engine.packing import pack
-from mechmem.models.engine.prefixes import families
+from mechmem.models.engine.prefixes import best_prefixes
 from mechmem.models.tokens import TokenizedPrompt
 
 PASS_COST = 128.0
@@ -49,7 +49,7 @@ class Plan:
         extra: Tokens that every row may grow by (generation).
     """
 
-    works: tuple[Work, ...]
+    works: tuple[PlannedBatch, ...]
     prompts: tuple[TokenizedPrompt, ...] = field(repr=False)
     extra: int = 0
 
@@ -60,7 +60,7 @@ class Plan:
         for prompt in self.prompts:
             digest.update(array("q", [len(prompt.ids), *prompt.ids]).tobytes())
         for work in self.works:
-            digest.update(repr(work).encode())
+            digest.update(repr(astuple(work)).encode())  # values only: names may change
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -76,10 +76,10 @@ class Plan:
     @property
     def prefix_tokens(self) -> int:
         """Tokens of the shared beginnings, each once."""
-        return sum(prefix.length for group in self.roots for prefix in group)
+        return sum(prefix.length for group in self.prefix_passes for prefix in group)
 
     @property
-    def roots(self) -> list[tuple[Prefix, ...]]:
+    def prefix_passes(self) -> list[tuple[Prefix, ...]]:
         """The passes over shared beginnings; batches in a row with the same ones share a pass."""
         out: list[tuple[Prefix, ...]] = []
         for work in self.works:
@@ -88,15 +88,17 @@ class Plan:
         return out
 
     @property
-    def fed(self) -> int:
+    def computed(self) -> int:
         """Tokens that are computed, padding included."""
-        roots = sum(len(group) * max(prefix.length for prefix in group) for group in self.roots)
-        return roots + sum(work.fed for work in self.works)
+        prefix_passes = sum(
+            len(group) * max(prefix.length for prefix in group) for group in self.prefix_passes
+        )
+        return prefix_passes + sum(work.computed for work in self.works)
 
     @property
     def passes(self) -> int:
         """Forward passes."""
-        return len(self.works) + len(self.roots)
+        return len(self.works) + len(self.prefix_passes)
 
     @property
     def packs(self) -> bool:
@@ -105,17 +107,18 @@ class Plan:
 
     def cost(self, pass_cost: float, pair_cost: float = 0.0) -> float:
         """Tokens computed; passes, and how far tokens look back, counted as tokens too."""
-        steps = len(self.works) * (1 + self.extra) + len(self.roots)
-        pairs = sum(work.fed * (work.width + work.reach) for work in self.works)
-        return self.fed + pass_cost * steps + pair_cost * pairs
+        steps = len(self.works) * (1 + self.extra) + len(self.prefix_passes)
+        pairs = sum(work.computed * (work.width + work.prefix_width) for work in self.works)
+        return self.computed + pass_cost * steps + pair_cost * pairs
 
     def __str__(self) -> str:
         computed = self.tokens - self.shared
-        padding = 1 - computed / self.fed if self.fed else 0.0
+        prefixes = len({prefix for group in self.prefix_passes for prefix in group})
+        padding = 1 - computed / self.computed if self.computed else 0.0
         return (
             f"{len(self.prompts)} prompts, {self.tokens} tokens, in {len(self.works)} batches; "
-            f"{self.shared} tokens shared by {len({p for g in self.roots for p in g})} prefixes; "
-            f"{self.fed} tokens computed, {padding:.0%} of them padding"
+            f"{self.shared} tokens shared by {prefixes} prefixes; "
+            f"{self.computed} tokens computed, {padding:.0%} of them padding"
         )
 
 
@@ -151,7 +154,7 @@ def make_plan(
         prompt.ids[: max(0, min(len(prompt.ids) - 1, limit))]
         for prompt, limit in zip(prompts, limits, strict=True)
     ]
-    found = families(keys)
+    found = best_prefixes(keys)
     if not found:
         return plain
     works = list(_shared(prompts, found, fill))
@@ -172,23 +175,27 @@ class _Fill(NamedTuple):
     n_ctx: float
 
 
-def _plain(prompts: Sequence[TokenizedPrompt], rows: Sequence[int], fill: _Fill) -> list[Work]:
+def _plain(
+    prompts: Sequence[TokenizedPrompt], rows: Sequence[int], fill: _Fill
+) -> list[PlannedBatch]:
     """Without shared beginnings: a row for every prompt, or rows that prompts share."""
     chosen, budget = [prompts[row] for row in rows], fill.token_budget
     alone = [
-        Work(tuple(rows[k] for k in batch), len(chosen[batch[0]].ids))
+        PlannedBatch(tuple(rows[k] for k in batch), len(chosen[batch[0]].ids))
         for batch in plan_batches(chosen, budget, fill.extra, fill.padding)
     ]
     if fill.pair is None:
         return alone
     lengths = [len(prompt.ids) for prompt in chosen]
     packed = [
-        Work.of([rows[k] for k in batch.rows], batch.lane_of, [lengths[k] for k in batch.rows])
+        PlannedBatch.of(
+            [rows[k] for k in batch.rows], batch.lane_of, [lengths[k] for k in batch.rows]
+        )
         for batch in pack(lengths, budget, fill.padding, fill.pair, fill.n_ctx)
     ]
 
-    def cost(works: Sequence[Work], pair: float) -> float:
-        return sum(work.fed * (1 + pair * work.width) + fill.padding for work in works)
+    def cost(works: Sequence[PlannedBatch], pair: float) -> float:
+        return sum(work.computed * (1 + pair * work.width) + fill.padding for work in works)
 
     saves = cost(packed, fill.pair) <= (1 - LANES_MUST_SAVE) * cost(alone, fill.pair)
     return packed if saves else alone
@@ -198,7 +205,7 @@ def _shared(
     prompts: Sequence[TokenizedPrompt],
     found: Sequence[tuple[int, list[int]]],
     fill: _Fill,
-) -> Iterator[Work]:
+) -> Iterator[PlannedBatch]:
     """Batches of whole families; a family that fills a batch alone is cut into several."""
 
     def rest(row: int, length: int) -> int:
@@ -212,22 +219,22 @@ def _shared(
     waiting: list[tuple[int, int, list[int]]] = []
 
     def fits(group: Sequence[tuple[int, int, list[int]]]) -> bool:
-        reach, width = group[0][0], max(width for _, width, _ in group)
+        prefix_width, width = group[0][0], max(width for _, width, _ in group)
         rows = sum(len(rows) for _, _, rows in group)
-        padding = sum(reach - length for length, _, _ in group)
+        padding = sum(prefix_width - length for length, _, _ in group)
         padding += sum(width - rest(row, length) for length, _, rows in group for row in rows)
         grown = width + fill.extra
         return (
-            rows <= rows_that_fit(fill.token_budget, grown, reach + grown)
+            rows <= rows_that_fit(fill.token_budget, grown, prefix_width + grown)
             and len(group) <= MAX_ROWS
-            and len(group) * reach <= fill.token_budget
-            and len(group) * reach * reach <= MAX_PAIRS
+            and len(group) * prefix_width <= fill.token_budget
+            and len(group) * prefix_width * prefix_width <= MAX_PAIRS
             and padding <= 2 * fill.padding  # its two passes
-            and (len(group) == 1 or reach + grown <= fill.n_ctx)
+            and (len(group) == 1 or prefix_width + grown <= fill.n_ctx)
         )
 
-    def work(group: Sequence[tuple[int, int, list[int]]]) -> Work:
-        return Work(
+    def work(group: Sequence[tuple[int, int, list[int]]]) -> PlannedBatch:
+        return PlannedBatch(
             tuple(row for _, _, rows in group for row in rows),
             max(width for _, width, _ in group),
             tuple(Prefix(min(rows), length) for length, _, rows in group),
@@ -249,13 +256,13 @@ def _shared(
             rests = [rest(row, length) for row in rows[start : start + size]]
             size = unpadded(rests, fill.padding)
             part = tuple(rows[start : start + size])
-            yield Work(part, own, (first,), (0,) * len(part))
+            yield PlannedBatch(part, own, (first,), (0,) * len(part))
             start += size
     if waiting:
         yield work(waiting)
 
 
-def batch_bytes(cfg: Any, work: Work, itemsize: int, *, keeps: bool, logits: bool) -> int:
+def batch_bytes(cfg: Any, work: PlannedBatch, itemsize: int, *, keeps: bool, logits: bool) -> int:
     """Estimated memory of one batch on top of the weights.
 
     Args:
@@ -265,24 +272,25 @@ def batch_bytes(cfg: Any, work: Work, itemsize: int, *, keeps: bool, logits: boo
         keeps: Whether keys and values of every layer are kept (generation).
         logits: Whether the last tokens' logits are computed.
     """
-    rows, keys, fed = work.lanes, work.width + work.reach, work.fed
+    rows, keys, computed = work.lanes, work.width + work.prefix_width, work.computed
     heads, head = int(cfg.n_heads), int(cfg.d_head)
     groups = int(getattr(cfg, "n_key_value_heads", None) or heads)
     d_mlp = int(cfg.d_mlp or 4 * cfg.d_model)
-    stream = fed * (4 * int(cfg.d_model) + 3 * heads * head + 3 * d_mlp) * itemsize
+    stream = computed * (4 * int(cfg.d_model) + 3 * heads * head + 3 * d_mlp) * itemsize
     scores = rows * heads * work.width * keys * (2 * itemsize + 4)  # softmax in 4 bytes
     expanded = 2 * rows * keys * heads * head * itemsize if work.prefixes else 0
     stored = 2 * int(cfg.n_layers) * groups * head * itemsize
     kept = stored * sum(prefix.length for prefix in work.prefixes)
-    kept += stored * fed if keeps else 0
+    kept += stored * computed if keeps else 0
     return stream + scores + expanded + kept + (rows * int(cfg.d_vocab) * itemsize if logits else 0)
 
 
 def peak_bytes(cfg: Any, plan: Plan, itemsize: int, **what: bool) -> int:
     """Estimated memory of the largest batch of a plan, on top of the weights."""
-    roots = (
-        Work(tuple(p.row for p in group), max(p.length for p in group)) for group in plan.roots
+    prefix_passes = (
+        PlannedBatch(tuple(p.row for p in group), max(p.length for p in group))
+        for group in plan.prefix_passes
     )
     sizes = [batch_bytes(cfg, work, itemsize, **what) for work in plan.works]
-    sizes += [batch_bytes(cfg, root, itemsize, **{**what, "keeps": True}) for root in roots]
+    sizes += [batch_bytes(cfg, root, itemsize, **{**what, "keeps": True}) for root in prefix_passes]
     return max(sizes, default=0)

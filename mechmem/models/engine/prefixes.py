@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from mechmem.errors import PositionError
-from mechmem.models.architectures import length_class, sees_everything
+from mechmem.models.architectures import attends_to_all, length_class
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Prefix
 from mechmem.models.engine.capabilities import has_hooks, holds, same_logits, tried
@@ -34,20 +34,20 @@ class _Node:
     depth: int
     left: int
     saved: int = 0
-    families: list[tuple[int, int, int]] = field(default_factory=list)
+    best_prefixes: list[tuple[int, int, int]] = field(default_factory=list)
 
     def take(self, child: _Node) -> None:
         self.saved += child.saved
-        self.families += child.families
+        self.best_prefixes += child.best_prefixes
 
     def close(self, right: int) -> None:
         """Share at this depth, where that saves more than sharing deeper."""
         own = (right - self.left) * self.depth
         if self.depth >= MIN_PREFIX and own >= self.saved:
-            self.saved, self.families = own, [(self.depth, self.left, right)]
+            self.saved, self.best_prefixes = own, [(self.depth, self.left, right)]
 
 
-def families(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+def best_prefixes(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
     """Which rows share how long a beginning: the choice that saves most tokens."""
     everywhere = _common(min(keys), max(keys))  # a header of all of them: not worth comparing
     order = sorted(range(len(keys)), key=lambda row: (keys[row][everywhere:], row))
@@ -68,7 +68,7 @@ def families(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
             node = _Node(depth, left)
             node.take(child)
             stack.append(node)
-    return [(depth, sorted(order[left : right + 1])) for depth, left, right in child.families]
+    return [(depth, sorted(order[left : right + 1])) for depth, left, right in child.best_prefixes]
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -84,7 +84,7 @@ def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
 
 
 @dataclass
-class Root:
+class PrefixCache:
     """A batch of beginnings that have been run.
 
     Attributes:
@@ -100,20 +100,20 @@ class Root:
         """In which keys and values are kept."""
         return self.layers[0][0].dtype
 
-    def cache(self, root_of: Sequence[int], grows: bool) -> Any:
+    def cache(self, prefix_of: Sequence[int], grows: bool) -> Any:
         """A cache for rows that continue these beginnings."""
-        rows = torch.tensor(list(root_of))
+        rows = torch.tensor(list(prefix_of))
         cache: Any = DynamicCache()
         cache.layers = [PrefixedLayer(keys, values, rows, grows) for keys, values in self.layers]
         return cache
 
-    def mask(self, root_of: Sequence[int], rest: Tensor) -> Tensor:
+    def mask(self, prefix_of: Sequence[int], rest: Tensor) -> Tensor:
         """The attention mask of the rows: their beginning's, then their own."""
-        rows = torch.tensor(list(root_of), device=rest.device)
+        rows = torch.tensor(list(prefix_of), device=rest.device)
         return torch.cat([self.seen[rows], rest], dim=1)
 
 
-def run_root(batch: Batch, run: Callable[[Any], object]) -> Root:
+def run_prefixes(batch: Batch, run: Callable[[Any], object]) -> PrefixCache:
     """Run beginnings and keep their keys and values.
 
     Args:
@@ -121,10 +121,10 @@ def run_root(batch: Batch, run: Callable[[Any], object]) -> Root:
     """
     cache: Any = DynamicCache()
     run(cache)
-    return Root(batch.mask, [(layer.keys, layer.values) for layer in cache.layers])
+    return PrefixCache(batch.mask, [(layer.keys, layer.values) for layer in cache.layers])
 
 
-def lone_prompts(
+def prefix_prompts(
     prompts: Sequence[TokenizedPrompt], prefixes: Sequence[Prefix]
 ) -> list[TokenizedPrompt]:
     """The beginnings as prompts of their own."""
@@ -133,7 +133,7 @@ def lone_prompts(
     ]
 
 
-def limits(
+def shareable_lengths(
     backend: Backend,
     prompts: Sequence[TokenizedPrompt],
     interventions: Sequence[Intervention],
@@ -156,7 +156,7 @@ def limits(
     longest = max(len(prompt.ids) for prompt in prompts) + extra
     # The gap of padding between a beginning and a shorter rest widens distances, so a window that
     # prompts just fit into is not enough.
-    if not sees_everything(backend.model, 2 * longest) or has_hooks(backend.model):
+    if not attends_to_all(backend.model, 2 * longest) or has_hooks(backend.model):
         return None
     touched = [getattr(item, "where", None) for item in interventions]
     if not all(isinstance(where, Positions) for where in touched):
@@ -184,7 +184,7 @@ def _first(where: Positions, prompt: TokenizedPrompt) -> int:
     return min((index for _, index in columns), default=len(prompt.ids))
 
 
-def continues_truly(backend: Backend) -> bool:
+def can_continue_prefixes(backend: Backend) -> bool:
     """Whether continuing gives the model's own logits; tried once per model, on random tokens."""
     return tried(
         backend, "continues", lambda: holds("continuing a prompt", lambda: _try_continuing(backend))
@@ -198,12 +198,12 @@ def _try_continuing(backend: Backend) -> bool:
     ids = [tuple(rng.integers(0, int(cfg.d_vocab), size=n).tolist()) for n in (6, 4, 1, 3, 2)]
     whole = [ids[0] + ids[2], ids[0] + ids[3], ids[1] + ids[4]]
     prompts = [TokenizedPrompt(str(k), tokens, {}) for k, tokens in enumerate(whole)]
-    prefixes, root_of = [Prefix(0, 6), Prefix(2, 4)], [0, 0, 1]
+    prefixes, prefix_of = [Prefix(0, 6), Prefix(2, 4)], [0, 0, 1]
     alone = Batch.collate(prompts, range(3), ids[0][0], device)
     plain, _ = backend.forward(alone.ids, alone.mask, last_only=True)
-    first = Batch.collate(lone_prompts(prompts, prefixes), range(2), ids[0][0], device)
-    root = run_root(first, lambda cache: backend.forward(first.ids, first.mask, cache=cache))
+    first = Batch.collate(prefix_prompts(prompts, prefixes), range(2), ids[0][0], device)
+    root = run_prefixes(first, lambda cache: backend.forward(first.ids, first.mask, cache=cache))
     rest = Batch.collate(prompts, range(3), ids[0][0], device, skip=[6, 6, 4])
-    mask = root.mask(root_of, rest.mask)
-    found, _ = backend.forward(rest.ids, mask, cache=root.cache(root_of, False), last_only=True)
+    mask = root.mask(prefix_of, rest.mask)
+    found, _ = backend.forward(rest.ids, mask, cache=root.cache(prefix_of, False), last_only=True)
     return same_logits(found, plain)

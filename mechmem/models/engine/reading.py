@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.engine.backends import Backend, model_device
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, Prefix, Work
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, PlannedBatch, Prefix
 from mechmem.models.engine.capabilities import has_hooks, holds, tried
-from mechmem.models.engine.forward import Passes, plan_passes, retried, running
-from mechmem.models.engine.hooks import Intervention, StopForward, connected
+from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
+from mechmem.models.engine.hooks import Intervention, StopForward, hooks_attached
 from mechmem.models.engine.plan import Plan
-from mechmem.models.engine.shared_forward import Keep
-from mechmem.models.engine.site_check import vouch, wired
+from mechmem.models.engine.shared_forward import ActivationReader
+from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -29,13 +29,13 @@ from mechmem.progress import Progress, told
 from mechmem.seeding import keyed_rng
 
 
-def wanted_in_front(
-    works: Iterable[Work], prompts: Sequence[TokenizedPrompt], positions: Positions
+def wanted_in_prefixes(
+    works: Iterable[PlannedBatch], prompts: Sequence[TokenizedPrompt], positions: Positions
 ) -> dict[Prefix, list[int]]:
     """Which positions of every shared beginning some prompt asks for."""
     wanted: dict[Prefix, set[int]] = {}
     for work in works:
-        for row, root in zip(work.rows, work.root_of, strict=False):
+        for row, root in zip(work.rows, work.prefix_of, strict=False):
             prefix = work.prefixes[root]
             mine = wanted.setdefault(prefix, set())
             if not positions.pooled:
@@ -45,7 +45,7 @@ def wanted_in_front(
 
 
 @dataclass
-class Front:
+class PrefixReader:
     """Reads one site in the pass over shared beginnings.
 
     Attributes:
@@ -72,7 +72,7 @@ class Front:
 
 
 @dataclass
-class Behind:
+class PrefixSlots:
     """How the rows of one batch find what was read in their beginnings.
 
     Attributes:
@@ -80,30 +80,30 @@ class Behind:
         slot: ``[row, position]`` which of its kept positions, -1 for positions of the row's own.
     """
 
-    root_of: Tensor
+    prefix_of: Tensor
     slot: Tensor
 
     @classmethod
     def of(
         cls,
-        work: Work,
+        work: PlannedBatch,
         prompts: Sequence[TokenizedPrompt],
         positions: Positions,
         wanted: Mapping[Prefix, Sequence[int]],
-    ) -> Behind:
+    ) -> PrefixSlots:
         """For one batch."""
         slots = []
-        for row, root in zip(work.rows, work.root_of, strict=True):
+        for row, root in zip(work.rows, work.prefix_of, strict=True):
             kept = {index: k for k, index in enumerate(wanted[work.prefixes[root]])}
             columns = [] if positions.pooled else positions.columns(prompts[row])
             slots.append([kept.get(index, -1) for _, index in columns])
         return cls(
-            torch.tensor(work.root_of, dtype=torch.long), torch.tensor(slots, dtype=torch.long)
+            torch.tensor(work.prefix_of, dtype=torch.long), torch.tensor(slots, dtype=torch.long)
         )
 
 
 @dataclass
-class Take:
+class SiteReader:
     """Copies the wanted positions out of an activation.
 
     Attributes:
@@ -115,8 +115,8 @@ class Take:
 
     site: Site
     positions: Positions
-    front: Front | None = None
-    behind: Behind | None = None
+    front: PrefixReader | None = None
+    behind: PrefixSlots | None = None
     value: Tensor | None = field(default=None, repr=False)
 
     def read(self, activation: Tensor, feed: Feed) -> None:
@@ -126,7 +126,7 @@ class Take:
             total = _summed(activation, feed.mask(self.positions).to(device))
             if self.front is not None and self.behind is not None:
                 assert self.front.value is not None
-                total += self.front.value[self.behind.root_of.to(device)]
+                total += self.front.value[self.behind.prefix_of.to(device)]
             self.value = total / over_features(feed.lengths.to(device)[:, None], total)
             return
         rows, columns = (where.to(device) for where in feed.at(self.positions))
@@ -138,7 +138,7 @@ class Take:
         ):
             assert self.front.value is not None
             slot = self.behind.slot.to(device)
-            front = self.front.value[self.behind.root_of.to(device)[:, None], slot]
+            front = self.front.value[self.behind.prefix_of.to(device)[:, None], slot]
             value = torch.where(over_features(slot >= 0, value), front, value)
         self.value = value
 
@@ -155,7 +155,7 @@ def _summed(activation: Tensor, keep: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Taken:
+class BatchStates:
     """States of one batch.
 
     Attributes:
@@ -180,9 +180,9 @@ def take_states(
     side: str = "left",
     share: bool = True,
     plan: Plan | None = None,
-    works: Sequence[Work] | None = None,
+    works: Sequence[PlannedBatch] | None = None,
     progress: Progress = None,
-) -> Iterator[Taken]:
+) -> Iterator[BatchStates]:
     """Run the trunk once over every prompt and yield the wanted states batch by batch.
 
     No logits are computed; the pass ends after the deepest site.
@@ -208,30 +208,30 @@ def take_states(
             pack=not positions.pooled,
         )
     works = plan.works if works is None else works
-    wanted = wanted_in_front(works, prompts, positions)
+    wanted = wanted_in_prefixes(works, prompts, positions)
 
-    def fronts(prefixes: tuple[Prefix, ...]) -> list[Front]:
+    def fronts(prefixes: tuple[Prefix, ...]) -> list[PrefixReader]:
         at = None if positions.pooled else [wanted[prefix] for prefix in prefixes]
-        return [Front(site, at) for site in sites]
+        return [PrefixReader(site, at) for site in sites]
 
     # The pass over beginnings stops only where keys and values of all blocks that the rows run have
     # been made: not below an edit, and not before the first attention.
     ends = max(site.depth for site in sites)
     stop = ends > Site("resid_pre", 0).depth and all(e.site.depth <= ends for e in interventions)
-    passes = Passes(backend, prompts, pad_id, side=side, readers=fronts, stop_early=stop)
+    passes = BatchPreparer(backend, prompts, pad_id, side=side, readers=fronts, stop_early=stop)
     last = None if positions.pooled else last_block(backend, sites, interventions)
 
-    def run(work: Work) -> dict[Site, Tensor]:
+    def run(work: PlannedBatch) -> dict[Site, Tensor]:
         ready = passes.ready(work)
-        takes = [Take(site, positions) for site in sites]
+        takes = [SiteReader(site, positions) for site in sites]
         if work.prefixes:
-            behind = Behind.of(work, prompts, positions, wanted)
-            front = {item.site: item for item in ready.seen if isinstance(item, Front)}
-            takes = [Take(site, positions, front[site], behind) for site in sites]
+            behind = PrefixSlots.of(work, prompts, positions, wanted)
+            front = {item.site: item for item in ready.seen if isinstance(item, PrefixReader)}
+            takes = [SiteReader(site, positions, front[site], behind) for site in sites]
         feed = ready.batch.feed()
         with (
-            running(backend),
-            wired(backend, feed, interventions, takes, True),
+            inference(backend),
+            checked_hooks(backend, feed, interventions, takes, True),
             trimmed(backend, last, feed, positions),  # after the check of sites, which runs passes
             suppress(StopForward),
         ):
@@ -248,9 +248,9 @@ def take_states(
         return {t.site: t.value.to(device="cpu", dtype=dtype) for t in takes if t.value is not None}
 
     with told(progress, sum(len(work.rows) for work in works), "reading") as tell:
-        for work, states in retried(works, run):
+        for work, states in halved_on_oom(works, run):
             tell(len(work.rows), sum(len(prompts[row].ids) for row in work.rows))
-            yield Taken(work.rows, states)
+            yield BatchStates(work.rows, states)
 
 
 FEW = 0.5
@@ -274,7 +274,7 @@ def last_block(
         return None
     if any(item.site.layer >= layer for item in interventions) or has_hooks(backend.model):
         return None
-    return layer if trims_truly(backend, layer) else None
+    return layer if can_trim(backend, layer) else None
 
 
 @contextmanager
@@ -312,7 +312,7 @@ def trimmed(
             mlp.__dict__["forward"] = before
 
 
-def trims_truly(backend: Backend, layer: int) -> bool:
+def can_trim(backend: Backend, layer: int) -> bool:
     """Whether trimming a block leaves the tokens that are read as they are; tried once."""
     site = Site("resid_post", layer)
     what = f"trimming block {layer}"
@@ -323,7 +323,7 @@ def trims_truly(backend: Backend, layer: int) -> bool:
 
 def _try_trimming(backend: Backend, site: Site) -> bool:
     """A padded and an unpadded prompt of random tokens, read at both ends."""
-    vouch(backend, [site])
+    require_sites(backend, [site])
     rng = keyed_rng(0, "trimming check")
     ids = tuple(rng.integers(0, int(backend.model.cfg.d_vocab), size=8).tolist())
     prompts = [TokenizedPrompt("long", ids, {}), TokenizedPrompt("short", ids[3:], {})]
@@ -341,8 +341,8 @@ def _try_trimming(backend: Backend, site: Site) -> bool:
 
 
 def _run_trimmed(backend: Backend, batch: Batch, site: Site) -> Tensor:
-    keep = Keep(site)
-    with connected(backend, batch.feed(), (), [keep]):
+    keep = ActivationReader(site)
+    with hooks_attached(backend, batch.feed(), (), [keep]):
         backend.forward(batch.ids, batch.mask)
     assert keep.value is not None
     return keep.value

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.models.engine.backends import Backend
-from mechmem.models.engine.batched_edits import Cell, by_tag, choir, tagged
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, Work
-from mechmem.models.engine.forward import Passes, plan_passes, retried, running
+from mechmem.models.engine.batched_edits import Cell, batch_edits, copies_per_cell, split_by_cell
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
+from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.generation import Decode, generate
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.site_check import wired
+from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.progress import Progress, told
@@ -33,18 +33,18 @@ def last_logits(
     """Logits after every prompt, in the order given."""
     out: list[Tensor | None] = [None] * len(prompts)
     plan = plan_passes(backend, prompts, token_budget, interventions=interventions, share=share)
-    passes = Passes(backend, prompts, pad_id)
+    passes = BatchPreparer(backend, prompts, pad_id)
 
-    def run(work: Work) -> Tensor:
+    def run(work: PlannedBatch) -> Tensor:
         ready = passes.ready(work)
-        with running(backend), wired(backend, ready.batch.feed(), interventions):
+        with inference(backend), checked_hooks(backend, ready.batch.feed(), interventions):
             logits, _ = backend.forward(
                 ready.batch.ids, ready.mask, cache=ready.cache, last_only=True
             )
         return logits[:, -1].detach().cpu().float()
 
     with told(progress, len(prompts), "logits") as tell:
-        for work, values in retried(plan.works, run):
+        for work, values in halved_on_oom(plan.works, run):
             for row, value in zip(work.rows, values, strict=True):
                 out[row] = value
             tell(len(work.rows), sum(len(prompts[row].ids) for row in work.rows))
@@ -74,15 +74,15 @@ def answer_logprobs(
     plan = plan_passes(
         backend, joined, token_budget, interventions=interventions, share=share, own=prompts
     )
-    passes = Passes(backend, joined, pad_id)
+    passes = BatchPreparer(backend, joined, pad_id)
 
-    def run(work: Work) -> list[Tensor]:
+    def run(work: PlannedBatch) -> list[Tensor]:
         ready = passes.ready(work)
         own = tuple(prompts[row] for row in work.rows)
         lengths = torch.tensor([len(prompt.ids) for prompt in own], device=ready.mask.device)
         feed = Feed(own, ready.batch.index, lengths, work.rows)
         longest = max(len(answers[row]) for row in work.rows)
-        with running(backend), wired(backend, feed, interventions):
+        with inference(backend), checked_hooks(backend, feed, interventions):
             logits, _ = backend.forward(
                 ready.batch.ids, ready.mask, cache=ready.cache, keep=longest
             )
@@ -94,7 +94,7 @@ def answer_logprobs(
         return scores
 
     with told(None, len(prompts), "scoring answers") as tell:
-        for work, scores in retried(plan.works, run):
+        for work, scores in halved_on_oom(plan.works, run):
             out[list(work.rows)] = torch.stack(scores)
             tell(len(work.rows), sum(len(joined[row].ids) for row in work.rows))
     return out
@@ -133,9 +133,9 @@ def many_generate(
         cells: The interventions of every cell; an empty one is the unedited model.
     """
     done = generate(
-        backend, tagged(prompts, len(cells)), decode, max_new_tokens=max_new_tokens, stop=stop,
-        eos_ids=eos_ids, interventions=choir(cells, by_tag), pad_id=pad_id, n_ctx=n_ctx,
-        token_budget=token_budget,
+        backend, copies_per_cell(prompts, len(cells)), decode, max_new_tokens=max_new_tokens,
+        stop=stop, eos_ids=eos_ids, interventions=batch_edits(cells, split_by_cell), pad_id=pad_id,
+        n_ctx=n_ctx, token_budget=token_budget,
     )  # fmt: skip
     n = len(prompts)
     return [done[cell * n : (cell + 1) * n] for cell in range(len(cells))]
@@ -153,11 +153,11 @@ def many_logprobs(
     """Log-probability (nats) of an answer after every prompt, in every cell.
 
     Args:
-        prompts, answers, pad_id, token_budget: As for `mechmem.models.engine.run.answer_logprobs`.
+        prompts, answers, pad_id, token_budget: As for `answer_logprobs`.
         cells: The interventions of every cell; an empty one is the unedited model.
     """
     scores = answer_logprobs(
-        backend, tagged(prompts, len(cells)), list(answers) * len(cells),
-        interventions=choir(cells, by_tag), pad_id=pad_id, token_budget=token_budget,
+        backend, copies_per_cell(prompts, len(cells)), list(answers) * len(cells),
+        interventions=batch_edits(cells, split_by_cell), pad_id=pad_id, token_budget=token_budget,
     )  # fmt: skip
     return scores.reshape(len(cells), len(prompts))

@@ -16,10 +16,11 @@ from transformers.cache_utils import DynamicCache
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import holds, same_logits, tried
-from mechmem.models.engine.forward import Ready, running
-from mechmem.models.engine.hooks import StopForward, connected, hook_name
-from mechmem.models.engine.prefixes import Root
-from mechmem.models.engine.site_check import vouch, wired
+from mechmem.models.engine.forward import PreparedBatch, inference
+from mechmem.models.engine.hooks import StopForward, hook_name, hooks_attached
+from mechmem.models.engine.kv_cache import PrefixedLayer
+from mechmem.models.engine.prefixes import PrefixCache
+from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
@@ -30,7 +31,7 @@ Form = Callable[[Tensor], Any]
 _FORMS: tuple[Form, ...] = (lambda value: value, lambda value: (value,))
 
 
-class Keep:
+class ActivationReader:
     """Keeps the whole activation of one site."""
 
     def __init__(self, site: Site) -> None:
@@ -59,7 +60,7 @@ def resumed(
     The hook point at the end of block ``start - 1`` still fires, on the residual.
 
     Args:
-        backend: A model for which `resumes_truly`.
+        backend: A model for which `can_resume`.
         start: From 0 (the whole model) to the number of blocks (none of them).
         residual: ``resid_post`` of block ``start - 1``; not needed from 0 on.
         form: How its blocks hand their output on; by default what the trial found.
@@ -91,7 +92,7 @@ def resumed(
                 block.__dict__["forward"] = forward
 
 
-def resumes_truly(backend: Backend) -> bool:
+def can_resume(backend: Backend) -> bool:
     """Whether resuming gives the model's own logits; tried once per model, on random tokens."""
     return _form_of(backend) is not None
 
@@ -109,13 +110,13 @@ def _try_resuming(backend: Backend, form: Form) -> bool:
     cfg = backend.model.cfg
     layers = int(cfg.n_layers)
     starts = sorted({1, (layers + 1) // 2, layers})
-    vouch(backend, [Site("resid_post", layer) for layer in range(layers)])
+    require_sites(backend, [Site("resid_post", layer) for layer in range(layers)])
     rng = keyed_rng(0, "resume check")
     ids = tuple(rng.integers(0, int(cfg.d_vocab), size=7).tolist())
     prompts = [TokenizedPrompt("long", ids, {}), TokenizedPrompt("short", ids[3:], {})]
     batch = Batch.collate(prompts, range(2), ids[0], model_device(backend.model))
-    keeps = [Keep(Site("resid_post", start - 1)) for start in starts]
-    with connected(backend, batch.feed(), (), keeps):
+    keeps = [ActivationReader(Site("resid_post", start - 1)) for start in starts]
+    with hooks_attached(backend, batch.feed(), (), keeps):
         plain, _ = backend.forward(batch.ids, batch.mask, last_only=True)
     other = batch.ids.roll(1, dims=1)  # other tokens: what is below must not matter
     for start, keep in zip(starts, keeps, strict=True):
@@ -127,7 +128,7 @@ def _try_resuming(backend: Backend, form: Form) -> bool:
 
 
 @dataclass(frozen=True)
-class Base:
+class SharedForward:
     """Some prompts, run once without edits.
 
     Attributes:
@@ -159,7 +160,7 @@ class Base:
         stored = stored if len(at) == len(stored) else stored[list(at)]
         return stored[:, stored.shape[1] - width :]
 
-    def root(self, at: Sequence[int], skip: Sequence[int]) -> Root:
+    def root(self, at: Sequence[int], skip: Sequence[int]) -> PrefixCache:
         """The keys and values of the first ``skip`` tokens of some of the rows."""
         rows = torch.tensor(list(at), device=self.mask.device)
         mask = self.mask[rows]
@@ -173,12 +174,16 @@ class Base:
             )
             for keys, values in self.layers
         ]
-        return Root(mask[:, :used], layers)
+        return PrefixCache(mask[:, :used], layers)
 
 
-def make_base(
-    backend: Backend, ready: Ready, starts: Sequence[int], keys: bool, last: int | None = None
-) -> Base:
+def run_shared(
+    backend: Backend,
+    ready: PreparedBatch,
+    starts: Sequence[int],
+    keys: bool,
+    last: int | None = None,
+) -> SharedForward:
     """Run a batch without edits and keep what cells need.
 
     Args:
@@ -186,13 +191,13 @@ def make_base(
         keys: Whether keys and values are kept as well.
         last: How many tokens of every row's input are kept; default all.
     """
-    keeps = [Keep(Site("resid_post", start - 1)) for start in starts]
+    keeps = [ActivationReader(Site("resid_post", start - 1)) for start in starts]
     cache: Any = ready.cache
     if keys and cache is None:
         cache = DynamicCache()
     if keeps or keys:
-        hooks = wired(backend, ready.batch.feed(), (), keeps, not keys)
-        with running(backend), hooks, suppress(StopForward):
+        hooks = checked_hooks(backend, ready.batch.feed(), (), keeps, not keys)
+        with inference(backend), hooks, suppress(StopForward):
             backend.forward(ready.batch.ids, ready.mask, cache=cache, last_only=True)
     residuals = {
         start: keep.value if last is None else keep.value[:, -last:].clone()
@@ -200,10 +205,9 @@ def make_base(
         if keep.value is not None
     }
     layers = [_whole(layer) for layer in cache.layers] if keys else []
-    return Base(ready.batch.rows, ready.mask, residuals, layers)
+    return SharedForward(ready.batch.rows, ready.mask, residuals, layers)
 
 
 def _whole(layer: Any) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer's beginning and of what followed it."""
-    spread = getattr(layer, "spread", None)
-    return (layer.keys, layer.values) if spread is None else spread()
+    return layer.joined() if isinstance(layer, PrefixedLayer) else (layer.keys, layer.values)

@@ -14,19 +14,26 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError
-from mechmem.models.architectures import anatomy, end_of_blocks, overheard
+from mechmem.models.architectures import block_modules, end_of_blocks, module_inputs
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import SIGNS, always_fails, without_hooks
-from mechmem.models.engine.hooks import Intervention, Reader, connected, hook_name
-from mechmem.models.engine.invariants import PAD, Finding, Judge, Nudge, See, Trace
+from mechmem.models.engine.hooks import Intervention, Reader, hook_name, hooks_attached
+from mechmem.models.engine.invariants import (
+    PAD,
+    Finding,
+    InvariantCheck,
+    ProbeEdit,
+    ProbeReader,
+    Trace,
+)
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 
 @contextmanager
-def wired(
+def checked_hooks(
     backend: Backend,
     feed: Feed,
     interventions: Sequence[Intervention] = (),
@@ -35,17 +42,19 @@ def wired(
 ) -> Iterator[Callable[[Feed], None]]:
     """Attach interventions and readers for forward passes, at sites that have been proved.
 
-    Args and Yields: as for `mechmem.models.engine.wiring.connected`.
+    Args and Yields: as for `mechmem.models.engine.hooks.hooks_attached`.
 
     Raises:
         SiteError: For a site that cannot be read or edited truthfully on this model.
     """
-    vouch(backend, [edit.site for edit in interventions] + [reader.site for reader in readers])
-    with connected(backend, feed, interventions, readers, stop_early) as follow:
+    require_sites(
+        backend, [edit.site for edit in interventions] + [reader.site for reader in readers]
+    )
+    with hooks_attached(backend, feed, interventions, readers, stop_early) as follow:
         yield follow
 
 
-def vouch(backend: Backend, sites: Sequence[Site]) -> None:
+def require_sites(backend: Backend, sites: Sequence[Site]) -> None:
     """Examine every stream on its first use, and refuse sites that are not what they are called.
 
     Raises:
@@ -53,10 +62,10 @@ def vouch(backend: Backend, sites: Sequence[Site]) -> None:
         ModelError: When a stream would have to be examined in train mode.
     """
     for stream in {site.stream for site in sites}:
-        if Site(stream, 0) not in backend.verdicts:
-            backend.verdicts.update({found.site: found for found in examine(backend, stream)})
+        if Site(stream, 0) not in backend.findings:
+            backend.findings.update({found.site: found for found in check_stream(backend, stream)})
     for site in sites:
-        reason = backend.verdicts[site].reason if site in backend.verdicts else ""
+        reason = backend.findings[site].reason if site in backend.findings else ""
         if reason:
             raise SiteError(
                 f"{site} cannot be read or edited truthfully on this model: {reason}. "
@@ -65,7 +74,7 @@ def vouch(backend: Backend, sites: Sequence[Site]) -> None:
 
 
 @torch.no_grad()
-def examine(backend: Backend, stream: str) -> list[Finding]:
+def check_stream(backend: Backend, stream: str) -> list[Finding]:
     """Prove or refuse one stream at every layer by a single small forward pass.
 
     Users' hooks are set aside meanwhile, no random number is drawn, and nothing stays behind.
@@ -74,7 +83,7 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
         ModelError: In train mode, where nothing can be proved.
     """
     refuse_training(backend)
-    blocks = anatomy(backend)
+    blocks = block_modules(backend)
     sites = [Site(stream, layer) for layer in range(len(blocks))]
     if stream == "resid_mid" and any(block.parallel for block in blocks):
         why = (
@@ -89,14 +98,14 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
         return [Finding(site, reason=why) for site in sites]
     helping = {s for s in STREAMS if hook_name(Site(s, 0)) in known}
     trace = Trace(stream, len(blocks))
-    nudges = [Nudge(site) for site in sites]
-    seen = [See(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
+    probes = [ProbeEdit(site) for site in sites]
+    seen = [ProbeReader(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
     batch = _check_batch(backend, len(blocks))
 
     def edited() -> Tensor:
         with (
-            overheard(backend, trace.listeners(blocks, end_of_blocks(backend))),
-            connected(backend, batch.feed(), nudges, seen),
+            module_inputs(backend, trace.listeners(blocks, end_of_blocks(backend))),
+            hooks_attached(backend, batch.feed(), probes, seen),
         ):
             return backend.forward(batch.ids, batch.mask)[0]
 
@@ -109,8 +118,8 @@ def examine(backend: Backend, stream: str) -> list[Finding]:
             why = f"a pass with an edit there ends in {type(error).__name__}: {error}"
             return [Finding(site, reason=why.rstrip(".")) for site in sites]
         trace.values = {look.site: look.value for look in seen if look.value is not None}
-        judge = Judge(trace, blocks, logits.detach())
-        return [judge.verdict(nudge) for nudge in nudges]
+        checks = InvariantCheck(trace, blocks, logits.detach())
+        return [checks.verdict(probe) for probe in probes]
 
 
 def _check_batch(backend: Backend, n_layers: int) -> Batch:

@@ -23,7 +23,7 @@ class Completion:
     finished: bool = False
 
 
-class Ending:
+class StoppingCriteria:
     """Sees a completion grow token by token and says when it is over.
 
     Only the last tokens are turned into text at each step, and only where the newest one could end
