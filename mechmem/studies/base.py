@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechmem.artifacts import versions, write_text
-from mechmem.models.hooked import ModelInfo
+from mechmem.models.model import ModelInfo
 from mechmem.studies.saving import write_manifest, write_whole
 from mechmem.studies.table_files import write_tables
 

@@ -19,7 +19,7 @@ from mechmem.analysis.geometry import separation
 from mechmem.caching.extract import cache_activations
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.perturbation import perturbational_memorization
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection

@@ -15,7 +15,7 @@ import pandas as pd
 from mechmem.analysis.directions import Directions
 from mechmem.errors import TaskError
 from mechmem.evaluation.steering import Make, add, scale_everywhere, steering_grid
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.tasks.base import Task
 from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt, PromptSet
