@@ -229,7 +229,7 @@ class TestWhatIsShared:
         _, model = loaded(family)
         asked = model.tokenize(prompts())
         edit = Add(Site("resid_post", 1), "last", vector(32, 1))
-        (way,) = Grid(model.backend, asked, [[edit]]).ways
+        (way,) = Grid(model.backend, asked, [[edit]]).routes
         assert way.whole
         assert way.start == 2
 

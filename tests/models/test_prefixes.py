@@ -245,7 +245,7 @@ class TestItIsDone:
         monkeypatch.setattr(generation, "reserve", watched)
         prompts = few_shot(5)
         done = model.complete(prompts, 6)
-        assert kinds == {"_Roomy" if most else "_Continued"}
+        assert kinds == {"GrowingLayer" if most else "PrefixedLayer"}
         for k, item in enumerate(model.tokenize(prompts)):
             want, lead = greedy(plain, "llama", item.ids, 6)
             assert lead > 1e-4

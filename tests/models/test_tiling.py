@@ -89,7 +89,7 @@ class TestOnModels:
         asked = model.tokenize(prompts())
         edits = [Add(Site("resid_post", 0), "last", vector(32, k)) for k in range(3)]
         grid = Grid(model.backend, asked, [[edit] for edit in edits])
-        assert all(way.whole for way in grid.ways)
+        assert all(way.whole for way in grid.routes)
         got = many_logits(model.backend, asked, [[edit] for edit in edits])
         for k, edit in enumerate(edits):
             want = last_logits(model.backend, asked, interventions=[edit], share=False)
