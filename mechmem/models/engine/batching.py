@@ -256,7 +256,7 @@ class PlannedBatch:
         rows: The prompts, by their place in the list that was planned.
         width: Tokens of the longest row of the pass, without what is shared.
         prefixes: Beginnings that are run first; empty when nothing is shared.
-        root_of: For every row, which of `prefixes` it continues.
+        prefix_of: For every row, which of `prefixes` it continues.
         lane_of: For every prompt, in which row of the pass it stands, one behind the other; empty
             when each has one of its own.
         lengths: Tokens of every prompt, where they share rows.

@@ -106,7 +106,7 @@ class PrefixedLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused
 
     Args:
         keys, values: ``[beginning, head, token, d]`` of the beginnings.
-        root_of: For every row, which beginning it continues.
+        prefix_of: For every row, which beginning it continues.
         grows: Whether later passes continue this one.
     """
 

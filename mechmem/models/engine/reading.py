@@ -76,7 +76,7 @@ class PrefixSlots:
     """How the rows of one batch find what was read in their beginnings.
 
     Attributes:
-        root_of: ``[row]`` which beginning.
+        prefix_of: ``[row]`` which beginning.
         slot: ``[row, position]`` which of its kept positions, -1 for positions of the row's own.
     """
 
@@ -108,15 +108,15 @@ class SiteReader:
 
     Attributes:
         site, positions: What to read.
-        front: The same site in the pass over the shared beginnings.
-        behind: How rows find their part in it.
+        prefix: The same site in the pass over the shared beginnings.
+        slots: How rows find their part in it.
         value: ``[row, position, *feature]``, on the activation's device.
     """
 
     site: Site
     positions: Positions
-    front: PrefixReader | None = None
-    behind: PrefixSlots | None = None
+    prefix: PrefixReader | None = None
+    slots: PrefixSlots | None = None
     value: Tensor | None = field(default=None, repr=False)
 
     def read(self, activation: Tensor, feed: Feed) -> None:
@@ -124,22 +124,22 @@ class SiteReader:
         device = activation.device
         if self.positions.pooled:
             total = _summed(activation, feed.mask(self.positions).to(device))
-            if self.front is not None and self.behind is not None:
-                assert self.front.value is not None
-                total += self.front.value[self.behind.prefix_of.to(device)]
+            if self.prefix is not None and self.slots is not None:
+                assert self.prefix.value is not None
+                total += self.prefix.value[self.slots.prefix_of.to(device)]
             self.value = total / over_features(feed.lengths.to(device)[:, None], total)
             return
         rows, columns = (where.to(device) for where in feed.at(self.positions))
         value = activation[rows, columns].detach()  # indexing copies: no view stays alive
         if (
-            self.front is not None
-            and self.behind is not None
-            and bool((self.behind.slot >= 0).any())
+            self.prefix is not None
+            and self.slots is not None
+            and bool((self.slots.slot >= 0).any())
         ):
-            assert self.front.value is not None
-            slot = self.behind.slot.to(device)
-            front = self.front.value[self.behind.prefix_of.to(device)[:, None], slot]
-            value = torch.where(over_features(slot >= 0, value), front, value)
+            assert self.prefix.value is not None
+            slot = self.slots.slot.to(device)
+            known = self.prefix.value[self.slots.prefix_of.to(device)[:, None], slot]
+            value = torch.where(over_features(slot >= 0, value), known, value)
         self.value = value
 
 
@@ -225,9 +225,9 @@ def take_states(
         ready = passes.ready(work)
         takes = [SiteReader(site, positions) for site in sites]
         if work.prefixes:
-            behind = PrefixSlots.of(work, prompts, positions, wanted)
-            front = {item.site: item for item in ready.seen if isinstance(item, PrefixReader)}
-            takes = [SiteReader(site, positions, front[site], behind) for site in sites]
+            slots = PrefixSlots.of(work, prompts, positions, wanted)
+            in_prefix = {item.site: item for item in ready.seen if isinstance(item, PrefixReader)}
+            takes = [SiteReader(site, positions, in_prefix[site], slots) for site in sites]
         feed = ready.batch.feed()
         with (
             inference(backend),
