@@ -16,7 +16,7 @@ from mechmem.analysis.exchange import FEWEST, Exchange
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.studies.reasoning.edits import SIGNED, Setting
 from mechmem.studies.reasoning.rows import correct, of_label
