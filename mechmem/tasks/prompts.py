@@ -1,163 +1,21 @@
-"""`Prompt` and `PromptSet`: what is asked, of whom nothing has been computed yet."""
+"""`PromptSet`: what is asked, of whom nothing has been computed yet."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, overload
-from unicodedata import normalize
 
 import pandas as pd
 
 from mechmem.errors import PromptError, listed
 from mechmem.seeding import keyed_order
 from mechmem.tasks import files
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Chat:
-    """Wrap a prompt in the tokenizer's chat template: its text becomes the user's turn.
-
-    A template that asks for today's date is told 26 July 2024, so that a prompt is the same tokens
-    on every day; where it takes one (``date_string=`` for Llama 3), say another.
-
-    Args:
-        system: The system message, or ``None`` for no system turn.
-        assistant_prefix: Text that the assistant's answer already begins with.
-        template: What else the template is given, by name; also as keywords:
-            ``Chat(enable_thinking=False)``, ``tools=``, ``documents=``. As JSON holds it.
-    """
-
-    system: str | None
-    assistant_prefix: str
-    template: Mapping[str, Any] = field(hash=False)
-
-    def __init__(
-        self,
-        system: str | None = None,
-        assistant_prefix: str = "",
-        template: Mapping[str, Any] | None = None,
-        **more: Any,
-    ) -> None:
-        given = {**(template or {}), **more}
-        try:
-            kept = json.loads(json.dumps(given, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise PromptError(
-                f"Arguments of a chat template must be what JSON can hold, got {given!r:.200} "
-                f"({error})."
-            ) from None
-        object.__setattr__(self, "system", system)
-        object.__setattr__(self, "assistant_prefix", assistant_prefix)
-        object.__setattr__(self, "template", kept)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One question to a model, and what each behavior would answer.
-
-    Attributes:
-        id: Unique within a set.
-        text: Exactly what the model reads (the tokenizer adds a beginning-of-sequence token).
-        group: Ties the rephrasings of one instance together; its own id when left out.
-        memorized: The answer of a model that remembers.
-        generalized: The answer of a model that works it out.
-        answer: The right answer, for questions without two behaviors.
-        label: What the prompt asks for (say ``"reasoning"`` or ``"memory"``).
-        behavior: What a model did on it, once observed.
-        spans: Named character ranges ``(start, end)`` of ``text``, usable as positions.
-        chat: Set to wrap the text in the tokenizer's chat template.
-        meta: Anything else worth keeping.
-    """
-
-    id: str
-    text: str
-    group: str = ""
-    memorized: str | None = None
-    generalized: str | None = None
-    answer: str | None = None
-    label: str | None = None
-    behavior: str | None = None
-    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    chat: Chat | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id:
-            raise PromptError(
-                f"A prompt's id must be a non-empty string, got {self.id!r}; "
-                "write for example Prompt(id='q1', text=...)."
-            )
-        for name in _TEXTS:
-            self._check_text(name, getattr(self, name))
-        if not self.group:
-            object.__setattr__(self, "group", self.id)
-        if not (self.chat is None or isinstance(self.chat, Chat)):
-            raise PromptError(
-                f"Prompt {self.id!r}: chat must be a Chat or None, got {self.chat!r:.60}; write "
-                "chat=Chat()."
-            )
-        self._check_keys("spans", self.spans)
-        self._check_keys("meta", self.meta)
-        spans = {name: self._span(name, span) for name, span in self.spans.items()}
-        object.__setattr__(self, "spans", spans)
-
-    def _check_text(self, name: str, value: object) -> None:
-        if name == "text" and not isinstance(value, str):
-            raise PromptError(
-                f"Prompt {self.id!r}: text must be a string, got {type(value).__name__}; "
-                "write for example text='What is 1+1?'."
-            )
-        if value is not None and not isinstance(value, str):
-            raise PromptError(
-                f"Prompt {self.id!r}: {name} must be a string or None, got "
-                f"{type(value).__name__} {value!r:.40}; write {name}={str(value)!r:.40}."
-            )
-        if value == "" and name in _ANSWERS:
-            raise PromptError(
-                f"Prompt {self.id!r}: {name} is an empty text, and nothing that is written could "
-                "be told by it; leave it out."
-            )
-
-    def _check_keys(self, name: str, value: object) -> None:
-        # A file keeps every key as text, so that another one would not come back as it was.
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise PromptError(
-                f"Prompt {self.id!r}: {name} must be a dictionary whose keys are text, got "
-                f"{value!r:.80}."
-            )
-
-    def _span(self, name: str, span: Any) -> tuple[int, int]:
-        try:
-            start, end = map(index, span)
-        except (TypeError, ValueError):
-            raise PromptError(
-                f"Prompt {self.id!r}: span {name!r} is {span!r:.80}; a span is a pair "
-                "(start, end) of characters of the text."
-            ) from None
-        if not 0 <= start < end <= len(self.text):
-            raise PromptError(
-                f"Prompt {self.id!r}: span {name!r} is ({start}, {end}), but the text has "
-                f"{len(self.text)} characters; a span needs 0 <= start < end <= length."
-            )
-        return start, end
-
-    @property
-    def same_text(self) -> str:
-        """What every writing of this question has in common: characters composed, white space
-        single, none around; with the chat's own words. Prompts that share it leak into one another.
-        """
-        said = (self.text,) if self.chat is None else (self.text, repr(self.chat))
-        return "\x1f".join(" ".join(normalize("NFC", part).split()) for part in said)
-
-
-_ANSWERS = ("memorized", "generalized", "answer")
-_TEXTS = ("text", "group", *_ANSWERS, "label", "behavior")
+from mechmem.tasks.prompt import Chat as Chat
+from mechmem.tasks.prompt import Prompt as Prompt
 
 
 class Splits(NamedTuple):
