@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mechmem.cli.app import progress_bar, step_of
-from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, is_first, print_result
+from mechmem.cli.output import Format
+from mechmem.cli.reports import run_and_report
 
 if TYPE_CHECKING:
     from mechmem.studies.base import Study
@@ -36,9 +36,6 @@ def study_reasoning(
     Raises:
         typer.BadParameter: For options that do not fit together.
     """
-    from mechmem.artifacts import check_writable
-    from mechmem.reports import write_report
-
     if questions is not None and model_name is None:
         raise typer.BadParameter("your own questions need --model", param_hint="--model")
     if questions is None:
@@ -51,24 +48,14 @@ def study_reasoning(
     if shuffles is None:
         # Twenty grids of long answers take hours: refits on questions of your own are asked for.
         shuffles = 19 if questions is None else 0
-    check_writable(out)  # found out before the work
-    with progress_bar("loading") as bar:
+    name = model_name or LAB_MODEL
 
-        def say(line: str) -> None:
-            bar.set_description_str(step_of(line))
-            bar.update(1)
-
-        name = model_name or LAB_MODEL
-        result = _run(
+    def study(say: Callable[[str], None]) -> Study:
+        return _run(
             name, questions, examples, max_new_tokens, shuffles, seed, say, read_only=read_only
         )
-        if not is_first():
-            return  # rank 0 prints and writes for all
-        say("writing the report")
-        report = write_report(result, out)
-    save_config(out)
-    print_result(result.summary(), output, said=result.answer(), notes=result.notes())
-    typer.echo(f"report: {report}", err=True)
+
+    run_and_report(study, out, output)
 
 
 def _run(

@@ -1,15 +1,19 @@
-"""`mechmem report` and `mechmem compare`: pages from folders of saved studies."""
+"""`mechmem report` and `mechmem compare`: pages from saved studies; how a study is reported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mechmem.cli.app import command
+from mechmem.cli.app import command, progress_bar, step_of
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, print_result
+from mechmem.cli.output import Format, Output, is_first, print_result
+
+if TYPE_CHECKING:
+    from mechmem.studies.base import Study
 
 
 @command()
@@ -47,3 +51,35 @@ def compare(
     save_config(page)
     print_result(found.table(), output)
     typer.echo(f"comparison: {page}", err=True)
+
+
+def run_and_report(
+    run: Callable[[Callable[[str], None]], Study], out: Path, output: Format
+) -> None:
+    """Run a study, write its report, print one table, one sentence and its notes.
+
+    Of processes that share the work, the first one writes and prints.
+
+    Args:
+        run: From what is called with a line for every step to the study.
+        out: Folder to write to.
+        output: How to print the table.
+    """
+    from mechmem.artifacts import check_writable
+    from mechmem.reports import write_report
+
+    check_writable(out)  # found out before the work
+    with progress_bar("loading") as bar:
+
+        def say(line: str) -> None:
+            bar.set_description_str(step_of(line))
+            bar.update(1)
+
+        result = run(say)
+        if not is_first():
+            return
+        say("writing the report")
+        report = write_report(result, out)
+    save_config(out)
+    print_result(result.summary(), output, said=result.answer(), notes=result.notes())
+    typer.echo(f"report: {report}", err=True)

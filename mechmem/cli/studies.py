@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mechmem.cli.app import Seed, command, progress_bar, step_of
+from mechmem.cli.app import Seed, command
 from mechmem.cli.asking import Asked, Reading, load_asked
-from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, is_first, is_shared, print_result
+from mechmem.cli.output import Format, Output, is_shared
+from mechmem.cli.reports import run_and_report
 
 if TYPE_CHECKING:
     from mechmem.studies.behavior.study import BehaviorStudy
@@ -152,30 +152,9 @@ def _study(
     output: Format,
     steered: Mapping[str, int | None] | None = None,
 ) -> None:
-    """Load, run, print one table, one sentence and its notes, write the report.
-
-    Processes that share the work meet in the folder, and the first of them prints and writes.
-    """
-    from mechmem.artifacts import check_writable
-    from mechmem.reports import write_report
-
-    check_writable(out)  # found out before the work
-    with progress_bar("loading") as bar:
-
-        def say(line: str) -> None:
-            bar.set_description_str(step_of(line))
-            bar.update(1)
-
-        result = _run(
-            asked, out / "cells" if is_shared() else None, seed, shuffles, steered or {}, say
-        )
-        if not is_first():
-            return
-        say("writing the report")
-        report = write_report(result, out)
-    save_config(out)
-    print_result(result.summary(), output, said=result.answer(), notes=result.notes())
-    typer.echo(f"report: {report}", err=True)
+    """Processes that share the work meet in the folder."""
+    cells = out / "cells" if is_shared() else None
+    run_and_report(lambda say: _run(asked, cells, seed, shuffles, steered or {}, say), out, output)
 
 
 def _run(

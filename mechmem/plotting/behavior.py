@@ -24,8 +24,6 @@ from mechmem.plotting.data import (
 )
 from mechmem.plotting.style import COLORS, color_of, house_style
 
-__all__ = ["behavior_mix", "margins", "mix_table"]
-
 _ROW = ("behavior", "group")
 BINS = 40
 

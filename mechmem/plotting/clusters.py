@@ -13,8 +13,6 @@ from mechmem.plotting.data import as_array, as_table, counted, each_row, plain
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.style import COLORS, GRAY, house_style
 
-__all__ = ["interaction", "neuron_clusters"]
-
 SUMS = ("joint", "sum of parts", "interaction")
 MAX_PARTS = 12
 NEURON = ("cluster", "stream", "layer", "neuron")

@@ -14,8 +14,6 @@ from mechmem.plotting.data import as_array, as_table, counted, each_row, percent
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
-__all__ = ["layer_shares", "split_halves"]
-
 TITLES = {
     "mean_difference": "mean difference",
     "scaled": "in units of the layer's spread",

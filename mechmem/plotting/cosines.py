@@ -14,8 +14,6 @@ from mechmem.plotting.data import as_array, as_table, counted, each_row, plain, 
 from mechmem.plotting.state_maps import class_color
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
-__all__ = ["cosine_profile", "direction_cosines", "principal_cosines"]
-
 
 def cosine_profile(
     result: CosineProfile | Sequence[CosineProfile] | pd.DataFrame, *, theme: str = "light"

@@ -13,8 +13,6 @@ from mechmem.plotting.data import as_array, as_table, counted, error_bars, plain
 from mechmem.plotting.intervals import add_line
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
 
-__all__ = ["effect_by_model", "model_accuracy", "side_effects"]
-
 MEASURES = {
     "kl": "KL from unedited<br>(nats)",
     "accuracy": "accuracy,<br>clean items",

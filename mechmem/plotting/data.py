@@ -12,19 +12,6 @@ import torch
 
 from mechmem.errors import MechmemError, listed
 
-__all__ = [
-    "as_array",
-    "as_table",
-    "counted",
-    "each_row",
-    "error_bars",
-    "interval",
-    "p_value",
-    "percent",
-    "plain",
-    "site_axis",
-]
-
 
 def as_array(values: Any) -> np.ndarray:
     """Float64 NumPy of a tensor of any precision and device, gradients aside, or of a sequence."""

@@ -9,8 +9,6 @@ import plotly.graph_objects as go
 from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval
 from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
 
-__all__ = ["dose_response"]
-
 
 def dose_response(
     dose: pd.DataFrame, *, negative: str | None = None, theme: str = "light"

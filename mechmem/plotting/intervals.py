@@ -12,8 +12,6 @@ import plotly.graph_objects as go
 from mechmem.plotting.data import as_array, error_bars
 from mechmem.plotting.style import GRAY, faded
 
-__all__ = ["add_band", "add_bars", "add_line", "interval_text"]
-
 
 def interval_text(
     frame: pd.DataFrame, value: str, unit: str = "", percent: bool = False

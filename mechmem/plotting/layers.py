@@ -21,8 +21,6 @@ from mechmem.plotting.data import (
 )
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
-__all__ = ["depth_profile", "probe_accuracy", "separation_profile"]
-
 
 def depth_profile(profile: DepthProfile | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """How large the mean difference of the classes is at every depth, in units of the spread there.

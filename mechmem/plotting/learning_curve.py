@@ -9,8 +9,6 @@ from mechmem.analysis.learning_curve import LearningCurve
 from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
-__all__ = ["learning_curve"]
-
 BASELINES = {
     "input_only": ("input tokens only", PALETTE[1], "dash"),
     "length_only": ("prompt length only", PALETTE[3], "dashdot"),

@@ -11,8 +11,6 @@ from plotly.subplots import make_subplots
 from mechmem.plotting.data import as_array, as_table, each_row, error_bars, interval, plain
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
-__all__ = ["memorization"]
-
 SCORES = ("perturbational", "counterfactual")
 
 

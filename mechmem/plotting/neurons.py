@@ -13,8 +13,6 @@ from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, each_row, percent, plain
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
-__all__ = ["distribution_table", "layer_distribution", "neuron_map"]
-
 STATISTICS = {
     "mean_difference": "mean difference",
     "correlation": "correlation r",

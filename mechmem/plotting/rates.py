@@ -21,8 +21,6 @@ from mechmem.plotting.data import (
 )
 from mechmem.plotting.style import GRAY, color_of, faded, house_style
 
-__all__ = ["rates_bars", "transitions"]
-
 
 def rates_bars(
     result: Rates | object, *, family: str | None = None, theme: str = "light"

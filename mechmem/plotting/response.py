@@ -12,8 +12,6 @@ from mechmem.plotting.data import as_array, as_table, counted, each_row, plain
 from mechmem.plotting.intervals import add_band, add_line, interval_text
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
-__all__ = ["margin_response", "near_ties"]
-
 
 def margin_response(response: MarginResponse | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Change of the answer margin, and share of the label, against the strength.

@@ -15,8 +15,6 @@ import plotly.graph_objects as go
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, listed
 
-__all__ = ["figure_data", "save_figure", "save_figures"]
-
 PICTURES = ("png", "svg", "pdf")
 FORMATS = ("html", "json", "csv", *PICTURES)
 PLOTLY_JS = ("inline", "shared")

@@ -14,8 +14,6 @@ from mechmem.plotting.data import as_array, as_table, counted, each_row, error_b
 from mechmem.plotting.state_maps import class_color
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
-__all__ = ["score_correlation"]
-
 
 def score_correlation(
     result: ScoreCorrelation | pd.DataFrame,

@@ -12,8 +12,6 @@ from mechmem.plotting.data import as_table, counted, each_row, error_bars, plain
 from mechmem.plotting.intervals import add_bars, add_line
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
-__all__ = ["graded_answers", "prompting", "sampling"]
-
 
 def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Shares of the outcomes under rewritten prompts and under edits, on the same items.

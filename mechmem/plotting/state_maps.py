@@ -12,8 +12,6 @@ from mechmem.analysis.state_map import StateMap
 from mechmem.plotting.data import as_array, as_table, counted, each_row, percent, plain
 from mechmem.plotting.style import GRAY, PALETTE, color_of, house_style
 
-__all__ = ["class_color", "state_map"]
-
 _LIKE = {"memory": "memorized", "reasoning": "generalized"}
 _SYMBOLS = ("diamond-open", "square-open", "triangle-up-open", "cross-open", "star-open")
 LINE = PALETTE[0]

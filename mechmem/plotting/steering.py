@@ -11,8 +11,6 @@ from mechmem.evaluation.steering import SteeringGrid
 from mechmem.plotting.data import as_table, counted, each_row, interval, percent, plain
 from mechmem.plotting.style import house_style
 
-__all__ = ["steering_grid"]
-
 
 def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Share of the outcome per layer (rows) and strength (columns), a panel per class and kind.

@@ -10,8 +10,6 @@ import plotly.graph_objects as go
 
 from mechmem.errors import MechmemError, did_you_mean, listed
 
-__all__ = ["COLORS", "GRAY", "PALETTE", "THEMES", "color_of", "faded", "house_style", "template"]
-
 GRAY = "#8A8F98"
 COLORS = {
     "memorized": "#DB6B1E",

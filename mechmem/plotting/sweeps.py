@@ -13,8 +13,6 @@ from plotly.subplots import make_subplots
 from mechmem.plotting.data import as_array, as_table, percent, plain
 from mechmem.plotting.style import COLORS, house_style
 
-__all__ = ["sweep_cells"]
-
 CELL, GAP, BORDER = 34, 76, 162
 """Pixels: a cell's height, between panels, above and below all of them."""
 

@@ -14,8 +14,6 @@ from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, plain
 from mechmem.plotting.style import house_style
 
-__all__ = ["token_projection"]
-
 COLUMNS = ("id", "part", "token", "from_middle", "projection", "stream", "layer", "toward", "away")
 AS_MEMORIZED = ("memorized", "memory", "known")
 

@@ -10,8 +10,6 @@ from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, error_bars, percent, plain
 from mechmem.plotting.style import COLORS, PALETTE, color_of, faded, house_style
 
-__all__ = ["training_curves"]
-
 _SHARES = (*COLORS, "clean_accuracy", "flip_rate")
 
 

@@ -11,8 +11,6 @@ from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer
 from mechmem.plotting.data import as_table, counted, each_row, plain
 from mechmem.plotting.style import house_style
 
-__all__ = ["transfer_matrix"]
-
 
 def transfer_matrix(
     transfer: ProbeTransfer | EditTransfer | pd.DataFrame, *, theme: str = "light"

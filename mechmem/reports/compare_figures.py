@@ -9,8 +9,6 @@ import plotly.graph_objects as go
 from mechmem.plotting.data import counted, each_row, error_bars, interval, percent, plain
 from mechmem.plotting.style import PALETTE, color_of, faded, house_style
 
-__all__ = ["effects_figure", "layers_figure", "mix_figure"]
-
 ROW = 34
 LINES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")

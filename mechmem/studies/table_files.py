@@ -11,8 +11,6 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mechmem.artifacts import write_text
 
-__all__ = ["COLUMNS", "read_table", "write_tables"]
-
 COLUMNS = "columns.json"
 """Beside the tables: which columns hold text, and whether an empty cell there is a missing one."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pages import open_page
 from scipy.stats import spearmanr
 
 import mechmem as mm
+from mechmem.reports.saved import load_study
 
 ASKED = {"models": 2, "steps": 100, "prompts": 1}
 
@@ -103,3 +105,23 @@ def test_the_figure_is_drawn_from_the_study(study):
     fig = mm.plotting.memorization(study)
     drawn = sum(len(t.x) for t in fig.data if t.type == "scatter" and t.xaxis == "x")
     assert drawn == len(study.table())
+
+
+def test_it_is_a_study_with_words_and_a_report(study, tmp_path, chromium):
+    page = mm.write_report(study, tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    items = study.table()
+    site = study.limem_along.spearman[study.site]
+    assert f"On {len(items)} items" in study.answer()
+    assert f"{site.value:.2f} [{site.low:.2f}, {site.high:.2f}]" in study.answer()
+    for told in (study.headline(), study.answer(), *study.limits()):
+        assert told in text
+    assert len(study.notes()) == 3
+    seen = open_page(chromium, page)
+    assert seen.console == []
+    assert 'data-drawn="1"' in seen.dom
+    saved = load_study(tmp_path / "out")
+    assert saved.kind == "memorization"
+    assert set(saved.names) == {"summary", "items", "within_kinds", "changes"}
+    before = page.read_bytes()
+    assert mm.write_report(tmp_path / "out").read_bytes() == before

@@ -18,8 +18,6 @@ from mechmem.sweeps.result import Sweep
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["DOSES", "clean_cost", "dose_response"]
-
 PLACEBO = "random direction"
 DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 

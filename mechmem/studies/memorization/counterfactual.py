@@ -24,8 +24,6 @@ from mechmem.sweeps.digests import Digests, task_digest
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["CounterfactualMemorization", "counterfactual_memorization", "left_out"]
-
 DRAWS = 1000
 
 

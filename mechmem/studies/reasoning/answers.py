@@ -14,8 +14,6 @@ from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt
 from mechmem.tasks.questions.labels import LABELS
 
-__all__ = ["accuracy_table", "case_examples", "mode_table", "repair_table"]
-
 MODES = ("stored", "worked out", "other")
 MOST_CASES = 12
 

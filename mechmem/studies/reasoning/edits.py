@@ -28,19 +28,6 @@ from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
-__all__ = [
-    "ALPHAS",
-    "FAMILIES",
-    "ORACLE",
-    "SCALES",
-    "SIGNED",
-    "UNLABELED",
-    "Setting",
-    "Tested",
-    "Trial",
-    "try_edits",
-]
-
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
 SCALES = (0.05, 0.1, 0.25, 0.5)
 ORACLE = "sign by label (oracle)"

@@ -22,8 +22,6 @@ from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
-__all__ = ["Reading", "held_out_reading", "split_half_cosines", "subsets_of"]
-
 SHUFFLES = 20
 FROM_END = 12
 METHODS = ("difference_of_means", "mass_mean", "lda", "logistic")

@@ -7,8 +7,6 @@ import numpy as np
 from mechmem.analysis.intervals import Estimate, Kind, group_mean
 from mechmem.evaluation.behavior import Observations
 
-__all__ = ["correct", "mean_of", "of_label"]
-
 
 def correct(seen: Observations) -> np.ndarray:
     """1 where the answer was right."""

@@ -21,8 +21,6 @@ from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
-__all__ = ["ROUTES", "Turning", "turn_answers"]
-
 ROUTES: dict[str, tuple[Make, tuple[float, ...]]] = {
     "addition": (add, (1.0, 2.0, 4.0, 8.0)),
     "scaled projection": (scale_everywhere, (0.1, 0.25, 0.5, 1.0)),
