@@ -341,6 +341,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_prompts_are_shown_with_their_own_white_space(page: str) -> None:
+    """Every line break of a prompt once, and said to be one; the text shown is the prompt."""
+    study = small_study()
+    shown = re.findall(r'<th scope="row">\s*<span class="prompt">(.*?)</span><br>', page, re.DOTALL)
+    flips = [p for pair in list(study.sweep.before.flips().by_group().values())[:5] for p in pair]
+    assert [text.replace("<span class=soft>↵</span>", "") for text in shown] == [
+        prompt.text for prompt in flips
+    ]
+    assert all(text.count("↵") == text.count("\n") > 0 for text in shown)
+
+
 def test_the_page_says_the_answer_and_the_limits(page: str) -> None:
     study = small_study()
     text = Elements(page).text
