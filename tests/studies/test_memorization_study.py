@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 import pytest
 from pages import open_page
@@ -109,7 +111,7 @@ def test_the_figure_is_drawn_from_the_study(study):
 
 def test_it_is_a_study_with_words_and_a_report(study, tmp_path, chromium):
     page = mm.write_report(study, tmp_path / "out")
-    text = page.read_text(encoding="utf-8")
+    text = html.unescape(page.read_text(encoding="utf-8"))
     items = study.table()
     site = study.limem_along.spearman[study.site]
     assert f"On {len(items)} items" in study.answer()
