@@ -438,8 +438,8 @@ def prompts(scene: Scene) -> tuple[str, object]:
             "one solved sum in front": f"{example.text} {example.answer} ",
         },
         edits={
-            "window, memorized": scene.window.toward_class("memorized"),
-            "window, generalized": scene.window.toward_class("generalized"),
+            "window, memorized": replace(scene.window, toward="memorized"),
+            "window, generalized": replace(scene.window, toward="generalized"),
         },
         task=scene.task,
     )
@@ -505,7 +505,7 @@ def ties(scene: Scene) -> tuple[str, object]:
     edit = scene.window
     results: dict[str, object] = {"rephrasings": scene.seen}
     for toward in ("memorized", "generalized"):
-        aimed = edit.toward_class(toward)
+        aimed = replace(edit, toward=toward)
         control = mm.controls(aimed, scene.model, seed=0)["random neurons"]
         for name, item in ((f"toward {toward}", aimed), (f"random neurons, {toward}", control)):
             results[name] = mm.evaluate(

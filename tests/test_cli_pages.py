@@ -55,7 +55,13 @@ def test_a_sweep_keeps_its_cells_and_goes_on_there(run, tmp_path):
     status, out, err = run("sweep", "--config", "grid.yaml")
     assert status == 0, err
     rows = json.loads(out)["table"]
-    assert {row["setting"] for row in rows} == {"unedited", "edit", "random direction", "alpha 0"}
+    assert {row["setting"] for row in rows} == {
+        "unedited",
+        "edit",
+        "random direction",
+        "covariance direction",
+        "alpha 0",
+    }
     tried = pd.read_csv(tmp_path / "swept" / "tables" / "validation.csv")
     assert sorted(tried["alpha"]) == [1.0, 1.0, 2.0, 2.0]
     cells = {p: p.stat().st_mtime_ns for p in (tmp_path / "swept" / "cells").rglob("*.json")}

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.analysis.spread import Spread, spreads
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import PROVENANCE, Provenance
 from mechmem.errors import ArtifactError, PositionError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
-
-__all__ = ["Direction", "Directions", "difference_of_means"]
 
 _SHAPE = {
     "provenance": PROVENANCE,
@@ -49,6 +48,8 @@ class Direction:
         reader, center: Of LEACE: ``reader . (h - center)`` is how much of ``vector`` an eraser
             removes. ``None`` for the other methods.
         settings: What the fit was made with (rows, shrinkage, penalty, ...).
+        spread: How the states that it was fitted to lie and vary, for its controls; ``None`` where
+            that is not known (imported).
     """
 
     vector: Float[Tensor, " d"]
@@ -63,6 +64,7 @@ class Direction:
     reader: Float[Tensor, " d"] | None = None
     center: Float[Tensor, " d"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    spread: Spread | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         value = self.vector
@@ -178,6 +180,8 @@ class Directions:
         for d in self:
             if d.reader is not None and d.center is not None:
                 tensors |= {f"{d.site.key}/reader": d.reader, f"{d.site.key}/center": d.center}
+            if d.spread is not None:
+                tensors[f"{d.site.key}/spread"] = d.spread.packed()
         return save_artifact(path, "directions", tensors, about)
 
     @classmethod
@@ -211,6 +215,9 @@ class Directions:
                     tensors.get(f"{site.key}/reader"),
                     tensors.get(f"{site.key}/center"),
                     about["settings"].get(site.key, {}),
+                    Spread.unpacked(tensors[f"{site.key}/spread"], len(tensors[site.key]))
+                    if f"{site.key}/spread" in tensors
+                    else None,
                 )
                 for site in sites
             }
@@ -249,28 +256,31 @@ def difference_of_means(
                 "No examples to take a difference of means of: the set is empty. Cache more "
                 "prompts."
             )
-        states = Moments.from_activations(states, by)
+        moments = Moments.from_activations(states, by)
+    else:
+        moments = states
     if len(states.columns) != 1:
         raise PositionError(
             f"A direction belongs to one position, these states have {listed(states.columns)}; "
             "choose one with acts.at('last'), or cache with positions='mean'."
         )
-    toward, away = states.pair(toward, away)
-    counts = states.counts
+    toward, away = moments.pair(toward, away)
+    counts = moments.counts
     provenance = Provenance(
-        states.provenance.model,
-        states.provenance.seen,
-        states.provenance.positions,
-        states.provenance.by,
+        moments.provenance.model,
+        moments.provenance.seen,
+        moments.provenance.positions,
+        moments.provenance.by,
         ((toward, counts[toward]), (away, counts[away])),
     )
-    out = {}
-    for site in states.sites:
-        high = states.classes[toward][site].mean.flatten()
-        low = states.classes[away][site].mean.flatten()
+    out, spread = {}, spreads(states, toward, away, by)
+    for site in moments.sites:
+        high = moments.classes[toward][site].mean.flatten()
+        low = moments.classes[away][site].mean.flatten()
         vector = high - low
         unit = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
         out[site] = Direction(
-            vector, site, toward, away, float(high @ unit), float(low @ unit), provenance
-        )
+            vector, site, toward, away, float(high @ unit), float(low @ unit), provenance,
+            spread=spread[site],
+        )  # fmt: skip
     return Directions(out)

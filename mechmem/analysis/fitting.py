@@ -83,7 +83,7 @@ def fit_directions(
     if isinstance(states, Activations) and not len(states):
         raise PromptError("No examples to fit a direction to: the set is empty. Cache more.")
     moments = states if isinstance(states, Moments) else Moments.from_activations(states, by)
-    means = difference_of_means(moments, toward=toward, away=away, by=by)
+    means = difference_of_means(states, toward=toward, away=away, by=by)
     out, short = {}, []
     for plain in means:
         contrast = _contrast(states, moments, plain, by)
@@ -167,4 +167,5 @@ def _direction(plain: Direction, scatter: Scatter, fitted: Fitted, method: str) 
         None if fitted.reader is None else torch.from_numpy(fitted.reader),
         None if fitted.center is None else torch.from_numpy(np.array(fitted.center)),
         {**fitted.settings, "examples": scatter.n, "constant_coordinates": constant},
+        plain.spread,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from mechmem.analysis.ranking import (
+    CONSTANTS_FIRST,
     RANKINGS,
     areas,
     how_many,
@@ -21,6 +22,7 @@ from mechmem.analysis.ranking import (
     ratio,
     welch_p,
 )
+from mechmem.analysis.spread import Spread, spreads
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.histograms import Histograms
@@ -76,6 +78,7 @@ class NeuronScores:
         provenance: Model, positions, counts and what was seen.
         auc: Chance that a random example of the first class has the larger activation, ties half;
             NaN where no histogram was kept; ``None`` when it was not asked for.
+        spread: How the states lie and vary, positions side by side, for controls.
     """
 
     mean_difference: Mapping[Site, Tensor]
@@ -90,6 +93,7 @@ class NeuronScores:
     columns: tuple[str, ...]
     provenance: Provenance
     auc: Mapping[Site, Tensor] | None = None
+    spread: Mapping[Site, Spread] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -120,7 +124,8 @@ class NeuronScores:
         Args:
             k: A number of neurons (integer), or a share of them (float in (0, 1]).
             by: ``"correlation"`` (|r|, P1), ``"mean_difference"`` (|NMD|), ``"effect_size"`` (|d|)
-                or ``"auc"`` (its distance from one half). |r| and |d| rank alike inside one
+                or ``"auc"`` (its distance from one half); for `mechmem.p1_preset` also
+                ``"correlation_constants_first"``. |r| and |d| rank alike inside one
                 contrast; |NMD| can differ completely when neurons have different scales.
             scope: ``"global"`` ranks all sites together (P1), ``"site"`` takes the same share
                 of each.
@@ -160,6 +165,11 @@ class NeuronScores:
         Raises:
             MechmemError: For an unknown ranking, or ``"auc"`` where no areas were asked for.
         """
+        if by == CONSTANTS_FIRST:
+            known = self.ranking("correlation")
+            return {
+                site: known[site].masked_fill(self.constant(site), torch.inf) for site in self.sites
+            }
         if by not in RANKINGS:
             raise MechmemError(f"Unknown ranking {by!r}; allowed are {listed(RANKINGS)}.")
         if by == "auc" and (
@@ -172,6 +182,11 @@ class NeuronScores:
             )
         values: Mapping[Site, Tensor] = getattr(self, by)
         return {site: ranking_score(by, values[site]) for site in self.sites}
+
+    def constant(self, site: Site) -> Tensor:
+        """``[position, d]`` True where a neuron had one and the same value in all examples."""
+        never: Tensor = (self.std[site] == 0) & (self.mean_difference[site] == 0)
+        return never
 
     def table(self) -> pd.DataFrame:
         """One row per neuron: all scores (``first`` minus ``second`` class) and the counts."""
@@ -208,6 +223,7 @@ class NeuronScores:
             for name in (*_TENSORS, *(() if self.auc is None else ("auc",)))
             for site in self.sites
         }
+        tensors |= {f"spread/{site.key}": spread.packed() for site, spread in self.spread.items()}
         about = {
             "first": self.first,
             "second": self.second,
@@ -222,7 +238,7 @@ class NeuronScores:
         tensors, about = load_artifact(path, "neuron-scores", _SHAPE)
         keys = {key.partition("/")[2] for key in tensors}
         sites = sorted((Site.from_key(key) for key in keys), key=lambda site: site.depth)
-        names = {key.partition("/")[0] for key in tensors} | set(_TENSORS)
+        names = ({key.partition("/")[0] for key in tensors} | set(_TENSORS)) - {"spread"}
         found = {name: {site: tensors[f"{name}/{site.key}"] for site in sites} for name in names}
         for site in sites:
             shapes = {tuple(found[name][site].shape) for name in names}
@@ -237,6 +253,13 @@ class NeuronScores:
             second=about["second"],
             columns=tuple(about["columns"]),
             provenance=Provenance.from_dict(about["provenance"]),
+            spread={
+                site: Spread.unpacked(
+                    tensors[f"spread/{site.key}"], tensors[f"mean/{site.key}"].numel()
+                )
+                for site in sites
+                if f"spread/{site.key}" in tensors
+            },
         )
 
 
@@ -312,4 +335,5 @@ def neuron_mean_difference(
     return NeuronScores(
         **out, first=first, second=second, columns=moments.columns, provenance=provenance,
         auc=areas(states, moments, auc, first, second, by),
+        spread=spreads(states, first, second, by),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from mechmem.analysis.classifiers import CLASSIFIERS, fit_classifier, folds_of, token_features
+from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.caching.activations import Activations
+from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.progress import counted
-from mechmem.seeding import keyed_rng, keyed_seed
-
-__all__ = ["ProbeData", "Probes", "fit_probes", "one_thread", "probe_data"]
+from mechmem.seeding import keyed_seed
+from mechmem.tasks.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Probes:
 
     Attributes:
         accuracy: On groups that the classifier has not seen, per site.
-        shuffled: The same with the two classes exchanged at random within the data: what the
-            method finds where there is nothing.
+        shuffled: The same with exchanged classes (`mechmem.analysis.exchange.Exchange`: within the
+            groups that show both, whole groups otherwise): what the method finds where there is
+            nothing.
         input_only: A logistic classifier on the input tokens alone (which token stands at which
             position from the end). Where it is as good as the states, the probe shows nothing about
             them.
@@ -37,6 +38,11 @@ class Probes:
         by: ``"behavior"`` or ``"label"``.
         length_only: A logistic classifier on the number of tokens of the prompt alone.
         classifier: What was fitted to the states.
+        chosen: Accuracy where the training groups of every fold choose the site as well, by their
+            inner folds. The best of ``accuracy`` was chosen by looking at what is held out, and is
+            above chance where there is nothing; this is not.
+        chosen_shuffled: The same with exchanged classes.
+        sites: In how many folds each site was chosen.
     """
 
     accuracy: Mapping[Site, Estimate]
@@ -46,7 +52,21 @@ class Probes:
     classes: tuple[str, str]
     by: str
     length_only: Estimate
-    classifier: str = "logistic"
+    classifier: str
+    chosen: Estimate
+    chosen_shuffled: Estimate
+    sites: Mapping[Site, int]
+
+    @property
+    def site(self) -> Site:
+        """The site chosen most often."""
+        return max(self.sites, key=lambda site: self.sites[site])
+
+    @property
+    def reads(self) -> bool:
+        """Whether the classes can be read off the states: the interval of ``chosen`` lies above
+        guessing and above what the input tokens alone give away."""
+        return self.chosen.low > max(self.majority, self.input_only.value)
 
     def table(self) -> pd.DataFrame:
         """One row per site with accuracy, interval and the baselines."""
@@ -62,6 +82,9 @@ class Probes:
                 **_columns("input_only", self.input_only),
                 **_columns("length_only", self.length_only),
                 "majority": self.majority,
+                "folds_chosen": self.sites[site],
+                **_columns("chosen", self.chosen),
+                **_columns("chosen_shuffled", self.chosen_shuffled),
                 "n": held.n,
                 "groups": held.groups,
             }
@@ -100,23 +123,32 @@ def fit_probes(
     if classifier not in CLASSIFIERS:
         raise MechmemError(f"Unknown classifier {classifier!r}; allowed are {listed(CLASSIFIERS)}.")
     data = probe_data(acts, by, seed, folds)
-    held: dict[Site, Estimate] = {}
-    shuffled: dict[Site, Estimate] = {}
-    with counted(len(data.states), "fitting probes", "site") as more:
-        for site, x in data.states.items():
-            held[site] = data.held_out(x, data.target, classifier)
-            shuffled[site] = data.held_out(x, data.shuffled, classifier)
-            more(1)
+    with counted(2 * len(data.states), "fitting probes", "site") as more:
+        real, shuffled = (
+            data.over_sites(target, classifier, more) for target in (data.target, data.shuffled)
+        )
     return Probes(
-        held,
-        shuffled,
+        real.each,
+        shuffled.each,
         data.held_out(data.tokens, data.target),
         float(max(data.target.mean(), 1 - data.target.mean())),
         data.classes,
         by,
         data.held_out(data.lengths, data.target),
         classifier,
+        real.chosen,
+        shuffled.chosen,
+        real.sites,
     )
+
+
+@dataclass(frozen=True)
+class OverSites:
+    """Accuracy per site, and with the site chosen inside the training groups."""
+
+    each: Mapping[Site, Estimate]
+    chosen: Estimate
+    sites: Mapping[Site, int]
 
 
 @dataclass(frozen=True)
@@ -128,7 +160,7 @@ class ProbeData:
         tokens: ``[example, feature]``: the input alone.
         lengths: ``[example, 1]``: the number of its tokens alone.
         target: 1 for the second class.
-        shuffled: The same numbers in a random order.
+        shuffled: The same after an exchange of classes.
         groups: Group per example.
         parts: Training and test rows of every fold.
         classes: The two classes.
@@ -155,6 +187,31 @@ class ProbeData:
                 right[test] = self.right(features, target, train, test, classifier)
         return self.mean(right)
 
+    def over_sites(
+        self,
+        target: np.ndarray,
+        classifier: str,
+        more: Callable[[int], None] = lambda done: None,
+    ) -> OverSites:
+        """All sites, and the one that the training groups of every fold choose; of equal ones the
+        first."""
+        sites = list(self.states)
+        right = np.zeros((len(sites), len(target)))
+        inner = np.full((len(sites), len(self.parts)), -np.inf)
+        for k, x in enumerate(self.states.values()):
+            with one_thread(x):
+                for fold, (train, test) in enumerate(self.parts):
+                    right[k, test], found = self._tested(x, target, train, test, classifier)
+                    inner[k, fold] = -np.inf if np.isnan(found) else found
+            more(1)
+        best = inner.argmax(0)
+        chosen = np.zeros(len(target))
+        for fold, (_, test) in enumerate(self.parts):
+            chosen[test] = right[best[fold], test]
+        each = {site: self.mean(right[k]) for k, site in enumerate(sites)}
+        counts = {site: int((best == k).sum()) for k, site in enumerate(sites)}
+        return OverSites(each, self.mean(chosen), counts)
+
     def right(
         self,
         features: np.ndarray,
@@ -164,11 +221,22 @@ class ProbeData:
         classifier: str = "logistic",
     ) -> np.ndarray:
         """1 where the prediction of a test row is right, after fitting the training rows."""
+        return self._tested(features, target, train, test, classifier)[0]
+
+    def _tested(
+        self,
+        features: np.ndarray,
+        target: np.ndarray,
+        train: np.ndarray,
+        test: np.ndarray,
+        classifier: str,
+    ) -> tuple[np.ndarray, float]:
         known = target[train]
         if len(set(known.tolist())) < 2:
-            return np.asarray(target[test] == known[0], dtype=float)
+            return np.asarray(target[test] == known[0], dtype=float), float("nan")
         fitted = fit_classifier(features[train], known, self.groups[train], classifier)
-        return np.asarray(fitted.predict(features[test]) == target[test], dtype=float)
+        right = np.asarray(fitted.predict(features[test]) == target[test], dtype=float)
+        return right, fitted.inner
 
     def mean(self, right: np.ndarray) -> Estimate:
         """Mean over examples, with an interval over groups."""
@@ -199,20 +267,22 @@ def probe_data(acts: Activations, by: str, seed: int, folds: int) -> ProbeData:
             f"A probe separates two classes, these prompts show {listed(classes)}. Keep the "
             "prompts of two: acts.select(prompts.filter(...))."
         )
-    groups = np.array([acts.prompts[k].group for k in rows])
+    prompts = PromptSet(acts.prompts[k] for k in rows)
+    groups = np.array(prompts.groups)
     if len(set(groups.tolist())) < folds:
         raise PromptError(
             f"{folds} folds need at least {folds} groups, there are {len(set(groups.tolist()))}; "
             "observe more instances or pass fewer folds."
         )
     target = (labels == classes[1]).astype(int)
+    exchanged = np.array(class_names(Exchange(prompts, by).draw(seed, 0), by))
     ids = [acts.token_ids[k] for k in rows]
     return ProbeData(
         {site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()},
         token_features(ids),
         np.array([[float(len(one))] for one in ids]),
         target,
-        keyed_rng(seed, "probe-shuffle").permutation(target),
+        (exchanged == classes[1]).astype(int),
         groups,
         folds_of(folds, target, groups, keyed_seed(seed, "probe-folds") % 2**32),
         (classes[0], classes[1]),

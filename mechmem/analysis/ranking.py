@@ -29,6 +29,10 @@ RANKINGS = ("correlation", "mean_difference", "effect_size", "auc")
 """Words for ``by=`` in `mechmem.NeuronScores.top`; each ranks by its absolute value, ``auc`` by its
 distance from one half."""
 
+CONSTANTS_FIRST = "correlation_constants_first"
+"""By |r|, but behind all neurons that never vary: P1's released code sorts the NaN of their r first
+(`mechmem.p1_preset`)."""
+
 COLUMNS_AT_ONCE = 4096
 
 

@@ -62,7 +62,7 @@ def sweep(
         ),
     ] = None,
     reading: Reading = None,
-    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
+    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 30,
     seed: Seed = 0,
     output: Output = Format.table,
 ) -> None:

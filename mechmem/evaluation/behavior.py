@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.patching.apply import PatchedModel
 from mechmem.patching.margins import behavior_margins, choice_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading
 from mechmem.tasks.choice import Choice
@@ -41,6 +43,8 @@ class Observations:
         truncated: True where the limit of new tokens ended the completion.
         behaviors: The task's names of the two behaviors, memorized first.
         reading: ``"text"`` or ``"choice"``.
+        moved: How far the edits in force moved an activation: the mean length over all tokens and
+            sites that they moved; NaN for the unedited model.
     """
 
     prompts: PromptSet
@@ -54,6 +58,7 @@ class Observations:
     truncated: tuple[bool, ...]
     behaviors: tuple[str, str] = BEHAVIORS
     reading: str = "text"
+    moved: float = math.nan
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -206,6 +211,7 @@ def as_observed(
         tuple(not completion.finished for completion in done),
         task.behaviors,
         task.reading,
+        model.edit_report().moved if isinstance(model, PatchedModel) else math.nan,
     )
 
 

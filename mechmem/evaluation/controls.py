@@ -1,58 +1,52 @@
 """Controls: for every edit, edits of the same make without the contrast in them.
 
 An effect counts only beyond these. They are made from the edit itself, so that they match it in
-sites, positions, number of neurons and, where something is added, length. What is projected out,
-scaled or set along a random direction is as much as the state has there, which may be less or more
-than along the edit's own; so it is with clamped neurons.
+sites, positions, number of neurons and in how far they move the states; the size of both stands in
+every table that compares them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import singledispatch
-from typing import TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from mechmem.analysis.directions import Direction, Directions
-from mechmem.analysis.neurons import NeuronSet
-from mechmem.errors import EditError
-from mechmem.evaluation.neuron_controls import SHIFT_CONTROLS, gaussian, shift_controls
+from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
+from mechmem.analysis.intervals import Estimate
+from mechmem.errors import EditError, listed
+from mechmem.evaluation.behavior import Observations
 from mechmem.models.model import Model
-from mechmem.models.sites import Site
-from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
-from mechmem.patching.base import Edit, site_width
-from mechmem.patching.conditional import OnlyWhere
-from mechmem.patching.directions import (
-    AddDirection,
-    DirectionEdit,
-    ProjectOut,
-    ScaleProjection,
-    SetProjection,
-)
-from mechmem.patching.erasing import Erase
-from mechmem.patching.interchange import PatchActivations
-from mechmem.patching.neurons import ClampNeurons, ShiftNeurons
-from mechmem.patching.skipping import SkipLayers
-from mechmem.seeding import keyed_rng
-
-__all__ = ["CONTROL_NAMES", "controls"]
-
-T = TypeVar("T")
+from mechmem.patching.base import Edit
 
 CONTROL_NAMES = {
-    **SHIFT_CONTROLS,
+    "alpha 0": "the edit with strength 0; must equal the unedited model exactly",
+    "permuted": "the same neurons with the shift values exchanged among them",
+    "random neurons": (
+        "as many random neurons per site and position, scaled to the same length; of an ablation "
+        "or a clamp, others that it moves about as far"
+    ),
+    "low-rank neurons": (
+        "as many of the lowest-ranking neurons per site and position, their own differences scaled "
+        "to the same length"
+    ),
+    "random direction": "an isotropic random direction over all coordinates, of the same size",
+    "covariance direction": (
+        "a random direction with the covariance of the states that the edit was fitted to, of the "
+        "same size"
+    ),
+    "uniform noise": (
+        "P1's own control: as many random neurons of all that were scored, shifted by values "
+        "uniform between plus and minus the largest shift; not matched in length"
+    ),
     "random heads": "as many of the heads that the edit leaves alone, of any layer",
     "random layers": "as many of the layers that the edit leaves alone, of the same stream",
     "unrelated donors": "activations of another group's prompts in the place of the donors'",
 }
+"""The controls of the edits that come with mechmem, in words."""
 
 
-@singledispatch
 def controls(edit: Edit, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    """The controls of an edit, by name (see `CONTROL_NAMES`).
+    """The controls of an edit, by name (see `CONTROL_NAMES`): ``edit.controls(model, seed)``.
 
     Args:
         edit: The edit whose effect is to be judged.
@@ -60,136 +54,117 @@ def controls(edit: Edit, model: Model, *, seed: int = 0) -> dict[str, Edit]:
         seed: Keys every draw; another seed gives another draw.
 
     Raises:
-        EditError: For a kind of edit that has no controls registered.
+        EditError: For a kind of edit that has no controls, or something that is not an edit.
     """
-    raise EditError(
-        f"No controls are defined for {type(edit).__name__}; register some with "
-        "mechmem.evaluation.controls.register."
+    if not isinstance(edit, Edit) or not isinstance(model, Model):
+        raise EditError(
+            f"controls takes an edit and a model, got {type(edit).__name__} and "
+            f"{type(model).__name__}: mm.controls(edit, model), for example of "
+            "mm.AddDirection(r, alpha=2.0)."
+        )
+    return edit.controls(model, seed)
+
+
+def control_draws(
+    edit: Edit, model: Model, *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, list[Edit]]:
+    """Every control of an edit with its draws; draw ``k`` is that of ``seed + k``. A control in
+    which nothing is drawn (`Edit.settled`) is there once.
+
+    Raises:
+        EditError: For fewer than one draw, or an edit without controls.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise EditError(f"draws must be a whole number from 1, got {draws!r}; default is {DRAWS}.")
+    many = [controls(edit, model, seed=seed + k) for k in range(draws)]
+    return {
+        name: [draw[name] for draw in (many[:1] if name in edit.settled else many)]
+        for name in many[0]
+    }
+
+
+def draws_of_one(
+    edit: Edit, model: Model, *, draws: int = DRAWS, seed: int = 0, name: str | None = None
+) -> tuple[str, list[Edit]]:
+    """The draws of one control: the named one, else random neurons or a random direction.
+
+    Raises:
+        EditError: For a control that the edit does not have.
+    """
+    made = control_draws(edit, model, draws=draws, seed=seed)
+    made.pop("alpha 0", None)
+    usual = ("random neurons", "random direction", *made)
+    wanted = name if name is not None else next((k for k in usual if k in made), None)
+    if wanted not in made:
+        raise EditError(
+            f"{type(edit).__name__} has no control {name!r}; there are {listed(made) or 'none'}."
+        )
+    return wanted, made[wanted]
+
+
+def beyond(
+    edit: Observations,
+    draws: Sequence[Observations],
+    outcome: str,
+    *,
+    rows: np.ndarray | None = None,
+    drawn: bool = True,
+) -> Beyond:
+    """Share of an outcome under an edit minus that under the draws of a control, paired.
+
+    Args:
+        edit, draws: What the model did under each, on the same prompts.
+        outcome: What counts.
+        rows: Only these prompts; default all.
+        drawn: False for a control in which nothing is drawn.
+
+    Raises:
+        MechmemError: As `mechmem.analysis.draws.beyond_draws`.
+    """
+    which = np.arange(len(edit)) if rows is None else rows
+    return beyond_draws(
+        _hits([edit], outcome)[0][which],
+        _hits(draws, outcome)[:, which],
+        [edit.prompts[int(k)].group for k in which],
+        drawn=drawn,
+        sizes=(edit.moved, size_of(draws)),
     )
 
 
-@controls.register
-def _(edit: ShiftNeurons, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    return shift_controls(edit, model, seed)
+def share_of_draws(
+    draws: Sequence[Observations],
+    outcome: str,
+    *,
+    rows: np.ndarray | None = None,
+    drawn: bool = True,
+) -> Estimate:
+    """Share of an outcome over the draws of a control; arguments as in `beyond`."""
+    which = np.arange(len(draws[0])) if rows is None else rows
+    groups = [draws[0].prompts[int(k)].group for k in which]
+    return mean_of_draws(_hits(draws, outcome)[:, which], groups, drawn=drawn)
 
 
-@controls.register(AddDirection)
-@controls.register(ProjectOut)
-@controls.register(ScaleProjection)
-@controls.register(SetProjection)
-@controls.register(Erase)
-def _(edit: DirectionEdit, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    def randomized(direction: Direction) -> Direction:
-        rng = keyed_rng(seed, "control", "random direction", direction.site.key)
-        # An eraser still reads what it read, and takes as much away along the random direction.
-        return replace(direction, vector=gaussian(direction.vector, rng), method="random")
-
-    several = edit.direction
-    if isinstance(several, Direction):
-        drawn: Direction | Directions = randomized(several)
-    else:
-        drawn = Directions({site: randomized(one) for site, one in several.by_site.items()})
-    out: dict[str, Edit] = {"random direction": replace(edit, direction=drawn)}
-    if isinstance(edit, AddDirection):
-        out["alpha 0"] = replace(edit, alpha=0.0)
-    return out
+def change_of_draws(
+    draws: Sequence[Observations],
+    before: Observations,
+    outcome: str,
+    *,
+    rows: np.ndarray | None = None,
+    drawn: bool = True,
+) -> Estimate:
+    """The same minus the share without an edit, paired."""
+    which = np.arange(len(draws[0])) if rows is None else rows
+    groups = [draws[0].prompts[int(k)].group for k in which]
+    if all(one is before for one in draws):
+        return Estimate.exact(0.0, groups)
+    gained = (_hits(draws, outcome) - _hits([before], outcome))[:, which]
+    return mean_of_draws(gained, groups, drawn=drawn, kind="change")
 
 
-@controls.register(AblateNeurons)
-@controls.register(ClampNeurons)
-def _(edit: AblateNeurons | ClampNeurons, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    def draw(site: Site, total: int, number: int) -> Tensor:
-        rng = keyed_rng(seed, "control", "random neurons", site.key)
-        return torch.from_numpy(rng.choice(total, number, replace=False))
-
-    neurons = edit.neurons
-    if isinstance(neurons, NeuronSet):
-        sizes = neurons.scores.mean_difference
-        index = {
-            site: draw(site, sizes[site].numel(), len(chosen))
-            for site, chosen in neurons.index.items()
-        }
-        return {"random neurons": replace(edit, neurons=NeuronSet(neurons.scores, index))}
-    others: dict[tuple[str, int], list[int]] = {}
-    for key, chosen in neurons.items():
-        (site,) = model.sites([key])
-        width, number = site_width(model, site), len(set(chosen))
-        others[site] = [int(k) for k in draw(site, width, number)]
-    return {"random neurons": replace(edit, neurons=others)}
+def size_of(draws: Sequence[Observations]) -> float:
+    """How far the draws moved an activation, on average."""
+    return float(np.mean([seen.moved for seen in draws]))
 
 
-@controls.register
-def _(edit: AblateHeads, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    chosen = {(model.sites([key])[0], head) for key, heads in edit.heads.items() for head in heads}
-    known = model.sites("z") if edit.source is None else edit.source.sites
-    pool = [
-        (site, head)
-        for site in known
-        if site.stream == "z"
-        for head in range(model.info.n_heads)
-        if (site, head) not in chosen
-    ]
-    heads: dict[tuple[str, int], list[int]] = {}
-    for site, head in _others(pool, len(chosen), seed, "random heads", "heads"):
-        heads.setdefault(site, []).append(head)
-    return {"random heads": replace(edit, heads=heads)}
-
-
-@controls.register(AblateSites)
-@controls.register(SkipLayers)
-def _(edit: AblateSites | SkipLayers, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    chosen = model.sites(edit.at)
-    source = edit.source if isinstance(edit, AblateSites) else None
-    out: list[Site] = []
-    for stream in dict.fromkeys(site.stream for site in chosen):
-        mine = [site for site in chosen if site.stream == stream]
-        pool = [
-            site
-            for site in model.sites(stream)
-            if site not in mine and (source is None or site in source.sites)
-        ]
-        out += _others(pool, len(mine), seed, f"random layers {stream}", f"layers of {stream!r}")
-    return {"random layers": replace(edit, at=out)}
-
-
-@controls.register
-def _(edit: PatchActivations, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    prompts = edit.source.prompts
-    group = dict(zip(prompts.ids, prompts.groups, strict=True))
-    donors = {
-        name: _others(
-            sorted(
-                other
-                for other in prompts.ids
-                if group[other] not in (group[donor], group.get(name))
-            ),
-            1,
-            seed,
-            f"unrelated donors {name}",
-            "donors of another group",
-        )[0]
-        for name, donor in edit.donors.items()
-    }
-    return {"unrelated donors": replace(edit, donors=donors)}
-
-
-@controls.register
-def _(edit: OnlyWhere, model: Model, *, seed: int = 0) -> dict[str, Edit]:
-    inner = controls(edit.edit, model, seed=seed)
-    gated = set(edit.gates)
-    return {
-        name: replace(edit, edit=control)
-        for name, control in inner.items()
-        if set(control.changes(model)) <= gated
-    }
-
-
-def _others(pool: Sequence[T], number: int, seed: int, name: str, what: str) -> list[T]:
-    """Some of those that the edit leaves alone."""
-    if len(pool) < number:
-        raise EditError(
-            f"A control needs {number} other {what}, but only {len(pool)} are left; edit fewer, or "
-            "cache more for the source."
-        )
-    chosen = keyed_rng(seed, "control", name).choice(len(pool), number, replace=False)
-    return [pool[int(k)] for k in chosen]
+def _hits(many: Sequence[Observations], outcome: str) -> np.ndarray:
+    return np.array([[name == outcome for name in seen.outcomes] for seen in many], dtype=float)

@@ -19,7 +19,7 @@ from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
 from mechmem.patching.margins import behavior_margins
-from mechmem.patching.neurons import ShiftNeurons
+from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS, Task
 
 __all__ = ["Interaction", "Part", "interaction", "split_shift"]

@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
+from mechmem.analysis.intervals import Estimate, Kind, group_mean
 from mechmem.errors import EditError
 from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.controls import draws_of_one, size_of
+from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rows import (
     hits,
     need_margins,
     numbers,
-    one_control,
     refuse_seen,
     sign_toward,
     steered,
 )
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
-from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
 
@@ -39,7 +40,8 @@ class MarginResponse:
     Attributes:
         alphas: Strengths, from 0 upwards.
         change: ``change[toward][kind][k]``: mean change of the answer margin toward the class, in
-            nats; kind is ``"edit"`` or ``"control"``.
+            nats; kind is ``"edit"`` or ``"control"`` (over its draws).
+        beyond: ``beyond[toward][k]``: the edit's change minus the control's.
         share: The same for the share of prompts that came out as the class.
         spread: Middle 80 % over prompts of the change of the margin, ``(low, high)`` per strength.
         largest_step: Of the way that a prompt's margin goes over all strengths, the share that
@@ -57,6 +59,7 @@ class MarginResponse:
     steady_step: float
     linearity: Mapping[str, Estimate]
     control: str
+    beyond: Mapping[str, tuple[Beyond, ...]]
 
     def table(self) -> pd.DataFrame:
         """One row per class steered to, kind and strength."""
@@ -74,6 +77,7 @@ class MarginResponse:
                             "spread_low": low,
                             "spread_high": high,
                             **numbers(self.share[toward][kind][k], "share"),
+                            **(self.beyond[toward][k].row() if kind == "edit" else {}),
                             "n": changes[k].n,
                             "groups": changes[k].groups,
                         }
@@ -106,6 +110,7 @@ def margin_response(
     doses: Sequence[float] = DOSES,
     toward: Sequence[str] = BEHAVIORS,
     control: str | None = None,
+    draws: int = DRAWS,
     allow_seen: bool = False,
     seed: int = 0,
 ) -> MarginResponse:
@@ -122,7 +127,8 @@ def margin_response(
         doses: Multiples of the edit's alpha, rising; 0 is added.
         toward: Classes to steer to.
         control: Name of the control beside it; default random neurons or a random direction of
-            the same length.
+            the same size.
+        draws: Draws of the control.
         allow_seen: Measure on fitted prompts all the same.
         seed: Keys control and resampling.
 
@@ -149,30 +155,39 @@ def margin_response(
     share: dict[str, dict[str, tuple[Estimate, ...]]] = {}
     spread: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {}
     largest, linear, used = {}, {}, ""
+    further: dict[str, tuple[Beyond, ...]] = {}
     for target in toward:
         sign = sign_toward(target)
         aimed: Any = steered(edit, target)
-        used, placebo = one_control(aimed, model, seed, control)
-        change[target], share[target], spread[target] = {}, {}, {}
-        for kind, item in (("edit", aimed), ("control", placebo)):
-            margins, labels = [], []
-            for dose in steps:
-                seen = start
-                if dose:
-                    stronger: Any = item
-                    with patched(model, replace(stronger, alpha=aimed.alpha * dose)) as view:
-                        seen = observe(view, asked, task=task)
-                margins.append(sign * (seen.margins - start.margins)[rows])
-                labels.append(hits(seen, target)[rows])
-            change[target][kind] = tuple(group_mean(m, groups, kind="mean") for m in margins)
-            share[target][kind] = tuple(group_mean(m, groups, kind="share") for m in labels)
-            spread[target][kind] = tuple(
-                (float(np.quantile(m, 0.1)), float(np.quantile(m, 0.9))) for m in margins
+        used, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)
+        every: list[Any] = [aimed, *mixed]
+        plan = [replace(one, alpha=aimed.alpha * dose) for dose in steps if dose for one in every]
+        done = iter(
+            evaluate_each(model, asked, plan, task=task, before=start, allow_seen=True, seed=seed)
+        )
+        # [strength][edit or draw], each over the rows with a margin
+        seen = [[next(done).after if dose else start for _ in every] for dose in steps]
+        margins = [
+            np.stack([sign * (one.margins - start.margins)[rows] for one in row]) for row in seen
+        ]
+        labels = [np.stack([hits(one, target)[rows] for one in row]) for row in seen]
+        change[target] = _both(margins, groups, "mean")
+        share[target] = _both(labels, groups, "share")
+        parts = {"edit": [m[:1] for m in margins], "control": [m[1:] for m in margins]}
+        spread[target] = {
+            kind: tuple((float(np.quantile(m, 0.1)), float(np.quantile(m, 0.9))) for m in part)
+            for kind, part in parts.items()
+        }
+        further[target] = tuple(
+            beyond_draws(
+                m[0], m[1:], groups, kind="mean",
+                sizes=(row[0].moved, size_of(row[1:])) if dose else (0.0, 0.0),
             )
-            if kind == "edit":
-                way = np.stack(margins)
-                largest[target] = group_mean(_largest_step(way), groups, kind="share")
-                linear[target] = group_mean(_linearity(way, np.array(steps)), groups, kind="share")
+            for m, row, dose in zip(margins, seen, steps, strict=True)
+        )  # fmt: skip
+        way = np.stack([m[0] for m in margins])
+        largest[target] = group_mean(_largest_step(way), groups, kind="share")
+        linear[target] = group_mean(_linearity(way, np.array(steps)), groups, kind="share")
     gaps = np.diff(steps)
     return MarginResponse(
         tuple(dosed.alpha * dose for dose in steps),
@@ -183,7 +198,18 @@ def margin_response(
         float(gaps.max() / gaps.sum()),
         linear,
         used,
+        further,
     )
+
+
+def _both(
+    values: Sequence[np.ndarray], groups: Sequence[str], kind: Kind
+) -> dict[str, tuple[Estimate, ...]]:
+    """Of the edit (first row) and of its draws (the others), at every strength."""
+    return {
+        "edit": tuple(group_mean(one[0], groups, kind=kind) for one in values),
+        "control": tuple(mean_of_draws(one[1:], groups, kind=kind) for one in values),
+    }
 
 
 def _largest_step(way: np.ndarray) -> np.ndarray:

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechmem.analysis.draws import DRAWS
 from mechmem.analysis.intervals import Estimate, Kind, group_mean
 from mechmem.errors import ModelError, PromptError
 from mechmem.evaluation.behavior import Observations, observe
-from mechmem.evaluation.rates import Rates, evaluate
-from mechmem.evaluation.rows import hits, numbers, one_control, steered
+from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
+from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.rates import Rates
+from mechmem.evaluation.rows import hits, numbers, steered
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
@@ -130,7 +133,7 @@ class EffectByModel:
             the query, key and value maps of some architectures twice).
         observed: What the unedited model did on the test prompts.
         rates: ``rates[name][toward]`` under the edit; empty where there were too few flips.
-        controls: The same under the control.
+        controls: The same under the draws of the control.
         flips: Flips that the edit was fitted on.
     """
 
@@ -138,7 +141,7 @@ class EffectByModel:
     parameters: Mapping[str, int]
     observed: Mapping[str, Observations]
     rates: Mapping[str, Mapping[str, Rates]]
-    controls: Mapping[str, Mapping[str, Rates]]
+    controls: Mapping[str, Mapping[str, Sequence[Rates]]]
     flips: Mapping[str, int]
 
     def table(self) -> pd.DataFrame:
@@ -146,7 +149,8 @@ class EffectByModel:
         rows = []
         for name, info in self.info.items():
             for toward, rates in self.rates[name].items():
-                control = self.controls[name][toward]
+                draws = [one.after for one in self.controls[name][toward]]
+                before = self.observed[name]
                 rows.append(
                     {
                         "model": name,
@@ -158,8 +162,8 @@ class EffectByModel:
                         "before": Rates(self.observed[name]).share(toward).value,
                         "share": rates.share(toward).value,
                         **numbers(rates.change(toward), "change"),
-                        **numbers(control.change(toward), "control"),
-                        **numbers(rates.compared_with(control, toward), "beyond"),
+                        **numbers(change_of_draws(draws, before, toward), "control"),
+                        **beyond(rates.after, draws, toward).row(),
                         "n": len(rates.after),
                         "groups": len(set(rates.after.prompts.groups)),
                     }
@@ -173,6 +177,7 @@ def effect_by_model(
     *,
     n: int = 600,
     toward: Sequence[str] = BEHAVIORS,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> EffectByModel:
     """Fit an edit on the flips of every model and measure it on held-out groups.
@@ -184,11 +189,12 @@ def effect_by_model(
         fit: From a model and its training flips to an edit with a ``toward``.
         n: Pairs of prompts per model; 60 % of the groups are for fitting.
         toward: Classes to steer to.
+        draws: Draws of the control, random neurons or a random direction of the same size.
         seed: Keys prompts, division, control and resampling.
     """
     info, parameters, observed = {}, {}, {}
     rates: dict[str, dict[str, Rates]] = {}
-    placebo: dict[str, dict[str, Rates]] = {}
+    placebo: dict[str, dict[str, list[Rates]]] = {}
     flips = {}
     for name, (model, task) in models.items():
         parts = task.pairs(n, seed).split(train=0.6, test=0.4, seed=seed)
@@ -203,9 +209,9 @@ def effect_by_model(
         edit = fit(model, turned)
         for target in toward:
             aimed = steered(edit, target)
-            _, mixed = one_control(aimed, model, seed)
-            for found, item in ((rates, aimed), (placebo, mixed)):
-                found[name][target] = evaluate(
-                    model, parts.test, task=task, edit=item, before=before, margins=False, seed=seed
-                )
+            _, mixed = draws_of_one(aimed, model, draws=draws, seed=seed)
+            rates[name][target], *placebo[name][target] = evaluate_each(
+                model, parts.test, [aimed, *mixed], task=task, before=before, margins=False,
+                seed=seed,
+            )  # fmt: skip
     return EffectByModel(info, parameters, observed, rates, placebo, flips)

@@ -12,7 +12,6 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
 from mechmem.evaluation.behavior import Observations
-from mechmem.evaluation.controls import controls
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS
@@ -24,7 +23,6 @@ __all__ = [
     "hits",
     "need_margins",
     "numbers",
-    "one_control",
     "refuse_seen",
     "sign_toward",
     "steered",
@@ -78,22 +76,6 @@ def steered(edit: Edit, toward: str) -> Edit:
         )
     changed: Any = edit
     return replace(changed, toward=toward)  # type: ignore[no-any-return]
-
-
-def one_control(edit: Edit, model: Model, seed: int, name: str | None = None) -> tuple[str, Edit]:
-    """A control of the edit: the named one, else random neurons or a random direction.
-
-    Raises:
-        EditError: For a control that the edit does not have.
-    """
-    made = controls(edit, model, seed=seed)
-    made.pop("alpha 0", None)
-    if name is None:
-        name = next((k for k in ("random neurons", "random direction") if k in made), None)
-        name = name or next(iter(made))
-    if name not in made:
-        raise EditError(f"{type(edit).__name__} has no control {name!r}; there are {listed(made)}.")
-    return name, made[name]
 
 
 def refuse_seen(model: Model, edit: Edit | Sequence[Edit], prompts: PromptSet, what: str) -> None:

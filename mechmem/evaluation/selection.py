@@ -20,8 +20,9 @@ from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
-from mechmem.patching.directions import AddDirection, ProjectOut
+from mechmem.patching.directions import AddDirection
 from mechmem.patching.margins import behavior_margins
+from mechmem.patching.projections import ProjectOut
 from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, Kind, group_mean, group_ratio
+from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
+from mechmem.analysis.intervals import Estimate, Kind, group_ratio
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.rows import can_steer, hits, numbers, one_control, refuse_seen, steered
+from mechmem.evaluation.controls import draws_of_one
+from mechmem.evaluation.rows import can_steer, hits, numbers, refuse_seen, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
@@ -20,14 +23,12 @@ from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["SideEffects", "side_effects"]
-
 MEASURES = ("kl", "accuracy", "answer_perplexity", "text_perplexity")
 
 
 @dataclass(frozen=True)
 class SideEffects:
-    """Cost of an edit, toward every class, beside a control of the same size.
+    """Cost of an edit, toward every class, beside draws of a control of the same size.
 
     Attributes:
         values: ``values[setting][measure]``; settings are ``"unedited"``, ``"toward memorized"``
@@ -36,10 +37,13 @@ class SideEffects:
             items, ``answer_perplexity`` of their right answers, ``text_perplexity`` per token of
             neutral text.
         changes: The same minus the unedited model, paired; perplexities as ratios.
+        beyond: The edit's settings minus their control's draws; of perplexities, the differences of
+            their logarithms.
     """
 
     values: Mapping[str, Mapping[str, Estimate]]
     changes: Mapping[str, Mapping[str, Estimate]]
+    beyond: Mapping[str, Mapping[str, Beyond]]
 
     def table(self) -> pd.DataFrame:
         """One row per setting and measure."""
@@ -50,6 +54,7 @@ class SideEffects:
                     "measure": measure,
                     **numbers(value),
                     **numbers(self.changes[setting][measure], "change"),
+                    **(self.beyond[setting][measure].row() if setting in self.beyond else {}),
                     "n": value.n,
                     "groups": value.groups,
                 }
@@ -67,6 +72,21 @@ class _Costs:
     right: np.ndarray | None
     answer: tuple[np.ndarray, np.ndarray] | None
     text: tuple[np.ndarray, np.ndarray] | None
+    moved: float = math.nan
+
+    def each(self, measure: str) -> np.ndarray | None:
+        """Per prompt; of a perplexity, the loss over the mean number of tokens, whose mean is the
+        loss per token."""
+        if measure in ("kl", "accuracy"):
+            return self.kl if measure == "kl" else self.right
+        pair = self.answer if measure == "answer_perplexity" else self.text
+        return None if pair is None else pair[0] / pair[1].mean()
+
+    def tokens(self, measure: str) -> np.ndarray:
+        """How many tokens a perplexity is of, per prompt."""
+        pair = self.answer if measure == "answer_perplexity" else self.text
+        assert pair is not None
+        return pair[1]
 
 
 def side_effects(
@@ -78,6 +98,7 @@ def side_effects(
     task: Task | None = None,
     toward: Sequence[str] = BEHAVIORS,
     control: str | None = None,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> SideEffects:
     """KL, accuracy and perplexity under an edit, where nothing should change.
@@ -92,7 +113,8 @@ def side_effects(
             an edit at a named span has no place there.
         task: Gives length and stop strings of an answer.
         toward: Classes to steer to.
-        control: Default random neurons or a random direction of the same length.
+        control: Default random neurons or a random direction of the same size.
+        draws: Draws of the control.
         seed: Keys control and resampling.
 
     Raises:
@@ -108,23 +130,36 @@ def side_effects(
     neutral = None if texts is None else as_prompts(texts).require("measure side effects")
     if asked is not None:
         refuse_seen(model, edit, asked, "measure side effects")
-    settings: dict[str, Edit] = {}
-    targets = list(toward) if can_steer(edit) else [None]
-    for target in targets:
-        aimed = edit if target is None else steered(edit, target)
-        name = "edit" if target is None else f"toward {target}"
-        settings[name] = aimed
-        kind, mixed = one_control(aimed, model, seed, control)
-        settings[f"{kind}, {name}" if target is not None else kind] = mixed
     plain_logits = None if asked is None else _log_probabilities(model, asked)
     unedited = _measure(model, asked, neutral, plain_logits, task)
-    costs = {"unedited": unedited}
-    for name, item in settings.items():
-        with patched(model, item) as view:
-            costs[name] = _measure(view, asked, neutral, plain_logits, task)
-    values = {name: _estimates(cost, None, asked, neutral) for name, cost in costs.items()}
-    changes = {name: _estimates(cost, unedited, asked, neutral) for name, cost in costs.items()}
-    return SideEffects(values, changes)
+    edited: dict[str, _Costs] = {}
+    drawn: dict[str, list[_Costs]] = {}
+    for target in list(toward) if can_steer(edit) else [None]:
+        aimed = edit if target is None else steered(edit, target)
+        name = "edit" if target is None else f"toward {target}"
+        kind, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)
+        found = []
+        for item in (aimed, *mixed):
+            with patched(model, item) as view:
+                cost = _measure(view, asked, neutral, plain_logits, task)
+                found.append(replace(cost, moved=view.edit_report().moved))
+        edited[name] = found[0]
+        drawn[kind if target is None else f"{kind}, {name}"] = found[1:]
+    settings: dict[str, list[_Costs]] = {"unedited": [unedited]}
+    for one, (name, many) in zip(edited, drawn.items(), strict=True):
+        settings |= {one: [edited[one]], name: many}
+    values, changes = (
+        {
+            name: _estimates(many, than, asked, neutral, name in drawn)
+            for name, many in settings.items()
+        }
+        for than in (None, unedited)
+    )
+    beyond = {
+        one: _beyond(edited[one], many, asked, neutral)
+        for one, many in zip(edited, drawn.values(), strict=True)
+    }
+    return SideEffects(values, changes, beyond)
 
 
 def _log_probabilities(model: Model, prompts: PromptSet) -> np.ndarray:
@@ -180,32 +215,63 @@ def _text_loss(model: Model, texts: PromptSet) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _estimates(
-    cost: _Costs,
+    many: Sequence[_Costs],
     than: _Costs | None,
     asked: PromptSet | None,
     neutral: PromptSet | None,
+    drawn: bool,
 ) -> dict[str, Estimate]:
+    """Means over prompts and draws, minus the unedited model's; perplexities are exponentiated."""
     out = {}
-    kinds: tuple[Kind, Kind] = "mean", "share" if than is None else "change"
-    for name, values, base, prompts, kind in (
-        ("kl", cost.kl, None if than is None else than.kl, asked, kinds[0]),
-        ("accuracy", cost.right, None if than is None else than.right, asked, kinds[1]),
-    ):
-        if values is not None and prompts is not None:
-            each = values if base is None else values - base
-            out[name] = group_mean(each, prompts.groups, kind=kind)
-    for name, pair, before, prompts in (
-        ("answer_perplexity", cost.answer, None if than is None else than.answer, asked),
-        ("text_perplexity", cost.text, None if than is None else than.text, neutral),
-    ):
-        if pair is not None and prompts is not None:
-            loss = pair[0] if before is None else pair[0] - before[0]
-            out[name] = _perplexity(loss, pair[1], prompts.groups)
+    for measure, groups in _measured(many[0], asked, neutral):
+        kind: Kind = "mean" if measure != "accuracy" else "change" if than else "share"
+        if than is not None and many[0] is than:
+            out[measure] = Estimate.exact(float(measure.endswith("perplexity")), groups)
+            continue
+        each = _stacked(many, measure)
+        if than is not None:
+            each = each - _stacked([than], measure)
+        if measure.endswith("perplexity") and not drawn:
+            tokens = many[0].tokens(measure)
+            mean = group_ratio(each[0] * tokens.mean(), tokens, groups)
+        else:
+            mean = mean_of_draws(each, groups, drawn=drawn, kind=kind)
+        if measure.endswith("perplexity"):
+            value, low, high = (math.exp(one) for one in (mean.value, mean.low, mean.high))
+            mean = Estimate(value, low, high, mean.n, mean.groups)
+        out[measure] = mean
     return out
 
 
-def _perplexity(loss: np.ndarray, tokens: np.ndarray, groups: Sequence[str]) -> Estimate:
-    """``exp`` of the loss per token; of a difference of losses, the ratio of perplexities."""
-    found = group_ratio(loss, tokens, groups)
-    value, low, high = (float(np.exp(one)) for one in (found.value, found.low, found.high))
-    return Estimate(value, low, high, found.n, found.groups)
+def _beyond(
+    edit: _Costs,
+    draws: Sequence[_Costs],
+    asked: PromptSet | None,
+    neutral: PromptSet | None,
+) -> dict[str, Beyond]:
+    sizes = edit.moved, float(np.mean([one.moved for one in draws]))
+    return {
+        measure: beyond_draws(
+            _stacked([edit], measure)[0],
+            _stacked(draws, measure),
+            groups,
+            sizes=sizes,
+            kind="change" if measure == "accuracy" else "mean",
+        )
+        for measure, groups in _measured(edit, asked, neutral)
+    }
+
+
+def _measured(
+    cost: _Costs, asked: PromptSet | None, neutral: PromptSet | None
+) -> Iterator[tuple[str, list[str]]]:
+    """What was measured, and the groups of its prompts."""
+    for measure in MEASURES:
+        prompts = neutral if measure == "text_perplexity" else asked
+        if prompts is not None and cost.each(measure) is not None:
+            yield measure, prompts.groups
+
+
+def _stacked(many: Sequence[_Costs], measure: str) -> np.ndarray:
+    rows = [one.each(measure) for one in many]
+    return np.stack([row for row in rows if row is not None])

@@ -9,22 +9,28 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.analysis.intervals import group_mean
+from mechmem.analysis.draws import DRAWS
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, observe
-from mechmem.evaluation.controls import controls
+from mechmem.evaluation.controls import (
+    beyond,
+    change_of_draws,
+    draws_of_one,
+    share_of_draws,
+    size_of,
+)
+from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import check_before
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
-from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
-from mechmem.patching.directions import AddDirection, ScaleProjection
+from mechmem.patching.directions import AddDirection
+from mechmem.patching.projections import ScaleProjection
 from mechmem.tasks.base import Task
 
-__all__ = ["SteeringGrid", "add", "scale_everywhere", "steering_grid"]
-
+RANDOM = "random direction"
 Make = Callable[[Direction, float], Edit]
 
 
@@ -48,10 +54,10 @@ class SteeringGrid:
         rows: Per site, signed strength, class and kind (``edit`` or ``random direction``): the
             share with a 95 % interval, and its paired change against the unedited model. Strength 0
             is the unedited model. Rows of the edit carry ``beyond``: its share minus that of the
-            random directions of the same length, paired prompt by prompt.
+            random directions of the same size, with what `mechmem.analysis.draws.Beyond` holds.
         outcome: What was counted.
         toward: The class that positive strengths push to.
-        draws: Random directions averaged per cell.
+        draws: Random directions per cell.
         seen: Everything that fitting and this measurement have seen: what is chosen from this grid
             must not be reported on these prompts.
     """
@@ -77,7 +83,7 @@ def steering_grid(
     outcome: str | None = None,
     by: str = "label",
     make: Make = add,
-    draws: int = 1,
+    draws: int = DRAWS,
     before: Observations | None = None,
     seed: int = 0,
     allow_seen: bool = False,
@@ -99,7 +105,7 @@ def steering_grid(
             count as ``"all"``.
         make: From a direction and a signed strength to an edit: `add` or `scale_everywhere`, or
             your own.
-        draws: Random directions per cell, of the same length; 0 for none.
+        draws: Random directions per cell, of the same size; 0 for none.
         before: Observations of the unedited model on the same prompts.
         seed: Keys the resampling; random direction k is that of ``controls(..., seed=seed + k)``.
         allow_seen: Measure on fitted prompts all the same.
@@ -127,37 +133,34 @@ def steering_grid(
             f"{did_you_mean(counted, start.allowed)}"
         )
     names = np.array([name or "all" for name in class_names(asked, by)])
-    groups = np.array(asked.groups)
-    plain = _hits(start, counted)
-
-    def run(edit: Edit) -> np.ndarray:
-        with patched(model, edit) as view:
-            return _hits(observe(view, asked, task=task, margins=False), counted)
 
     rows: list[dict[str, object]] = []
+    strengths = sorted([*(-size for size in sizes), 0.0, *sizes])
     for direction in directions:
         if direction.norm == 0:
             continue
-        for alpha in sorted([*(-size for size in sizes), 0.0, *sizes]):
-            edited = plain if alpha == 0 else run(make(direction, alpha))
-            kinds = {"edit": edited}
-            if draws and alpha == 0:  # strength 0 is the unedited model along any direction
-                kinds["random direction"] = plain
-            elif draws:
-                edits = [
-                    controls(make(direction, alpha), model, seed=seed + k)["random direction"]
-                    for k in range(draws)
-                ]
-                kinds["random direction"] = np.mean([run(edit) for edit in edits], axis=0)
-            for kind, hits in kinds.items():
-                for name in sorted(set(names.tolist())):
-                    mine = names == name
-                    cell = _cell(hits[mine], plain[mine], groups[mine].tolist(), seed)
-                    if kind == "edit" and len(kinds) == 2 and alpha != 0:
-                        difference = (hits - kinds["random direction"])[mine]
-                        beyond = group_mean(difference, groups[mine].tolist(), kind="change")
-                        cell |= {"beyond": beyond.value, "beyond_low": beyond.low}
-                        cell |= {"beyond_high": beyond.high}
+        edits = {alpha: make(direction, alpha) for alpha in strengths if alpha}
+        drawn = {
+            alpha: draws_of_one(edit, model, draws=draws, seed=seed, name=RANDOM)[1]
+            for alpha, edit in edits.items()
+            if draws
+        }
+        every = [one for alpha, edit in edits.items() for one in (edit, *drawn.get(alpha, ()))]
+        done = iter(
+            evaluate_each(
+                model, asked, every, task=task, before=start, allow_seen=True, margins=False
+            )
+        )
+        for alpha in strengths:
+            # Strength 0 is the unedited model along any direction.
+            edited = next(done).after if alpha else start
+            others = [next(done).after if alpha else start for _ in range(draws)]
+            for kind, many in (("edit", [edited]), (RANDOM, others)):
+                for name in sorted(set(names.tolist())) if many else ():
+                    mine = np.flatnonzero(names == name)
+                    cell = _cell(many, start, counted, mine, kind == RANDOM and alpha != 0)
+                    if kind == "edit" and others and alpha:
+                        cell |= beyond(edited, others, counted, rows=mine).row()
                     site = {"stream": direction.site.stream, "layer": direction.site.layer}
                     rows.append({**site, "alpha": alpha, "kind": kind, "class": name, **cell})
             if progress is not None:
@@ -170,10 +173,14 @@ def steering_grid(
 
 
 def _cell(
-    hits: np.ndarray, plain: np.ndarray, groups: list[str], seed: int
+    seen: Sequence[Observations],
+    start: Observations,
+    outcome: str,
+    mine: np.ndarray,
+    drawn: bool,
 ) -> dict[str, float | int]:
-    share = group_mean(hits, groups, kind="share")
-    change = group_mean(hits - plain, groups, kind="change")
+    share = share_of_draws(seen, outcome, rows=mine, drawn=drawn)
+    change = change_of_draws(seen, start, outcome, rows=mine, drawn=drawn)
     return {
         "share": share.value,
         "low": share.low,
@@ -183,8 +190,5 @@ def _cell(
         "change_high": change.high,
         "n": share.n,
         "groups": share.groups,
+        "size": size_of(seen),
     }
-
-
-def _hits(seen: Observations, outcome: str) -> np.ndarray:
-    return np.array([name == outcome for name in seen.outcomes], dtype=float)

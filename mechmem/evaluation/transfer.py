@@ -12,12 +12,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mechmem.analysis.draws import DRAWS, Beyond
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, PromptError, SiteError, listed
 from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.rates import Rates, evaluate
-from mechmem.evaluation.rows import numbers, one_control, steered
+from mechmem.evaluation.controls import beyond, draws_of_one
+from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.rates import Rates
+from mechmem.evaluation.rows import numbers, steered
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -178,22 +181,23 @@ class EditTransfer:
 
     Attributes:
         rates: ``rates[fitted][tested][toward]``.
-        controls: The same for the control of each edit.
+        controls: The same for the control of each edit, one `Rates` per draw.
         control: Name of the control.
     """
 
     rates: Mapping[str, Mapping[str, Mapping[str, Rates]]]
-    controls: Mapping[str, Mapping[str, Mapping[str, Rates]]]
+    controls: Mapping[str, Mapping[str, Mapping[str, Sequence[Rates]]]]
     control: str
 
     def change(self, fitted: str, tested: str, toward: str) -> Estimate:
         """Change of the share that came out as the class steered to."""
         return self.rates[fitted][tested][toward].change(toward)
 
-    def beyond(self, fitted: str, tested: str, toward: str) -> Estimate:
-        """The same minus the control's change, paired prompt by prompt."""
-        control = self.controls[fitted][tested][toward]
-        return self.rates[fitted][tested][toward].compared_with(control, toward)
+    def beyond(self, fitted: str, tested: str, toward: str) -> Beyond:
+        """The same minus the control's change, its draws a sample like the prompts."""
+        draws = [one.after for one in self.controls[fitted][tested][toward]]
+        edited = self.rates[fitted][tested][toward]
+        return beyond(edited.after, draws, toward)
 
     def table(self) -> pd.DataFrame:
         """One row per pair of sets and class steered to."""
@@ -212,7 +216,7 @@ class EditTransfer:
                             if "other" in rates.after.allowed
                             else float("nan"),
                             **numbers(change, "change"),
-                            **numbers(self.beyond(fitted, tested, toward), "beyond"),
+                            **self.beyond(fitted, tested, toward).row(),
                             "n": change.n,
                             "groups": change.groups,
                         }
@@ -228,9 +232,10 @@ def edit_transfer(
     task: Task | Mapping[str, Task] | None = None,
     toward: Sequence[str] = BEHAVIORS,
     control: str | None = None,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> EditTransfer:
-    """Apply every edit to every set of prompts, beside a control of the same size.
+    """Apply every edit to every set of prompts, beside draws of a control of the same size.
 
     Name an edit after the set it was fitted on; the diagonal is then the effect at home, on
     prompts of that set which fitting has not seen. An edit of another model of the same shape can
@@ -243,29 +248,33 @@ def edit_transfer(
         prompts: Sets to test on, by name.
         task: Reads the completions; several by the name of the set.
         toward: Classes to steer to.
-        control: Default random neurons or a random direction of the same length.
+        control: Default random neurons or a random direction of the same size.
+        draws: Draws of the control.
         seed: Keys control and resampling.
 
     Raises:
         LeakageError: When an edit has seen a prompt, or a rephrasing of one, of any set.
     """
     rates: dict[str, dict[str, dict[str, Rates]]] = {name: {} for name in edits}
-    placebo: dict[str, dict[str, dict[str, Rates]]] = {name: {} for name in edits}
+    placebo: dict[str, dict[str, dict[str, list[Rates]]]] = {name: {} for name in edits}
     used = ""
     for tested, asked in prompts.items():
         reader = task.get(tested) if isinstance(task, Mapping) else task
         before = observe(model, asked, task=reader, margins=False)
         for fitted, edit in edits.items():
-            cells, others = {}, {}
+            plan = []
             for target in toward:
                 aimed = steered(edit, target)
-                used, mixed = one_control(aimed, model, seed, control)
-                cells[target], others[target] = (
-                    evaluate(
-                        model, asked, task=reader, edit=item, before=before, margins=False,
-                        seed=seed,
-                    )
-                    for item in (aimed, mixed)
-                )  # fmt: skip
+                used, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)
+                plan.append([aimed, *mixed])
+            done = iter(
+                evaluate_each(
+                    model, asked, [one for part in plan for one in part], task=reader,
+                    before=before, margins=False, seed=seed,
+                )
+            )  # fmt: skip
+            cells, others = {}, {}
+            for target, part in zip(toward, plan, strict=True):
+                cells[target], *others[target] = (next(done) for _ in part)
             rates[fitted][tested], placebo[fitted][tested] = cells, others
     return EditTransfer(rates, placebo, used)

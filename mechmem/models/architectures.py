@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mechmem.models.engine.backends import Backend, by_row
+from mechmem.models.sites import Site
 
 LengthClass = Callable[[int], int]
 """From the tokens of a text to a class; a model computes texts of one class by the same rule."""
@@ -129,6 +130,7 @@ class BlockModules:
         attn_write: From ``z`` to ``attn_out``: output projection and post-norm.
         mlp_write: From ``mlp_post`` to ``mlp_out``: output projection and post-norm.
         mlp_branch: From ``resid_mid`` to ``mlp_out``, norms included.
+        attn_norm, mlp_norm: The norm between a branch's module and the stream; ``None`` without.
     """
 
     block: nn.Module
@@ -138,6 +140,18 @@ class BlockModules:
     attn_write: Map | None
     mlp_write: Map | None
     mlp_branch: Map | None
+    attn_norm: Map | None = None
+    mlp_norm: Map | None = None
+
+
+def module_outputs(backend: Backend) -> list[Site]:
+    """Where the modules of both branches of every block hand over: ``attn_out`` and ``mlp_out``,
+    or, where a norm follows the module, the place before it."""
+    out = []
+    for layer, block in enumerate(block_modules(backend)):
+        out.append(Site("attn_out" if block.attn_norm is None else "attn_module", layer))
+        out.append(Site("mlp_out" if block.mlp_norm is None else "mlp_module", layer))
+    return out
 
 
 def block_modules(backend: Backend) -> list[BlockModules]:
@@ -193,6 +207,8 @@ def _of_bridge(cfg: Any, block: Any) -> BlockModules:
         _chain(_part(attn, "o"), parts.get(after[0])),
         _chain(_part(mlp, "out"), parts.get(after[1])),
         _branch(before.get("ln2"), mlp, parts.get(after[1])),
+        parts.get(after[0]),
+        parts.get(after[1]),
     )
 
 
@@ -244,6 +260,8 @@ def _of_hooked(cfg: Any, block: Any) -> BlockModules:
             mlp, "W_out", "b_out", getattr(block, "ln2_post", None), block.ln2, after
         ),
         None if mlp is None else _branch(None if after else block.ln2, block.apply_mlp, None),
+        block.ln1 if after else getattr(block, "ln1_post", None),
+        getattr(block, "ln2", None) if after else getattr(block, "ln2_post", None),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
 
-__all__ = ["DEPTH", "NORMED", "STREAMS", "Site", "SiteSpec", "named", "parse_sites"]
+__all__ = ["DEPTH", "MODULES", "NORMED", "STREAMS", "Site", "SiteSpec", "named", "parse_sites"]
 
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 """Every stream, in the order in which a sequential block computes them."""
@@ -16,7 +16,20 @@ NORMED = "ln_final"
 """The residual stream after the final norm, what the unembedding reads: no place of a block, so it
 can be neither asked for by name nor edited; `mechmem.hidden_states` makes it."""
 
-DEPTH = {stream: index for index, stream in enumerate((*STREAMS, NORMED))}
+MODULES = ("attn_module", "mlp_module")
+"""What the modules of the two branches give back. They differ from ``attn_out`` and ``mlp_out``
+where a norm stands between a branch and the stream (Gemma 2, OLMo 2); hooks that were written for
+transformers' modules sit here."""
+
+DEPTH = {
+    stream: index
+    for index, stream in enumerate(
+        (
+            "resid_pre", "z", "attn_module", "attn_out", "resid_mid", "mlp_post", "mlp_module",
+            "mlp_out", "resid_post", NORMED,
+        )
+    )
+}  # fmt: skip
 
 
 class Site(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,15 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, placed, region, tokens_of
-from mechmem.patching.neurons import Neurons, count_neurons, neuron_columns, neuron_masks
+from mechmem.patching.base import Change, Edit, others, placed, region, tokens_of
+from mechmem.patching.neurons import (
+    Neurons,
+    count_neurons,
+    neuron_columns,
+    neuron_masks,
+    other_neurons,
+)
 from mechmem.patching.replacement import Replacement, Source, Values
-
-__all__ = ["AblateHeads", "AblateNeurons", "AblateSites"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,15 @@ class AblateNeurons(_Ablation):
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "neurons": count_neurons(self.neurons)}
 
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        """``random neurons``: others of each site, whose ablation moves them about as far."""
+
+        def moved(mean: Tensor, sd: Tensor) -> Tensor:
+            return (mean**2 + sd**2).sqrt() if self.mode == "zero" else sd
+
+        drawn = other_neurons(self.neurons, model, seed, moved, self.source)
+        return {"random neurons": replace(self, neurons=drawn)}
+
 
 @dataclass(frozen=True)
 class AblateHeads(_Ablation):
@@ -177,6 +190,22 @@ class AblateHeads(_Ablation):
         heads = {Site(*site).key: list(chosen) for site, chosen in self.heads.items()}
         return {**super().describe(), "heads": heads}
 
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        """``random heads``: as many of the heads that the edit leaves alone, of any layer."""
+        chosen = {(model.sites([key])[0], head) for key, own in self.heads.items() for head in own}
+        known = model.sites("z") if self.source is None else self.source.sites
+        pool = [
+            (site, head)
+            for site in known
+            if site.stream == "z"
+            for head in range(model.info.n_heads)
+            if (site, head) not in chosen
+        ]
+        heads: dict[tuple[str, int], list[int]] = {}
+        for site, head in others(pool, len(chosen), seed, "random heads", "heads"):
+            heads.setdefault(site, []).append(head)
+        return {"random heads": replace(self, heads=heads)}
+
 
 @dataclass(frozen=True)
 class AblateSites(_Ablation):
@@ -195,6 +224,30 @@ class AblateSites(_Ablation):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "at": named(self.at)}
+
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        known = None if self.source is None else self.source.sites
+        return {"random layers": replace(self, at=other_layers(model, self.at, seed, known))}
+
+
+def other_layers(
+    model: Model, at: SiteSpec, seed: int, known: Sequence[Site] | None = None
+) -> list[Site]:
+    """As many of the layers that an edit leaves alone, of the same streams.
+
+    Raises:
+        EditError: When too few are left.
+    """
+    chosen, out = model.sites(at), []
+    for stream in dict.fromkeys(site.stream for site in chosen):
+        mine = [site for site in chosen if site.stream == stream]
+        pool = [
+            site
+            for site in model.sites(stream)
+            if site not in mine and (known is None or site in known)
+        ]
+        out += others(pool, len(mine), seed, f"random layers {stream}", f"layers of {stream!r}")
+    return out
 
 
 def _setter(values: Values, mask: Tensor | None, where: Positions, window: bool) -> Change:

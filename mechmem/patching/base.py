@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,23 +16,10 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site
+from mechmem.patching.writers import Writers
+from mechmem.seeding import keyed_rng
 
-__all__ = [
-    "NOWHERE",
-    "Change",
-    "Edit",
-    "Held",
-    "Watcher",
-    "as_edits",
-    "check_number",
-    "kept_to",
-    "over_features",
-    "placed",
-    "region",
-    "signed",
-    "site_width",
-    "tokens_of",
-]
+T = TypeVar("T")
 
 Change = Callable[[Tensor, Feed], Tensor | None]
 """From an activation ``[row, token, *feature]`` and what the pass sees to the changed activation.
@@ -58,7 +46,8 @@ class Watcher(ABC):
 
 
 class Edit(ABC):
-    """An intervention as data. Subclasses are frozen dataclasses."""
+    """An intervention as data. Subclasses are frozen dataclasses, and all there is to an edit: what
+    it does, its controls, and how weights and files express it where they can."""
 
     force: bool
 
@@ -94,6 +83,59 @@ class Edit(ABC):
     def describe(self) -> dict[str, Any]:
         """JSON-ready summary for tables and manifests."""
         return {"edit": type(self).__name__}
+
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        """Edits of the same make and size without the contrast in them, by name.
+
+        Raises:
+            EditError: Where none are defined, or too little is left to draw from.
+        """
+        raise EditError(
+            f"No controls are defined for {type(self).__name__}; give the class a method "
+            "controls(model, seed) that returns edits by name."
+        )
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """Names of the controls in which nothing is drawn: another seed gives the same edit."""
+        return frozenset({"alpha 0"})
+
+    def biases(self, model: Model) -> list[Site]:
+        """Sites that need a bias before `bake` can write this edit into weights.
+
+        Raises:
+            EditError: For an edit that no weights can express.
+        """
+        raise EditError(
+            f"{type(self).__name__} {self.not_weights} that weights could express; AddDirection, "
+            "ProjectOut and ScaleProjection can be baked, for others use mm.patched(model, edit)."
+        )
+
+    not_weights = "is not a linear map"
+
+    def bake(self, model: Model, writers: Writers) -> None:
+        """Write the edit into the matrices of a plain model, in place; `biases` went before."""
+        self.biases(model)
+
+    def exported(self, model: Model) -> dict[Site, Tensor]:
+        """The ``[d]`` vector that it adds at every position, by site, for another tool.
+
+        Raises:
+            EditError: For an edit that does more, or acts on some positions only.
+        """
+        raise EditError(
+            f"{type(self).__name__} does not add a fixed vector, so no control vector can express "
+            "it. Export AddDirection or ShiftNeurons; or write the edit into the weights."
+        )
+
+    def refuse_positions(self) -> None:
+        """Refuse to export an edit that does not act at every position."""
+        if str(self.where) != str(tokens_of("all")) and self.where != NOWHERE:
+            raise EditError(
+                f"{type(self).__name__} acts at {self.where}, and the file would be added at every "
+                "position, the prompt included. Measure the edit with positions='all', then export "
+                "it."
+            )
 
 
 def as_edits(edit: Edit | Sequence[Edit]) -> list[Edit]:
@@ -237,6 +279,28 @@ def site_width(model: Model, site: Site) -> int:
     if site.stream == "z":
         return int(cfg.n_heads * cfg.d_head)
     return int((cfg.d_mlp or 0) if site.stream == "mlp_post" else cfg.d_model)
+
+
+def others(pool: Sequence[T], number: int, seed: int, name: str, what: str) -> list[T]:
+    """Some of those that an edit leaves alone, for its control.
+
+    Raises:
+        EditError: When too few are left.
+    """
+    if len(pool) < number:
+        raise EditError(
+            f"A control needs {number} other {what}, but only {len(pool)} are left; edit fewer, or "
+            "cache more for the source."
+        )
+    chosen = keyed_rng(seed, "control", name).choice(len(pool), number, replace=False)
+    return [pool[int(k)] for k in chosen]
+
+
+def at_random(row: Tensor, rng: np.random.Generator) -> Tensor:
+    """An isotropic random direction of the same length."""
+    noise = torch.from_numpy(rng.standard_normal(len(row)))
+    scaled: Tensor = noise * (row.norm() / noise.norm())
+    return scaled
 
 
 def check_number(value: float, name: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -18,8 +18,6 @@ from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.patching.base import Change, Edit, Watcher, check_number, over_features, signed
-
-__all__ = ["OnlyWhere"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,21 @@ class OnlyWhere(Edit):
         gates = "+".join(site.key for site in self.gates)
         own = {"edit": "OnlyWhere", "when": self.when, "gate": gates, "threshold": self.threshold}
         return {**own, **inner}
+
+    not_weights = "acts on some tokens only"
+
+    @property
+    def settled(self) -> frozenset[str]:
+        return self.edit.settled
+
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        """Those of the edit inside that act where the gate is, behind the same gate."""
+        gated = set(self.gates)
+        return {
+            name: replace(self, edit=control)
+            for name, control in self.edit.controls(model, seed).items()
+            if set(control.changes(model)) <= gated
+        }
 
 
 class _Gated:

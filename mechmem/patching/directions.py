@@ -1,11 +1,11 @@
-"""Edits along one direction: add it, remove it, stretch it, set it."""
+"""Edits along one direction, what they share, and `AddDirection`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import EditError, listed
+from mechmem.models.architectures import module_outputs
 from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
@@ -22,20 +23,14 @@ from mechmem.patching.base import (
     Change,
     Edit,
     Held,
+    at_random,
     check_number,
     kept_to,
     signed,
     tokens_of,
 )
-
-__all__ = [
-    "AddDirection",
-    "DirectionEdit",
-    "Move",
-    "ProjectOut",
-    "ScaleProjection",
-    "SetProjection",
-]
+from mechmem.patching.writers import Writers
+from mechmem.seeding import keyed_rng
 
 Move = Callable[[Tensor], Tensor]
 """From states ``[row, token, d]`` to the changed ones."""
@@ -46,10 +41,23 @@ class DirectionEdit(Edit):
     """Shared by the edits along a direction.
 
     One `Direction` acts at every site of ``at`` (default its own); `Directions` act each at its own
-    site, and with ``at=`` each at the sites of its own layer.
+    site, and with ``at=`` each at the sites of its own layer. ``at="everywhere"`` is the input of
+    every block and what its attention and MLP modules give back, where the released codes hook.
+    ``at="stream"`` is the input of every block and what the two branches add to the stream: the
+    same, unless a norm follows the modules (Gemma 2, OLMo 2).
 
     ``preserve_norm=True`` rescales every edited token to the length it had before: ``h' |h|/|h'|``.
+
+    Controls are ``random direction`` (isotropic) and, where the covariance of the states is known,
+    ``covariance direction``: random, with the covariance of the states that the direction was
+    fitted to, one draw for all sites. Both are as long as the direction. An edit that reads the
+    states along its direction gets one on which the states lie alike (`moves`), so that the two
+    move as much: of the states that the direction was fitted to, at their site.
     """
+
+    moves: ClassVar[str] = "length"
+    """What an edit's size goes by: the direction's ``"length"``, the states' ``"projection"`` on
+    it, or how far that ``"varies"``."""
 
     direction: Direction | Directions
     at: SiteSpec | None = None
@@ -92,6 +100,8 @@ class DirectionEdit(Edit):
             one = self.direction
             return model.sites([one.site] if isinstance(one, Direction) else one.sites)
         if self.at == "everywhere":
+            return [*model.sites("resid_pre"), *module_outputs(model.backend)]
+        if self.at == "stream":
             return model.sites(["resid_pre", "attn_out", "mlp_out"])
         return model.sites(self.at)
 
@@ -122,6 +132,29 @@ class DirectionEdit(Edit):
 
         return masked
 
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        every = [self.direction] if isinstance(self.direction, Direction) else list(self.direction)
+        names = ["random direction"]
+        if all(one.spread is not None and one.spread.known for one in every):
+            names += ["covariance direction"]
+        return {name: replace(self, direction=self._drawn(name, seed)) for name in names}
+
+    def _drawn(self, name: str, seed: int) -> Direction | Directions:
+        if isinstance(self.direction, Direction):
+            return _random(self.direction, name, seed, self.moves)
+        some = self.direction.by_site.items()
+        return Directions({site: _random(one, name, seed, self.moves) for site, one in some})
+
+    def _everywhere_in_text(self) -> None:
+        """Refuse what weights cannot tell apart."""
+        if Positions.parse(self.positions) != Positions.parse("all"):
+            raise EditError(
+                f"Weights act at every position, this {type(self).__name__} at "
+                f"{self.positions!r}; use positions='all', or mm.patched(model, edit)."
+            )
+        if self.preserve_norm:
+            raise EditError("preserve_norm=True depends on the token; weights cannot express it.")
+
     def describe(self) -> dict[str, Any]:
         one = self.direction
         own = one.site.key if isinstance(one, Direction) else named(one.sites)
@@ -142,8 +175,8 @@ class AddDirection(DirectionEdit):
         direction: Points toward its class; ``toward=`` the other class turns it round.
         alpha: In lengths of the direction. 0 leaves the model exactly as it is.
         toward: The class to steer to; default the direction's own.
-        at: One site, a list, a stream, or ``"everywhere"`` (block input, attention output, MLP
-            output of every block); default the direction's own site.
+        at: One site, a list, a stream, ``"everywhere"`` or ``"stream"``; default the direction's
+            own site.
         positions: Where in the text.
         preserve_norm: Turn the activation without lengthening it: the result is rescaled to the
             token's length before the edit.
@@ -167,6 +200,28 @@ class AddDirection(DirectionEdit):
 
         return self.moving(model, add)
 
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        return super().controls(model, seed) | {"alpha 0": replace(self, alpha=0.0)}
+
+    def biases(self, model: Model) -> list[Site]:
+        self._everywhere_in_text()
+        return [site for site in self.sites(model) if site != Site("resid_pre", 0)]
+
+    def bake(self, model: Model, writers: Writers) -> None:
+        """``b' = b + alpha r`` where it is written."""
+        sign = signed(self.toward, self.first.toward, self.first.away)
+        for site in self.sites(model):
+            writers.add(site, self.of(site).vector * (sign * check_number(self.alpha, "alpha")))
+
+    def exported(self, model: Model) -> dict[Site, Tensor]:
+        if not self.force:
+            self.provenance.check_model(model, "The edit to export")
+        self.refuse_positions()
+        if self.preserve_norm:
+            raise EditError("preserve_norm=True adds no fixed vector; export without it.")
+        sign = signed(self.toward, self.first.toward, self.first.away)
+        return {site: self.of(site).vector * (sign * self.alpha) for site in self.sites(model)}
+
     def describe(self) -> dict[str, Any]:
         return {
             **super().describe(),
@@ -175,74 +230,28 @@ class AddDirection(DirectionEdit):
         }
 
 
-@dataclass(frozen=True)
-class ProjectOut(DirectionEdit):
-    """``h' = h - (h . r^) r^``: the component along the direction is removed (P2's ablation)."""
+def _random(direction: Direction, name: str, seed: int, moves: str) -> Direction:
+    """A random direction as long; its class means lie as far from the states' mean as the own ones.
 
-    def changes(self, model: Model) -> dict[Site, Change]:
-        return self.moving(model, lambda direction: _stretch(direction, -1.0))
-
-
-@dataclass(frozen=True)
-class ScaleProjection(DirectionEdit):
-    """``h' = h + scale (h . r^) r^``: P2's released code, where ``at="everywhere"``.
-
-    ``scale=-1`` removes the component. At every site it compounds with depth, about
-    ``(1 + scale)^(layers left)`` on what an early layer wrote.
+    What it reads (of LEACE) stays, so that an eraser takes as much away along the random one.
     """
-
-    scale: float = 0.1
-
-    def changes(self, model: Model) -> dict[Site, Change]:
-        scale = check_number(self.scale, "scale")
-        return self.moving(model, lambda direction: _stretch(direction, scale))
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "scale": self.scale}
-
-
-@dataclass(frozen=True)
-class SetProjection(DirectionEdit):
-    """``h' = h + (m - h . r^) r^``: the projection becomes a class's mean projection ``m``.
-
-    Attributes:
-        toward: The class whose mean is set; default the direction's own.
-    """
-
-    toward: str | None = None
-
-    def changes(self, model: Model) -> dict[Site, Change]:
-        sign = signed(self.toward, self.first.toward, self.first.away)
-
-        def place(direction: Direction) -> Move:
-            unit = Held(direction.unit)
-            if not direction.has_means:
-                raise EditError(
-                    f"The class means along the direction at {direction.site} are not known, so "
-                    "nothing can be set to them; it was imported. Use AddDirection or ProjectOut."
-                )
-            mean = direction.toward_mean if sign > 0 else direction.away_mean
-
-            def placed(h: Tensor) -> Tensor:
-                along = unit.like(h)
-                return h + (mean - h @ along)[..., None] * along
-
-            return placed
-
-        return self.moving(model, place)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "toward": self.toward or self.first.toward}
-
-
-def _stretch(direction: Direction, scale: float) -> Move:
-    unit = Held(direction.unit)
-
-    def stretched(h: Tensor) -> Tensor:
-        along = unit.like(h)
-        return h + scale * (h @ along)[..., None] * along
-
-    return stretched
+    spread, key = direction.spread, ("control", name)
+    if name == "random direction":
+        vector = at_random(direction.vector, keyed_rng(seed, *key, direction.site.key))
+    else:
+        assert spread is not None
+        vector = spread.drawn(keyed_rng(seed, *key))
+        vector = vector * (direction.norm / float(vector.norm()))
+    if direction.norm == 0:
+        return replace(direction, vector=torch.zeros_like(direction.vector), method="random")
+    toward, away = direction.toward_mean, direction.away_mean
+    if spread is not None:
+        if moves != "length" and spread.known:
+            vector = spread.alike(vector, direction.vector, about_zero=moves == "projection")
+        center = spread.center.double()
+        offset = float(center @ vector) / float(vector.norm()) - float(center @ direction.unit)
+        toward, away = toward + offset, away + offset
+    return replace(direction, vector=vector, method="random", toward_mean=toward, away_mean=away)
 
 
 def _at_length_of(before: Tensor, changed: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ from mechmem.models.sites import Site
 from mechmem.patching.base import Change
 from mechmem.patching.directions import DirectionEdit, Move
 
-__all__ = ["Erase"]
-
 
 @dataclass(frozen=True)
 class Erase(DirectionEdit):

@@ -16,13 +16,9 @@ from mechmem.caching.provenance import Provenance
 from mechmem.errors import ArtifactError, EditError, SiteError, listed
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
-from mechmem.patching.base import Edit, check_number, signed, tokens_of
-from mechmem.patching.directions import AddDirection
-from mechmem.patching.neurons import ShiftNeurons
+from mechmem.patching.base import Edit, check_number, signed
 
-__all__ = ["Exportable", "export_vectors"]
-
-Exportable = Direction | Directions | AddDirection | ShiftNeurons | Sequence[Edit]
+Exportable = Direction | Directions | Edit | Sequence[Edit]
 
 SUFFIXES = (".gguf", ".pt", ".safetensors")
 
@@ -127,7 +123,7 @@ def _vectors(
         raise EditError("Exporting an edit needs model=, the model that it is meant for.")
     total: dict[Site, Tensor] = {}
     for edit in edits:
-        for site, value in _added(edit, model).items():
+        for site, value in edit.exported(model).items():
             total[site] = total[site] + value if site in total else value
     goals = "+".join(dict.fromkeys(str(edit.describe().get("toward", "")) for edit in edits))
     names = "+".join(dict.fromkeys(type(edit).__name__ for edit in edits))
@@ -139,31 +135,6 @@ def _vectors(
         {"toward": goals, "away": "", "method": names},
         made,
     )
-
-
-def _added(edit: Edit, model: Model) -> dict[Site, Tensor]:
-    """What an edit adds to every position, ``[d]`` per site."""
-    if not isinstance(edit, (AddDirection, ShiftNeurons)):
-        raise EditError(
-            f"{type(edit).__name__} does not add a fixed vector, so no control vector can express "
-            "it. Export AddDirection or ShiftNeurons; or write the edit into the weights."
-        )
-    made = edit.provenance
-    if not edit.force:
-        made.check_model(model, "The edit to export")
-    if str(edit.where) != str(tokens_of("all")) and edit.alpha != 0:
-        raise EditError(
-            f"{type(edit).__name__} acts at {edit.where}, and the file would be added at every "
-            "position, the prompt included. Measure the edit with positions='all', then export it."
-        )
-    if isinstance(edit, AddDirection):
-        if edit.preserve_norm:
-            raise EditError("preserve_norm=True adds no fixed vector; export without it.")
-        sign = signed(edit.toward, edit.first.toward, edit.first.away)
-        return {site: edit.of(site).vector * (sign * edit.alpha) for site in edit.sites(model)}
-    if edit.cap is not None:
-        raise EditError("cap= adds no fixed vector, as it depends on the state; export without it.")
-    return {site: value[0] for site, value in edit.shift(model).items()}
 
 
 def _block(site: Site) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +15,7 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, placed, region
-
-__all__ = ["PatchActivations"]
+from mechmem.patching.base import Change, Edit, others, placed, region
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class PatchActivations(Edit):
         if unknown:
             raise EditError(
                 f"The source has no activations of donors {listed(unknown, 5)}. Cache them too, "
-                "or name "
-                "others in donors=."
+                "or name others in donors=."
             )
         rows = {name: row_of[donor] for name, donor in self.donors.items()}
 
@@ -93,3 +90,23 @@ class PatchActivations(Edit):
             "at": "all cached" if self.at is None else named(self.at),
             "positions": str(self._region()[0]),
         }
+
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        """``unrelated donors``: activations of another group's prompts in the donors' place."""
+        prompts = self.source.prompts
+        group = dict(zip(prompts.ids, prompts.groups, strict=True))
+        donors = {
+            name: others(
+                sorted(
+                    other
+                    for other in prompts.ids
+                    if group[other] not in (group[donor], group.get(name))
+                ),
+                1,
+                seed,
+                f"unrelated donors {name}",
+                "donors of another group",
+            )[0]
+            for name, donor in self.donors.items()
+        }
+        return {"unrelated donors": replace(self, donors=donors)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
+from mechmem.analysis.ranking import CONSTANTS_FIRST
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.caching.hidden_states import hidden_states
@@ -13,9 +14,7 @@ from mechmem.errors import EditError, MechmemError, listed
 from mechmem.models.model import Model
 from mechmem.models.sites import NORMED, Site
 from mechmem.models.tokens import PromptsLike
-from mechmem.patching.neurons import ShiftNeurons
-
-__all__ = ["P1_PRESETS", "P1Preset", "p1_preset"]
+from mechmem.patching.shifting import ShiftNeurons
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,25 @@ class P1Preset:
             among="scored",
         )  # fmt: skip
 
+    def slots(self, scores: NeuronScores, top: float = 0.05) -> dict[str, int]:
+        """Where the chosen neurons lie: how many there are, how many of them never vary, how many
+        are edited at all, and how many of those vary."""
+        edit = self.edit(scores, top=top)
+        chosen = scores.top(edit.top, by=self.by)
+        last = max(site.layer for site in scores.sites)
+        edited = [Site("resid_post", layer) for layer in range(self.edited_blocks(last + 1))]
+        never = {site: chosen.mask(site) & scores.constant(site) for site in chosen.index}
+        return {
+            "chosen": len(chosen),
+            "constant": sum(int(mask.sum()) for mask in never.values()),
+            "edited": sum(len(rows) for site, rows in chosen.index.items() if site in edited),
+            "edited_varying": sum(
+                len(rows) - int(never[site].sum())
+                for site, rows in chosen.index.items()
+                if site in edited
+            ),
+        }
+
     def grid(self, scores: NeuronScores, toward: str = "generalized") -> list[ShiftNeurons]:
         """Every share with every strength: {5 %, 10 %} x {1, 3, 5}."""
         return [
@@ -111,7 +129,7 @@ class P1Preset:
 
 P1_PRESETS = {
     "p1-paper": P1Preset("p1-paper", "outputs", 1.0),
-    "p1-code": P1Preset("p1-code", "hidden_states", 25 / 28),
+    "p1-code": P1Preset("p1-code", "hidden_states", 25 / 28, by=CONSTANTS_FIRST),
 }
 
 
@@ -125,8 +143,14 @@ def p1_preset(name: str) -> P1Preset:
     rows of transformers' hidden states, in which the embedding takes part and the last row is taken
     after the final norm, and edits the blocks 0 to 24 of 28 only: what was chosen in the embedding
     row, in the last row and in the last blocks is never used. On a model of another depth the same
-    share of the blocks is edited, the last one never. (The code's loop over Llama layers writes
-    into batch row 0 where a layer returns a tensor; that is a defect and not repeated here.)
+    share of the blocks is edited, the last one never.
+
+    Neurons that never vary come **first** in ``p1-code``: their correlation is NaN, and the code's
+    ``argsort(abs(r))[::-1]`` puts NaN in front. Where all prompts end in one and the same token, as
+    P1's do, the whole embedding row is of this kind, takes its slots before any other and is never
+    edited: 3,072 of the 4,454 slots of "5 %" at the size of Llama-3.2-3B. `P1Preset.slots` counts
+    them. Where no neuron is constant, the order is that of |r|. (The code's loop over Llama layers
+    writes into batch row 0 where a layer returns a tensor; that is a defect and not repeated here.)
 
     Source: arXiv 2412.18497, and ``ntumslab/neuron-diff-memgen-llm`` (``ITI.py``, ``get_NMD.py``).
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import nan
 
 import pandas as pd
 
 from mechmem.models.sites import Site
-
-__all__ = ["EditReport", "Fired"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,14 @@ class EditReport:
 
     def __len__(self) -> int:
         return len(self.fired)
+
+    @property
+    def moved(self) -> float:
+        """Mean length by which an activation was moved, over all tokens and sites that were; 0 when
+        none was, NaN without an edit."""
+        tokens = sum(item.tokens for item in self.fired)
+        far = sum(item.distance * item.tokens for item in self.fired)
+        return far / tokens if tokens else 0.0 if self.fired else nan
 
     def __repr__(self) -> str:
         lines = [

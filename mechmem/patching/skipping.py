@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,9 +12,8 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
+from mechmem.patching.ablation import other_layers
 from mechmem.patching.base import Change, Edit, Watcher, kept_to, tokens_of
-
-__all__ = ["SkipLayers"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,10 @@ class SkipLayers(Edit):
             "at": named(self.at),
             "positions": str(Positions.parse(self.positions)),
         }
+
+    def controls(self, model: Model, seed: int) -> dict[str, Edit]:
+        """``random layers``: as many of the layers that the edit leaves alone."""
+        return {"random layers": replace(self, at=other_layers(model, self.at, seed))}
 
 
 class _Entry(Watcher):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from mechmem.errors import EditError, ModelError
 from mechmem.models.model import Model
-from mechmem.models.sites import Site
-
-__all__ = ["Writers", "plain_copy", "writers_of"]
+from mechmem.models.sites import MODULES, Site
 
 _ATTENTION = (
     "self_attn.o_proj",
@@ -59,7 +57,9 @@ class Writers:
         Raises:
             EditError: When a norm stands between it and the stream, or it is not known.
         """
-        if site in self.after:
+        if site.stream in MODULES:  # before any norm
+            site = Site(site.stream.replace("module", "out"), site.layer)
+        elif site in self.after:
             raise EditError(
                 f"In {type(self.model).__name__} a norm follows the projection that writes "
                 f"{site}, so no weights of that projection do what the edit does to the stream; "
@@ -75,6 +75,85 @@ class Writers:
     def transposed(self, linear: Any) -> bool:
         """Whether its weight is ``[in, out]`` (GPT-2's Conv1D) instead of ``[out, in]``."""
         return not isinstance(linear, nn.Linear)
+
+    def add(self, site: Site, shift: Tensor) -> None:
+        """Add a vector to what is written at a site: to the bias of its branch, or the embeddings.
+
+        Raises:
+            EditError: Where nothing writes, or the architecture has no bias.
+        """
+        if site == Site("resid_pre", 0):
+            table = self.tables[0]
+            table += (shift / self.embedding_scale).to(table)
+            return
+        place = site if site.stream != "resid_pre" else Site("resid_post", site.layer - 1)
+        branch = {"resid_post": "mlp_out", "resid_mid": "attn_out"}.get(place.stream, place.stream)
+        if branch not in ("attn_out", "mlp_out"):
+            raise EditError(
+                f"AddDirection at {site} cannot be baked; bake it at resid_post, resid_mid, "
+                "attn_out, mlp_out or ('resid_pre', 0)."
+            )
+        linear = self.at(Site(branch, place.layer))
+        if linear.bias is None:
+            raise EditError(
+                f"{type(self.model).__name__} has no bias at {site}, and its configuration "
+                "cannot have one, so the addition cannot be baked; use mm.patched(model, edit)."
+            )
+        linear.bias += shift.to(linear.bias)
+
+    def project(self, units: Mapping[Site, Tensor], scale: float, name: str) -> None:
+        """``W' = (I + scale r^ r^T) W`` for everything that writes at the sites.
+
+        Args:
+            units: ``r^`` of every site.
+            scale: -1 removes the component.
+            name: Of the edit, for messages.
+
+        Raises:
+            EditError: At a place of the stream that other writers reach.
+        """
+        if scale == 0:
+            return
+        for site, unit in units.items():
+            if site == Site("resid_pre", 0):
+                for table in self.tables:
+                    _stretched(table, unit, scale, rows=True)
+            elif site.stream in ("attn_out", "mlp_out", *MODULES):
+                linear = self.at(site)
+                _stretched(linear.weight, unit, scale, rows=self.transposed(linear))
+                if linear.bias is not None:
+                    _stretched(linear.bias, unit, scale, rows=True)
+            elif scale != -1 or not _emptied(units, site):
+                raise EditError(
+                    f"{name} at {site} changes what several layers have written there, "
+                    "which no single matrix does. ProjectOut(r, at='everywhere') of one direction "
+                    "can be baked, and so can attn_out, mlp_out and ('resid_pre', 0); else use "
+                    "mm.patched(model, edit)."
+                )
+
+
+def _emptied(units: Mapping[Site, Tensor], site: Site) -> bool:
+    """Whether all writers before a place of the stream lose the same direction, so that nothing of
+    it is left there."""
+    before = [Site("resid_pre", 0)]
+    before += [Site(stream, k) for k in range(site.layer) for stream in ("attn_out", "mlp_out")]
+    if site.stream == "resid_mid":
+        before += [Site("attn_out", site.layer)]
+    if site.stream == "resid_post":
+        before += [Site(stream, site.layer) for stream in ("attn_out", "mlp_out")]
+    own = units[site]
+    return all(one in units and abs(float(units[one] @ own)) > 1 - 1e-9 for one in before)
+
+
+def _stretched(values: Tensor, unit: Tensor, scale: float, rows: bool) -> None:
+    """Adds ``scale`` times the part along ``unit`` of every row (or column), in place."""
+    along = unit.to(values.device, torch.float64)
+    wide = values.double()
+    if rows:
+        wide = wide + scale * (wide @ along)[..., None] * along
+    else:
+        wide = wide + scale * torch.outer(along, along @ wide)
+    values.copy_(wide.to(values.dtype))
 
 
 def plain_copy(model: Model, biased: Sequence[Site]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.draws import Beyond
+from mechmem.analysis.intervals import Estimate
 from mechmem.caching.provenance import Seen
 from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.controls import beyond, share_of_draws
 from mechmem.evaluation.rates import Rates
 from mechmem.patching.base import Edit
 
@@ -50,45 +53,47 @@ class Tested:
 
     def control_share(self, toward: str, name: str, outcome: str) -> Estimate:
         """Share under a control, averaged over its draws."""
-        return self._averaged(self.controls[toward][name], outcome, None)
+        return share_of_draws(
+            self._draws(toward, name),
+            outcome,
+            drawn=name not in self.edit.settled,
+        )
 
-    def beyond(self, toward: str, name: str, outcome: str | None = None) -> Estimate:
-        """Share under the edit minus share under a control (averaged over its draws), paired
-        prompt by prompt; default outcome: the one that counts (`goal`)."""
-        goal = outcome or self.goal(toward)
-        return self._averaged(self.controls[toward][name], goal, self.rates[toward])
+    def beyond(self, toward: str, name: str, outcome: str | None = None) -> Beyond:
+        """Share under the edit minus share under a control, its draws a sample like the prompts;
+        default outcome: the one that counts (`goal`)."""
+        return beyond(
+            self.rates[toward].after,
+            self._draws(toward, name),
+            outcome or self.goal(toward),
+            drawn=name not in self.edit.settled,
+        )
 
-    def beyond_every_control(self, toward: str) -> Estimate:
-        """`beyond` for the control that it beats by least."""
+    def beyond_every_control(self, toward: str) -> Beyond:
+        """`beyond` for the control that it beats least surely: the one with the lowest lower bound,
+        one that is not known before all."""
         return min(
             (self.beyond(toward, name) for name in self.controls[toward]),
-            key=lambda estimate: estimate.low,
+            key=lambda estimate: -math.inf if math.isnan(estimate.low) else estimate.low,
         )
 
     def turned(self, toward: str, start: str, name: str | None = None) -> dict[str, Estimate]:
         """What became of the prompts that were ``start`` without the edit: shares of the outcomes
         among them, under the edit or under a control (averaged over its draws). P1's own measure.
         """
-        draws = [self.rates[toward]] if name is None else self.controls[toward][name]
-        before = draws[0].before
+        edited = self.rates[toward]
+        before = edited.before
         assert before is not None  # a sweep always has it
-        rows = np.flatnonzero(_hits(before, start))
-        groups = [before.prompts[int(k)].group for k in rows]
+        draws = [edited.after] if name is None else self._draws(toward, name)
+        rows = np.flatnonzero([outcome == start for outcome in before.outcomes])
+        drawn = name is not None and name not in self.edit.settled
         return {
-            outcome: group_mean(
-                np.mean([_hits(draw.after, outcome)[rows] for draw in draws], axis=0),
-                groups,
-                kind="share",
-            )
+            outcome: share_of_draws(draws, outcome, rows=rows, drawn=drawn)
             for outcome in before.allowed
         }
 
-    def _averaged(self, draws: Sequence[Rates], outcome: str, edited: Rates | None) -> Estimate:
-        values = np.mean([_hits(draw.after, outcome) for draw in draws], axis=0)
-        groups = draws[0].after.prompts.groups
-        if edited is None:
-            return group_mean(values, groups, kind="share")
-        return group_mean(_hits(edited.after, outcome) - values, groups, kind="change")
+    def _draws(self, toward: str, name: str) -> list[Observations]:
+        return [rates.after for rates in self.controls[toward][name]]
 
 
 @dataclass(frozen=True)
@@ -146,10 +151,11 @@ class Sweep:
                         "change": change.value,
                         "change_low": change.low,
                         "change_high": change.high,
+                        "size": rates.after.moved,
                     }
                 )
                 for name in tested.controls[toward]:
-                    beyond = tested.beyond(toward, name)
+                    gap = tested.beyond(toward, name)
 
                     def share(
                         outcome: str,
@@ -165,9 +171,7 @@ class Sweep:
                             "setting": name,
                             "toward": toward,
                             **_shares(share, rates),
-                            "edit_minus_control": beyond.value,
-                            "edit_minus_control_low": beyond.low,
-                            "edit_minus_control_high": beyond.high,
+                            **gap.row("edit_minus_control"),
                         }
                     )
         return pd.DataFrame(rows)
@@ -200,10 +204,6 @@ class Sweep:
                                 }
                             )
         return pd.DataFrame(rows)
-
-
-def _hits(seen: Observations, outcome: str) -> np.ndarray:
-    return np.array([name == outcome for name in seen.outcomes], dtype=float)
 
 
 def _shares(share: Callable[[str], Estimate], rates: Rates) -> dict[str, float]:

@@ -27,6 +27,7 @@ FORMAT = 2
 _SHAPE = {
     "key": str,
     "difference": (None, float),
+    "moved": (None, float),
     "outcomes": [str],
     "completions": [str],
     "truncated": [bool],
@@ -84,6 +85,7 @@ class CellStore:
             "about": about,
             "model": seen.model.as_dict(),
             "difference": done.difference,
+            "moved": None if math.isnan(seen.moved) else seen.moved,
             "outcomes": list(seen.outcomes),
             "completions": list(seen.completions),
             "truncated": list(seen.truncated),
@@ -122,10 +124,11 @@ class CellStore:
                 "makes what is missing."
             ) from error
         difference = cell["difference"]
+        moved = math.nan if cell["moved"] is None else float(cell["moved"])
         completions, outcomes, truncated = (tuple(column) for column in columns)
         seen = Observations(
             prompts, completions, outcomes, np.array(margins), task.outcomes, task.name, model,
-            tuple(tokenized), truncated, task.behaviors, task.reading,
+            tuple(tokenized), truncated, task.behaviors, task.reading, moved,
         )  # fmt: skip
         return Done(seen, difference)
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pandas as pd
 
+from mechmem.analysis.draws import DRAWS
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe, reader_for
-from mechmem.evaluation.controls import controls
-from mechmem.evaluation.neuron_controls import SETTLED
+from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
@@ -49,7 +49,7 @@ def sweep(
     counts: Mapping[str, str] | None = None,
     refits: Sequence[Grid] = (),
     refine: Mapping[str, Sequence[float]] | None = None,
-    draws: int = 3,
+    draws: int = DRAWS,
     seed: int = 0,
     folder: str | Path | None = None,
     rank: int | None = None,
@@ -83,7 +83,8 @@ def sweep(
             (validation, choice, one look at test), without controls, its cells beside all others.
         refine: Per family, multiples of the best edit's alpha that are tried on validation after
             the grid, in the refits too.
-        draws: Random draws per control.
+        draws: Random draws per control; with one, how far draws spread is not known and intervals
+            of the difference have no bounds.
         seed: Keys controls and resampling.
         folder: Where finished edits are stored. The same sweep called again, after a kill or on
             purpose, takes them from there.
@@ -270,7 +271,8 @@ def _test_plan(
     for name in toward:
         edit = _toward(cell.edit, name)
         yield name, "", Setting(edit, _about("test", item, name), margins=item.grid == 0)
-        for kind, kinds in () if item.grid else _drawn(edit, model, draws, seed):
+        drawn = {} if item.grid else control_draws(edit, model, draws=draws, seed=seed)
+        for kind, kinds in drawn.items():
             for control in kinds:
                 yield name, kind, Setting(control, _about("test", item, name, kind))
 
@@ -294,13 +296,6 @@ def _teller(progress: Callable[[str], None] | None) -> Callable[[Setting], None]
         progress(f"{about['part']}, {about['family']}: {kind}{setting.edit.describe()}")
 
     return tell
-
-
-def _drawn(edit: Edit, model: Model, draws: int, seed: int) -> Iterator[tuple[str, list[Edit]]]:
-    """Every control with its draws; a control without randomness is run once."""
-    many = [controls(edit, model, seed=seed + k) for k in range(draws)]
-    for kind in many[0]:
-        yield kind, [draw[kind] for draw in (many[:1] if kind in SETTLED else many)]
 
 
 def _toward(edit: Edit, name: str) -> Edit:

@@ -8,6 +8,7 @@ from helpers import made_states
 
 import mechmem as mm
 from mechmem.analysis import classifiers as room
+from mechmem.analysis.probes import probe_data
 
 SITES = [("resid_post", 0), ("resid_post", 1)]
 
@@ -144,3 +145,50 @@ class TestRefusals:
         data[3] = np.nan
         with pytest.raises(mm.PromptError, match=r"resid_post\[0\].*not finite"):
             mm.fit_probes(made_states({SITES[0]: data}, ["memorized", "generalized"] * 6))
+
+
+class TestNothingToFind:
+    """Behaviors exchanged inside the pairs: what is found is what the method makes of nothing."""
+
+    def null(self, seed: int) -> mm.Probes:
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(rng.normal(size=(24, 8)), 2, axis=0)
+        state = groups + 0.7 * rng.normal(size=(48, 8))
+        sites = {}
+        for layer in range(5):
+            state = state + 0.5 * rng.normal(size=state.shape)
+            sites["resid_post", layer] = state[:, None].copy()
+        names = [n for _ in range(24) for n in rng.permutation(["memorized", "generalized"])]
+        return mm.fit_probes(made_states(sites, names), classifier="mean_difference", seed=seed)
+
+    def test_the_layer_is_chosen_inside_and_the_shuffled_classes_are_at_one_half(self) -> None:
+        found = [self.null(seed) for seed in range(80)]
+        shuffled = [np.mean([e.value for e in one.shuffled.values()]) for one in found]
+        assert abs(np.mean(shuffled) - 0.5) < 0.015  # .42 when whole data are shuffled
+        assert abs(np.mean([one.chosen.value for one in found]) - 0.5) < 0.025
+        claims = np.mean([one.reads for one in found])
+        best = np.mean([max(e.low for e in one.accuracy.values()) > 0.5 for one in found])
+        assert claims <= 0.0625  # 3 of 80 more than the 2.5 % that are meant
+        assert best > claims, "the best layer was chosen by what is held out"
+
+    def test_a_signal_is_read_at_the_site_where_it_is(self) -> None:
+        found = mm.fit_probes(_states(), seed=0)
+        assert found.reads
+        assert found.site == mm.Site(*SITES[0])
+        assert sum(found.sites.values()) == 5
+        assert found.chosen.value == pytest.approx(found.accuracy[found.site].value)
+
+    @pytest.mark.parametrize("classifier", ["logistic", "lda", "mean_difference"])
+    def test_the_choice_is_that_of_the_inner_folds(self, classifier) -> None:
+        data = probe_data(_states(16, planted=0.6), "behavior", 0, 5)
+        got = data.over_sites(data.target, classifier)
+        right = np.zeros(len(data.target))
+        for train, test in data.parts:
+            fitted = [
+                room.fit_classifier(x[train], data.target[train], data.groups[train], classifier)
+                for x in data.states.values()
+            ]
+            k = int(np.argmax([one.inner for one in fitted]))
+            states = list(data.states.values())[k]
+            right[test] = fitted[k].predict(states[test]) == data.target[test]
+        assert got.chosen.value == right.mean()

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from helpers import bench, contrast_set, ragged
+from helpers import as_users_run_it, bench, contrast_set, ragged
 
 import mechmem as mm
 
-MATCHED = ("permuted", "random neurons", "low-rank neurons", "random direction")
+MATCHED = (
+    "permuted",
+    "random neurons",
+    "low-rank neurons",
+    "random direction",
+    "covariance direction",
+)
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +192,23 @@ class TestControls:
         edit = mm.AblateNeurons(scores.top(20))
         made = mm.controls(edit, lab.model, seed=0)["random neurons"]
         assert made.neurons.per_site() == edit.neurons.per_site()
-        assert any(
-            set(made.neurons.index[site].tolist()) != set(edit.neurons.index[site].tolist())
-            for site in scores.sites
-        )
+        for seed in range(20):
+            drawn = mm.controls(edit, lab.model, seed=seed)["random neurons"].neurons
+            for site, own in edit.neurons.index.items():
+                assert not set(own.tolist()) & set(drawn.index[site].tolist())
         for index in made.neurons.index.values():
             assert len(set(index.tolist())) == len(index)
+
+    def test_they_are_had_by_their_documented_names(self, lab, direction) -> None:
+        made = mm.controls(edit=mm.AddDirection(direction), model=lab.model, seed=1)
+        assert set(made) == {"alpha 0", "random direction", "covariance direction"}
+        with as_users_run_it(), pytest.raises(mm.EditError, match="an edit and a model, got Model"):
+            mm.controls(lab.model, mm.AddDirection(direction))
+
+    def test_no_neuron_is_left_when_more_than_half_are_ablated(self, lab) -> None:
+        edit = mm.AblateNeurons({("mlp_post", 0): list(range(20))}, mode="zero")
+        with pytest.raises(mm.EditError, match=r"needs 20 other neurons of mlp_post\[0\].*only 4"):
+            mm.controls(edit, lab.model)
 
     def test_an_edit_without_registered_controls_is_named(self, lab) -> None:
         class Nothing(mm.Edit):
@@ -201,3 +220,65 @@ class TestControls:
 
         with pytest.raises(mm.EditError, match=r"No controls are defined for Nothing"):
             mm.controls(Nothing(), lab.model)
+
+
+def moved(model, edit, prompts) -> float:
+    """Mean length by which the edit moves a token's activation, by its own report."""
+    with mm.patched(model, edit) as view:
+        view.logits(prompts)
+    fired = view.edit_report().fired
+    return sum(one.distance * one.tokens for one in fired) / sum(one.tokens for one in fired)
+
+
+class TestSizes:
+    """Controls move the states that the edit was fitted to as far as the edit does."""
+
+    @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+    @pytest.mark.parametrize("name", ["random direction", "covariance direction"])
+    @pytest.mark.parametrize("which", ["set", "out", "scale", "add", "erase"])
+    def test_along_a_direction(self, kind, name, which) -> None:
+        model, prompts = bench(kind).model, contrast_set(30, seed=3)
+        acts = mm.cache_activations(model, prompts)
+        r = mm.fit_directions(
+            acts, toward="generalized", method="leace" if which == "erase" else "mass_mean"
+        )["resid_post", 1]
+        edit = {
+            "set": mm.SetProjection(r, toward="memorized", positions="last"),
+            "out": mm.ProjectOut(r, positions="last"),
+            "scale": mm.ScaleProjection(r, scale=0.5, positions="last"),
+            "add": mm.AddDirection(r, alpha=2.0, positions="last"),
+            "erase": mm.Erase(r, positions="last"),
+        }[which]
+        own = moved(model, edit, prompts)
+        for seed in range(8):
+            control = mm.controls(edit, model, seed=seed)[name]
+            assert abs(float(control.direction.unit @ r.unit)) < 0.95
+            # Mean squares are the same; the shape of the distribution still differs.
+            assert 0.6 < moved(model, control, prompts) / own < 1.6
+
+    def test_a_direction_without_known_states_keeps_an_isotropic_control(self, lab, direction):
+        plain = replace(direction, spread=None)
+        made = mm.controls(mm.ProjectOut(plain), lab.model, seed=2)
+        assert set(made) == {"random direction"}
+        assert made["random direction"].direction.norm == pytest.approx(direction.norm)
+
+    def test_clamped_and_ablated_neurons_have_partners_that_move_alike(self, lab) -> None:
+        prompts = contrast_set(40, seed=3)
+        acts = mm.cache_activations(lab.model, prompts, sites="mlp_post")
+        scores = mm.neuron_mean_difference(acts)
+        for edit in (
+            mm.ClampNeurons(scores.top(6, by="mean_difference"), maximum=0.0, positions="last"),
+            mm.AblateNeurons(scores.top(6, by="mean_difference"), positions="last"),
+        ):
+            drawn = [mm.controls(edit, lab.model, seed=s)["random neurons"] for s in range(10)]
+            ratios = [moved(lab.model, one, prompts) for one in drawn]
+            own = moved(lab.model, edit, prompts)
+            assert 0.5 < np.mean(ratios) / own < 1.5
+
+    def test_what_a_clamp_moves_is_that_of_gaussian_values(self) -> None:
+        rng = np.random.default_rng(0)
+        means, sds = torch.tensor([0.0, 2.0, -1.0, 0.5]), torch.tensor([1.0, 0.5, 3.0, 0.0])
+        edit = mm.ClampNeurons({("mlp_post", 0): [0]}, minimum=-0.5, maximum=1.0)
+        values = rng.normal(means.numpy(), sds.numpy(), (400_000, 4))
+        want = np.abs(np.clip(values, -0.5, 1.0) - values).mean(0)
+        np.testing.assert_allclose(edit.moved(means, sds).numpy(), want, atol=0.02)

@@ -55,10 +55,8 @@ def test_a_token_that_is_impossible_adds_nothing_to_the_kl(here, edit, monkeypat
 
     monkeypatch.setattr(module, "_log_probabilities", barred)
     got = mm.side_effects(here.lab.model, edit, clean=here.test, texts=["w3 w4"], task=None)
-    table = got.table()
-    alone = table["measure"] == "text_perplexity"  # one text has no interval
-    assert np.isfinite(table[~alone].select_dtypes("number").to_numpy()).all()
-    assert table.loc[alone, "low"].isna().all()
+    kl = got.table().query("measure == 'kl'")[["value", "low", "high", "change"]]
+    assert np.isfinite(kl.to_numpy()).all()
 
 
 class TestCosts:
@@ -122,6 +120,19 @@ class TestCosts:
             "random neurons, toward generalized",
         ]
         assert len(found.table()) == 5 * 4
+        rows = found.table().set_index(["setting", "measure"])
+        for toward in ("toward memorized", "toward generalized"):
+            for measure in ("kl", "accuracy", "answer_perplexity", "text_perplexity"):
+                row, other = (
+                    rows.loc[toward, measure],
+                    rows.loc[f"random neurons, {toward}", measure],
+                )
+                gap = row["value"] - other["value"]
+                if measure.endswith("perplexity"):
+                    gap = np.log(row["value"] / other["value"])
+                assert row["beyond"] == pytest.approx(gap)
+                assert row["draws"] == 30
+                assert row["size"] == pytest.approx(row["control_size"])
 
     def test_an_edit_without_a_class_and_prompts_without_answers(self, here) -> None:
         r = mm.difference_of_means(here.acts, toward="generalized")["resid_post", 0]

@@ -73,6 +73,8 @@ def test_every_cell_is_its_own_evaluation_both_signs_on_both_classes(directions)
     for one, other in zip(edits.itertuples(), placebo.itertuples(), strict=True):
         assert one.beyond == pytest.approx(one.share - other.share)
         assert one.beyond_low <= one.beyond + 1e-9 <= one.beyond_high + 2e-9
+        assert one.size == pytest.approx(one.control_size, rel=1e-5)
+        assert 1 <= one.rank <= 3
     assert edits["change"].abs().max() > 0, "an edit that changes nothing tests nothing"
 
 

@@ -383,11 +383,11 @@ FAULTS = [
         "set its `name`, or pass one.",
     ),
     Fault(
-        "ask controls of a kind of edit that has none",
+        "ask for the controls of a direction",
         lambda s: mm.controls(s.direction, s.model),
         mm.EditError,
-        "No controls are defined for Direction",
-        "register some with mechmem.evaluation.controls.register.",
+        "controls takes an edit and a model, got Direction and Model",
+        "for example of mm.AddDirection(r, alpha=2.0).",
     ),
     Fault(
         "train a lab model of an unknown task",

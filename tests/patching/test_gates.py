@@ -75,15 +75,16 @@ def test_only_an_eraser_erases_and_only_at_home() -> None:
 def test_the_controls_of_an_eraser_move_each_token_as_far() -> None:
     bench = helpers.bench()
     eraser = mm.Erase(fitted(bench, "leace"))
-    (control,) = mm.controls(eraser, bench.model).values()
     reports = []
-    for edit in (eraser, control):
+    for edit in (eraser, *mm.controls(eraser, bench.model).values()):
         with mm.patched(bench.model, edit) as view:
             view.logits(PROMPTS)
         (fired,) = view.edit_report().fired
         reports.append(fired)
-    assert reports[0].distance == pytest.approx(reports[1].distance, rel=1e-4)
-    assert reports[0].tokens == reports[1].tokens
+    assert len(reports) == 3
+    for other in reports[1:]:
+        assert reports[0].distance == pytest.approx(other.distance, rel=1e-4)
+        assert reports[0].tokens == other.tokens
 
 
 @pytest.mark.parametrize("method", ["logistic", "lda", "difference_of_means"])

@@ -168,7 +168,7 @@ def test_the_controls_of_a_conditional_edit_are_behind_the_same_gate():
     r = direction(bench)
     edit = mm.OnlyWhere(mm.AddDirection(r, alpha=2.0), r, when="memorized")
     made = mm.controls(edit, bench.model)
-    assert set(made) == {"alpha 0", "random direction"}
+    assert set(made) == {"alpha 0", "random direction", "covariance direction"}
     for control in made.values():
         assert isinstance(control, mm.OnlyWhere)
         assert control.gate is r

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -21,6 +22,7 @@ from helpers import (
     tiny_llama,
     word_tokenizer,
 )
+from scipy.stats import pearsonr
 
 import mechmem as mm
 
@@ -233,3 +235,59 @@ class TestHiddenStates:
         back = mm.NeuronScores.load(scores.save(tmp_path / "scores"))
         assert back.sites == scores.sites
         assert back.table().equals(scores.table())
+
+
+class TestConstantColumns:
+    """Prompts that end in one token: r of the constant embedding row is NaN, and comes first."""
+
+    PROMPTS = mm.PromptSet(
+        mm.Prompt(id=p.id, text=f"{p.text} w9", group=p.group, behavior=p.behavior) for p in PAIRS
+    )
+
+    def released(self, lab: Bench, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of ``[row, d]`` the released steps choose, and the mean difference."""
+        rows = [_rows(lab.hf, lab.ids(p.text), "p1-code") for p in self.PROMPTS]
+        flat = np.stack(rows).reshape(len(rows), -1)
+        label = np.array([p.behavior == "memorized" for p in self.PROMPTS], dtype=float)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            r = np.array([pearsonr(column, label).statistic for column in flat.T])
+        order = np.argsort(np.abs(r))[::-1][:k]
+        chosen = np.zeros(flat.shape[1], dtype=bool)
+        chosen[order] = True
+        nmd = flat[label == 1].mean(0) - flat[label == 0].mean(0)
+        return chosen.reshape(rows[0].shape), nmd.reshape(rows[0].shape)
+
+    @pytest.mark.parametrize("top", [0.25, 0.5, 0.9])
+    def test_what_is_added_is_what_the_released_steps_add(self, top) -> None:
+        lab = _lab("llama")  # no position embedding: the whole row is constant
+        preset = mm.p1_preset("p1-code")
+        scores = preset.scores(lab.model, self.PROMPTS)
+        chosen, nmd = self.released(lab, int(top * scores.total))
+        assert chosen[0].all(), "the NaN of the embedding row come first"
+        want = {layer: (chosen * nmd)[layer + 1] for layer in range(3)}
+        got = preset.edit(scores, top=top, alpha=1.0, toward="memorized").shift(lab.model)
+        for layer, shift in want.items():
+            own = got.get(mm.Site("resid_post", layer), torch.zeros(1, 16))[0]
+            np.testing.assert_allclose(own.numpy(), shift, atol=1e-6)
+        slots = preset.slots(scores, top)
+        assert slots == {
+            "chosen": int(top * scores.total),
+            "constant": 16,
+            "edited": int(chosen[1:4].sum()),
+            "edited_varying": int(chosen[1:4].sum()),
+        }
+
+    def test_the_papers_reading_lets_no_constant_neuron_take_a_slot(self) -> None:
+        lab = _lab("llama")
+        scores = mm.p1_preset("p1-code").scores(lab.model, self.PROMPTS)
+        assert int(scores.constant(scores.sites[0]).sum()) == 16
+        plain = scores.top(40)
+        assert len(plain.index[scores.sites[0]]) == 0
+
+    def test_when_constants_take_every_slot_nothing_is_edited_and_that_is_an_error(self) -> None:
+        lab = _lab("llama")
+        scores = mm.p1_preset("p1-code").scores(lab.model, self.PROMPTS)
+        edit = mm.p1_preset("p1-code").edit(scores, top=0.1)  # 8 of 80 slots, 16 constants
+        with pytest.raises(mm.EditError, match="None of the top 8 neurons lies at"):
+            edit.shift(lab.model)

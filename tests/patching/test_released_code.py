@@ -1,7 +1,9 @@
 """P2's released intervention, recomputed with PyTorch hooks on plain transformers models.
 
 ``h + scale (h . r^) r^`` at the block input, the attention output and the MLP output of every
-layer, at every position, in prefill and in every cached step.
+layer, at every position, in prefill and in every cached step. Its hooks sit on the modules
+``self_attn`` and ``mlp``; where a norm follows these, what the branches add to the stream is
+another place, ``at="stream"``.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from mechmem.caching.provenance import Provenance, Seen
 PROMPTS = ["5 17 33 2 50 9 41 28", "7 7 31", "12"]
 STEPS = 4
 FAMILIES = {
-    # blocks, and what the attention branch and the MLP branch add to the stream
+    # blocks, and the modules of the attention branch and of the MLP branch
     "gpt2": ("transformer.h", "attn", "mlp"),
     "llama": ("model.layers", "self_attn", "mlp"),
-    "gemma2": ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
-    "olmo2": ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
+    "gemma2": ("model.layers", "self_attn", "mlp"),
+    "olmo2": ("model.layers", "self_attn", "mlp"),
 }
+NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+"""What stands between a module and the stream in the last two."""
 
 
 @pytest.fixture(params=list(FAMILIES), scope="module")
@@ -44,9 +48,14 @@ def direction(model: mm.Model, layer: int, seed: int) -> mm.Direction:
 
 
 @contextmanager
-def by_hand(hf: Any, family: str, move: Callable[[Tensor, int, str], Tensor]) -> Iterator[None]:
-    """``move(states, layer, place)`` at the three places of every block."""
+def by_hand(
+    hf: Any, family: str, move: Callable[[Tensor, int, str], Tensor], stream: bool = False
+) -> Iterator[None]:
+    """``move(states, layer, place)`` at the three places of every block; with ``stream`` behind the
+    norms that follow the modules."""
     home, attention, mlp = FAMILIES[family]
+    if stream and family in ("gemma2", "olmo2"):
+        attention, mlp = NORMS
     handles = []
 
     def moved(output: Any, layer: int, place: str) -> Any:
@@ -103,7 +112,9 @@ class Recorder:
         self.states.append(activation[0, -1].clone())
 
 
-def cached_steps_agree(pair, edit: mm.Edit, move: Callable[[Tensor, int, str], Tensor]) -> None:
+def cached_steps_agree(
+    pair, edit: mm.Edit, move: Callable[[Tensor, int, str], Tensor], stream: bool
+) -> None:
     """Prefill and each cached step, state by state."""
     family, hf, model = pair
     record = Recorder(model.n_layers - 1)
@@ -117,7 +128,7 @@ def cached_steps_agree(pair, edit: mm.Edit, move: Callable[[Tensor, int, str], T
         want.append((output[0] if isinstance(output, tuple) else output)[0, -1].clone())
 
     handle = last.register_forward_hook(keep)
-    with by_hand(hf, family, move):
+    with by_hand(hf, family, move, stream):
         stepwise(hf, ids, STEPS)
     handle.remove()
     passes = len(record.states)
@@ -127,8 +138,10 @@ def cached_steps_agree(pair, edit: mm.Edit, move: Callable[[Tensor, int, str], T
     assert float((got - hand).abs().max()) <= 1e-4 * float(hand.std()), family
 
 
-def agrees(pair, edit: mm.Edit, move: Callable[[Tensor, int, str], Tensor]) -> None:
-    cached_steps_agree(pair, edit, move)
+def agrees(
+    pair, edit: mm.Edit, move: Callable[[Tensor, int, str], Tensor], stream: bool = False
+) -> None:
+    cached_steps_agree(pair, edit, move, stream)
     family, hf, model = pair
     tokenizer = zoo.tokenizer()
     with mm.patched(model, edit) as view:
@@ -143,7 +156,7 @@ def agrees(pair, edit: mm.Edit, move: Callable[[Tensor, int, str], Tensor]) -> N
     for text in PROMPTS:
         ids = list(tokenizer(text)["input_ids"])
         plain.append(stepwise(hf, ids, STEPS)[1])
-        with by_hand(hf, family, move):
+        with by_hand(hf, family, move, stream):
             edited.append(stepwise(hf, ids, STEPS))
     spread = float(torch.cat([logits for _, logits in edited]).std())
     for done, ours, (tokens, want) in zip(completions, got, edited, strict=True):
@@ -167,8 +180,21 @@ def test_the_projection_is_scaled_at_three_places_of_every_block(pair, scale) ->
         return h + scale * (h @ unit)[..., None] * unit
 
     agrees(pair, mm.ScaleProjection(r, scale=scale, at="everywhere"), move)
+    agrees(pair, mm.ScaleProjection(r, scale=scale, at="stream"), move, stream=True)
     if scale == -1.0:
         agrees(pair, mm.ProjectOut(r, at="everywhere"), move)
+        agrees(pair, mm.ProjectOut(r, at="stream"), move, stream=True)
+
+
+def test_behind_a_norm_is_another_place_and_without_one_the_same(pair) -> None:
+    family, _, model = pair
+    r = direction(model, 1, seed=0)
+    logits = []
+    for at in ("everywhere", "stream"):
+        with mm.patched(model, mm.ScaleProjection(r, scale=0.5, at=at)) as view:
+            logits.append(view.logits(PROMPTS))
+    gap = float((logits[0] - logits[1]).abs().max() / logits[0].std())
+    assert gap > 0.01 if family in ("gemma2", "olmo2") else gap == 0
 
 
 def test_each_layer_can_have_its_own_direction(pair) -> None:

@@ -136,7 +136,11 @@ def test_tied_embeddings_are_untied_and_the_unembedding_stays() -> None:
 def test_a_norm_behind_the_projection_is_refused(family) -> None:
     model = mm.load_model(zoo.build(family), tokenizer=zoo.tokenizer())
     with pytest.raises(EditError, match=r"norm follows.*attn_out\[0\].*mm\.patched"):
+        mm.bake(model, mm.ProjectOut(direction(model), at="stream"))
+    with pytest.raises(EditError, match=r"resid_pre\[1\] changes what several layers.*mm\.patched"):
         mm.bake(model, mm.ProjectOut(direction(model), at="everywhere"))
+    modules = mm.ProjectOut(direction(model), at=["attn_module", "mlp_module"])
+    mm.bake(model, modules)  # compares itself with the hooks
     with pytest.raises(EditError, match=r"norm follows.*mlp_out\[0\]"):
         mm.bake(model, mm.AddDirection(direction(model)))
 

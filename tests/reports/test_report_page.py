@@ -205,14 +205,17 @@ def test_probes_no_better_than_the_input_are_no_evidence() -> None:
     study = small_study()
 
     def with_input(value: float) -> mm.Study:
-        fixed = {site: Estimate(0.8, 0.75, 0.85, 40, 20) for site in study.probes.accuracy}
+        read = Estimate(0.8, 0.75, 0.85, 40, 20)
         given = Estimate(value, value - 0.05, value + 0.05, 40, 20)
-        return replace(study, probes=replace(study.probes, accuracy=fixed, input_only=given))
+        return replace(study, probes=replace(study.probes, chosen=read, input_only=given))
 
     assert any("Probes show nothing here" in note for note in with_input(0.76).notes())
     assert any("input tokens" in line for line in with_input(0.76).limits())
-    assert any("probe reads the behavior off" in note for note in with_input(0.6).notes())
+    assert any("probe reads the behavior in 80 %" in note for note in with_input(0.6).notes())
     assert not any("input tokens" in line for line in with_input(0.6).limits())
+    guessing = replace(study.probes, chosen=Estimate(0.55, 0.45, 0.65, 40, 20))
+    blind = replace(study, probes=replace(guessing, input_only=Estimate(0.5, 0.4, 0.6, 40, 20)))
+    assert any("No probe reads the behavior: 55 %" in note for note in blind.notes())
 
 
 def test_a_negative_control_with_an_effect_raises_doubt() -> None:

@@ -23,9 +23,11 @@ from mechmem.models.sites import STREAMS, Site
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
     "z": "attn.hook_z",
+    "attn_module": "attn.hook_out",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "mlp_post": "mlp.hook_post",
+    "mlp_module": "mlp.hook_out",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
 }

@@ -240,7 +240,12 @@ class InvariantCheck:
                 invariant(before, self._written(block.mlp_write, trace.at("mlp_post", layer)))
                 invariant(end, start, attn, after, own=after, change=moved)
         else:
-            write, out = (block.attn_write, attn) if stream == "z" else (block.mlp_write, mlp)
+            write, out = {
+                "z": (block.attn_write, attn),
+                "attn_module": (block.attn_norm or _as_it_is, attn),
+                "mlp_module": (block.mlp_norm or _as_it_is, mlp),
+                "mlp_post": (block.mlp_write, mlp),
+            }[stream]
             was, now = (self._written(write, value) for value in (before, after))
             if was is not None and now is not None:
                 invariant(out, now, change=_wide(now) - _wide(was))
@@ -280,6 +285,10 @@ class InvariantCheck:
     def _padding(self) -> float:
         plain, padded = self.logits[0, -1 - self._pad()].double(), self.logits[1, -1].double()
         return float((padded - plain).norm() / plain.norm())
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 def _largest(errors: list[tuple[float, float]]) -> float:

@@ -11,8 +11,8 @@ from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
 from mechmem.caching.activations import Activations
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
-from mechmem.patching.neurons import ShiftNeurons
 from mechmem.patching.presets import p1_preset
+from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS
 from mechmem.tasks.prompts import PromptSet
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mechmem.analysis.depth_profile import depth_profile
 from mechmem.analysis.directions import difference_of_means
+from mechmem.analysis.draws import DRAWS
 from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.geometry import separation
 from mechmem.analysis.neurons import neuron_mean_difference
@@ -34,7 +35,7 @@ from mechmem.tasks.prompts import PromptSet
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
 MIN_FLIPS = 10
 SHUFFLES = 19
-DRAWS = 30
+
 STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 LEAST_STEERED = 20

@@ -19,7 +19,7 @@ from mechmem.analysis.probes import Probes
 from mechmem.analysis.token_projections import TokenProjections
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import CONTROL_NAMES
-from mechmem.patching.neurons import ShiftNeurons
+from mechmem.patching.shifting import ShiftNeurons
 from mechmem.studies.base import Study
 from mechmem.studies.behavior import words
 from mechmem.studies.behavior.summary import beyond_table, summary_table

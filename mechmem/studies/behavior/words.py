@@ -172,19 +172,24 @@ def _paper_form(tested: Sequence[Tested]) -> str:
 
 
 def _probes(probes: Probes) -> str:
-    site, best = max(probes.accuracy.items(), key=lambda item: item[1].value)
-    given, read = percent(probes.input_only.value), percent(best.value)
+    given, read = percent(probes.input_only.value), percent(probes.chosen.value)
     if _input_matches(probes):
         return (
             f"probes show nothing here, since the input tokens alone give the behavior away "
-            f"({given} against {read} from the best layer's states)"
+            f"({given} against {read} from the states)"
+        )
+    if not probes.reads:
+        return (
+            f"no probe reads the behavior: {read} of the cases with the layer chosen on the "
+            f"training groups, where guessing gives {percent(probes.majority)}"
         )
     return (
-        f"a probe reads the behavior off {site} in {read} of the cases (input tokens alone: "
-        f"{given})"
+        f"a probe reads the behavior in {read} of the cases, its layer chosen on the training "
+        f"groups (most often {probes.site}; input tokens alone: {given})"
     )
 
 
 def _input_matches(probes: Probes) -> bool:
-    best = max(probes.accuracy.values(), key=lambda estimate: estimate.value)
-    return best.low <= probes.input_only.value
+    """Whether the input tokens alone tell the classes as well as the states do."""
+    given = probes.input_only
+    return given.low > probes.majority and probes.chosen.low <= given.value

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechmem.analysis.draws import beyond_draws
 from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.controls import beyond, change_of_draws, size_of
 from mechmem.studies.reasoning.edits import Tested, Trial
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
 from mechmem.tasks.parsing.answers import starts_with_answer
@@ -21,8 +23,9 @@ MOST_CASES = 12
 def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
     """Accuracy of both classes under both signs of every chosen edit, beside random directions.
 
-    ``beyond_random`` is the edit minus the mean of the random directions, paired by question;
-    ``strongest_random`` the largest change that one of the random directions made, by its size.
+    ``beyond_random`` is the edit minus the random directions, which are a sample like the questions
+    (`mechmem.analysis.draws.beyond_draws`); ``strongest_random`` the largest change that one of
+    them made, by its size.
     """
     before = trial.before["test"]
     rows: list[dict[str, Any]] = []
@@ -35,18 +38,19 @@ def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
         )  # fmt: skip
     for item, sign, label, mine in _each(trial):
         after = correct(item.after[sign])
-        draws = np.stack([correct(seen) for seen in item.random[sign]])
-        moves = (draws - correct(before))[:, mine].mean(1)
+        draws = item.random[sign]
+        moves = (np.stack([correct(seen) for seen in draws]) - correct(before))[:, mine].mean(1)
+        gap = beyond(item.after[sign], draws, "correct", rows=mine)
         parts = {
             "accuracy": mean_of(after, mine, before, "share"),
             "change": mean_of(after - correct(before), mine, before, "change"),
-            "random_change": mean_of(draws.mean(0) - correct(before), mine, before, "change"),
-            "beyond_random": mean_of(after - draws.mean(0), mine, before, "change"),
+            "random_change": change_of_draws(draws, before, "correct", rows=mine),
         }
         row = {**_about(item, sign), "label": label}
         for name, found in parts.items():
             prefix = "" if name == "accuracy" else f"{name}_"
             row |= {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
+        row |= gap.row("beyond_random")
         row["strongest_random"] = float(moves[np.abs(moves).argmax()])
         rows.append(row | {"n": len(mine), "groups": parts["accuracy"].groups})
     return pd.DataFrame(rows)
@@ -76,14 +80,16 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
             continue
         for mode in MODES:
             after = _is_mode(item.after[sign], mode)
-            draws = np.stack([_is_mode(seen, mode) for seen in item.random[sign]]).mean(0)
+            draws = np.stack([_is_mode(seen, mode) for seen in item.random[sign]])
             share = mean_of(after, mine, before, "share")
-            gap = mean_of(after - draws, mine, before, "change")
+            gap = beyond_draws(
+                after[mine], draws[:, mine], [before.prompts[int(k)].group for k in mine],
+                sizes=(item.after[sign].moved, size_of(item.random[sign])),
+            )  # fmt: skip
             rows.append(
                 {**_about(item, sign), "label": label, "mode": mode, "share": share.value,
-                 "low": share.low, "high": share.high, "random_share": float(draws[mine].mean()),
-                 "beyond_random": gap.value, "beyond_random_low": gap.low,
-                 "beyond_random_high": gap.high, "n": share.n, "groups": share.groups}
+                 "low": share.low, "high": share.high, "random_share": float(draws[:, mine].mean()),
+                 **gap.row("beyond_random"), "n": share.n, "groups": share.groups}
             )  # fmt: skip
     return pd.DataFrame(rows)
 

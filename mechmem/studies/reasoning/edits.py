@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.directions import Direction, Directions
+from mechmem.analysis.draws import DRAWS
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
@@ -22,7 +23,7 @@ from mechmem.evaluation.rates import evaluate
 from mechmem.evaluation.steering import add, scale_everywhere, steering_grid
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
-from mechmem.patching.directions import ProjectOut
+from mechmem.patching.projections import ProjectOut
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
@@ -32,6 +33,8 @@ ALPHAS = (0.5, 1.0, 2.0, 4.0)
 SCALES = (0.05, 0.1, 0.25, 0.5)
 ORACLE = "sign by label (oracle)"
 UNLABELED = "one sign for all"
+VALIDATION_DRAWS = 5
+"""Random directions beside the grid on validation, where nothing is claimed beyond them."""
 FAMILIES = {
     "addition": "h + alpha r at one layer, all tokens (the paper)",
     "scaled projection": "h + scale (h . r^) r^ at block inputs, attention and MLP outputs of "
@@ -113,7 +116,7 @@ def try_edits(
     *,
     alphas: Sequence[float] = ALPHAS,
     scales: Sequence[float] = SCALES,
-    draws: int = 5,
+    draws: int = DRAWS,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Trial:
@@ -127,7 +130,7 @@ def try_edits(
     for family, strengths in (("addition", alphas), ("scaled projection", scales)):
         grid = steering_grid(
             model, directions, held, alphas=strengths, task=reader, make=SIGNED[family],
-            before=before["validation"], seed=seed,
+            before=before["validation"], draws=VALIDATION_DRAWS, seed=seed,
             progress=lambda line, family=family: say(f"{family}, validation: {line}"),  # type: ignore[misc]
         )  # fmt: skip
         frames.append(grid.rows.assign(family=family))

@@ -21,7 +21,7 @@ from mechmem.analysis.held_out import refuse_seen
 from mechmem.analysis.layer_choice import cross_fitted_auroc
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.plotting.data import each_row
 from mechmem.plotting.question_reading import question_reading

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.directions import Directions, difference_of_means
+from mechmem.analysis.draws import DRAWS
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
@@ -49,7 +50,7 @@ def run_reasoning_study(
     n: int = QUESTIONS,
     alphas: Sequence[float] = ALPHAS,
     scales: Sequence[float] = SCALES,
-    draws: int = 5,
+    draws: int = DRAWS,
     shuffles: int = SHUFFLES,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -67,7 +68,7 @@ def run_reasoning_study(
         examples, shots: Worked examples for the evaluation prompts (`Reasoning.evaluation`).
         n: Questions that a task makes; one with data of its own gives all.
         alphas, scales: Strengths to try, all with both signs.
-        draws: Norm-matched random directions per edit on the test questions.
+        draws: Random directions of the same size per edit on the test questions.
         shuffles: Refits of the whole recipe on exchanged labels, for the verdict; 0 leaves them
             out, and then nothing is tested.
         seed: Keys splits, controls and resampling.

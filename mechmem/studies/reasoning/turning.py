@@ -16,6 +16,7 @@ from mechmem.analysis.directions import Directions
 from mechmem.errors import TaskError
 from mechmem.evaluation.steering import Make, add, scale_everywhere, steering_grid
 from mechmem.models.model import Model
+from mechmem.studies.reasoning.edits import VALIDATION_DRAWS
 from mechmem.tasks.base import Task
 from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt, PromptSet
@@ -91,7 +92,7 @@ def turn_answers(
             ).rows
 
         say(f"turning by {family}")
-        rows = grid(held, directions, strengths, 1)
+        rows = grid(held, directions, strengths, VALIDATION_DRAWS)
         tried.append(rows.assign(family=family))
         own = rows[(rows["kind"] == "edit") & _away(rows)]
         cells = own.assign(size=own["alpha"].abs()).groupby(["stream", "layer", "size"])
