@@ -96,14 +96,27 @@ class Comparison:
         return whole[["study", *(name for name in whole.columns if name != "study")]]
 
     def _count(self) -> str:
-        """How many studies turned the model, counted and not tested."""
+        """How many studies turned the model by their own verdicts, and what lies beyond controls;
+        counted, not tested."""
         effects = self.table()
         if effects.empty:
             return "None of these studies has an edit to compare"
-        behavior = effects[effects["kind"] == "behavior"]
+        verdicts = [
+            one.manifest["refits"]
+            for one in self.studies
+            if one.kind == "behavior" and (one.manifest.get("refits") or {}).get("shuffles")
+        ]
+        classes = dict.fromkeys(name for found in verdicts for name in found["p"])
         counted = [
-            f"{int((rows['low'] > 0).sum())} of {len(rows)} studies turned the model toward "
-            f"{toward} beyond every control"
+            f"{sum(name in found['turned'] for found in verdicts)} of {len(verdicts)} studies with "
+            f"refits turned the model toward {name}"
+            for name in classes
+            if name not in ("any", "both")
+        ]
+        behavior = effects[effects["kind"] == "behavior"]
+        counted += [
+            f"{int((rows['low'] > 0).sum())} of {len(rows)} went beyond every control toward "
+            f"{toward}, which alone proves nothing"
             for toward, rows in behavior.groupby("toward", sort=False)
         ]
         reasoning = effects[effects["kind"] == "reasoning"]

@@ -56,6 +56,11 @@ class SavedStudy:
         """What the study may claim, or the result in a few words."""
         return str(self.manifest["verdict"])
 
+    @property
+    def headline(self) -> str:
+        """The result in a few words."""
+        return str(self.manifest.get("headline", self.verdict))
+
     def answer(self) -> str:
         """The result in one sentence."""
         return str(self.manifest["answer"])

@@ -117,7 +117,17 @@ def test_two_studies_lie_side_by_side(folders):
         assert (row["n"], row["groups"]) == (gap.n, gap.groups)
     turned = int((mine["low"] > 0).sum())
     text = found._count()
-    assert "0 of 2" in text or turned > 0
+    assert f"{turned} of 2 went beyond every control toward" in text or turned == 2
+    assert "0 of 2 studies with refits turned the model toward memorized" in text
+    note = folders[0] / "manifest.json"
+    kept = note.read_text()
+    told = {**json.loads(kept), "refits": {"shuffles": 19, "turned": ["memorized"], "p": {
+        "any": 0.05, "both": 0.3, "memorized": 0.05, "generalized": 0.3}}}  # fmt: skip
+    note.write_text(json.dumps(told))
+    text = compare_studies(folders)._count()
+    note.write_text(kept)
+    assert "1 of 2 studies with refits turned the model toward memorized" in text
+    assert "0 of 2 studies with refits turned the model toward generalized" in text
     mix = found.mix()
     plain = small_study().observed["test"]
     shares = mix[mix["study"] == found.labels[1]].set_index("outcome")["share"]
