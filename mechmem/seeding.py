@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,24 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from mechmem.errors import MechmemError
+
 __all__ = ["caller_state_kept", "keyed_order", "keyed_rng", "keyed_seed"]
 
 
 def keyed_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed that depends on ``seed`` and every name, and on nothing else."""
-    text = "\x1f".join([str(int(seed)), *(str(name) for name in names)])
+    """A 63-bit seed that depends on ``seed`` and every name, and on nothing else.
+
+    Raises:
+        MechmemError: For a seed that is not a whole number; 1.5 would be taken for 1.
+    """
+    try:
+        whole = operator.index(seed)
+    except TypeError:
+        raise MechmemError(
+            f"seed must be a whole number, got {seed!r:.80}; for example seed=0."
+        ) from None
+    text = "\x1f".join([str(whole), *(str(name) for name in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

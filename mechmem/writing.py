@@ -32,6 +32,29 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 @contextmanager
+def written_to(target: Path) -> Iterator[None]:
+    """Whatever the libraries raise when a disk is full or read-only, in one line.
+
+    Raises:
+        ArtifactError: Naming ``target``.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(
+            f"Cannot write {target}: {reason}. Choose a folder you can write to."
+        ) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise ArtifactError(
+            f"Cannot write {target}: torch could not write all of it, the disk may be full. Choose "
+            "a folder you can write to."
+        ) from error
+
+
+@contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A file to write beside ``path``, moved there at the end; gone after a failure.
 
@@ -43,18 +66,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     partial = target.with_name(_partial_name(target.name))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError("it is a folder")
-        _sweep(target.parent)
-        _WRITING.add(partial.name)
-        yield partial
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(
-            f"Cannot write {target}: {reason}. Choose a folder you can write to."
-        ) from error
+        with written_to(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError("it is a folder")
+            sweep(target.parent)
+            _WRITING.add(partial.name)
+            yield partial
+            os.replace(partial, target)
     except UnicodeEncodeError as error:
         raise ArtifactError(
             f"Cannot write {target}: {error.object[error.start]!r} is not a character of UTF-8. "
@@ -77,7 +96,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     partial = target.with_name(_partial_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
+        sweep(target.parent)
         _WRITING.add(partial.name)
         partial.mkdir()
         yield partial
@@ -91,6 +110,59 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     finally:
         _remove(partial)
         _WRITING.discard(partial.name)
+
+
+@contextmanager
+def draft_in(folder: str | Path, name: str) -> Iterator[Path]:
+    """A folder inside ``folder`` to write in first; it goes at the end, and so do those of killed
+    processes.
+
+    Raises:
+        ArtifactError: When it cannot be written.
+    """
+    target = Path(folder)
+    draft = target / _partial_name(name)
+    made = [path for path in (target, *target.parents) if not path.exists()]
+    _WRITING.add(draft.name)
+    try:
+        with written_to(target):
+            draft.mkdir(parents=True)
+            yield draft
+            sweep(target, always=True)
+    finally:
+        _remove(draft)
+        _WRITING.discard(draft.name)
+        for path in made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, whose files take their places in ``path`` at the end; others there stay.
+
+    Raises:
+        ArtifactError: When it cannot be written; what was there stays as it was.
+    """
+    target = Path(path)
+    with draft_in(target, "files") as draft:
+        yield draft
+        for file in sorted(file for file in draft.rglob("*") if file.is_file()):
+            there = inside(target, file.relative_to(draft))
+            if there is None:
+                raise OSError(f"{file.relative_to(draft).parent} is a link out of the folder")
+            there.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, there)
+
+
+def inside(folder: str | Path, name: str | Path) -> Path | None:
+    """The file of that name, unless links or dots lead out of the folder."""
+    home, path = Path(folder).resolve(), Path(folder) / name
+    try:
+        there = path.parent.resolve()  # the name itself may be a link: it is replaced, not followed
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return path if there.is_relative_to(home) and path.name not in ("", "..") else None
 
 
 def _remove(path: Path) -> None:
@@ -124,11 +196,11 @@ def _partial_name(name: str) -> str:
     return f".{name[:120]}.partial-{_HOST}-{os.getpid()}-{next(_COUNT)}"
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path, *, always: bool = False) -> None:
     """Remove what killed processes have left; looking takes at most a hundredth of the time."""
     last, took = _SWEPT.get(folder, (0.0, 0.0))
     begun = time.monotonic()
-    if last and begun - last < 100 * took:
+    if last and not always and begun - last < 100 * took:
         return
     with suppress(OSError):
         for entry in os.scandir(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,15 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.artifacts import MANIFEST
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
+from mechmem.manifests import regular
 from mechmem.models.model import Model
 from mechmem.models.sites import DEPTH, Site
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["import_directions"]
+
+LARGEST = 4 << 30
+"""Bytes of the largest file of directions that is read, unpacked."""
 
 
 @dataclass
@@ -85,7 +90,13 @@ def import_directions(
     unknown = float("nan")
     out = {}
     for where in sorted(placed, key=lambda item: item.depth):
-        vector = placed[where].detach().to("cpu", torch.float64)
+        vector = placed[where].detach()
+        if vector.is_complex():
+            raise ArtifactError(
+                f"{file.name}: the vector for {where} is complex ({vector.dtype}); a direction has "
+                "real numbers. Save its real part, if that is what it is."
+            )
+        vector = vector.to("cpu", torch.float64)
         _check_fits(file, where, vector, model)
         out[where] = Direction(vector, where, goal, start, unknown, unknown, made, method)
     return Directions(out)
@@ -171,6 +182,8 @@ def _read(file: Path) -> _Read:
             f"{listed(readers)}."
         )
     try:
+        regular(file, LARGEST)
+        _refuse_bombs(file)
         return readers[file.suffix](file)
     except FileNotFoundError as error:
         raise ArtifactError(f"{file} is missing.") from error
@@ -182,6 +195,19 @@ def _read(file: Path) -> _Read:
             f"{file} cannot be read as tensors: {reason:.200} Nothing is ever unpickled; save "
             "plain tensors, or a dictionary of them."
         ) from error
+
+
+def _refuse_bombs(file: Path) -> None:
+    """Refuse an archive that unpacks to more than any set of directions."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as held:
+        size = sum(item.file_size for item in held.infolist())
+    if size > LARGEST:
+        raise ArtifactError(
+            f"{file} unpacks to {size:,} bytes, more than the {LARGEST:,} that are read; it holds "
+            "no directions. Save the vectors alone."
+        )
 
 
 def _safetensors(file: Path) -> _Read:

@@ -192,3 +192,17 @@ def class_names(prompts: PromptSet, by: str) -> list[str | None]:
     if by not in ("behavior", "label"):
         raise PromptError(f"by must be 'behavior' (what the model did) or 'label', got {by!r}.")
     return [getattr(prompt, by) for prompt in prompts]
+
+
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Refuse a precision that would not keep states.
+
+    Raises:
+        ArtifactError: For anything but real floating-point numbers.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ArtifactError(
+            f"States are kept as real floating-point numbers, got dtype={dtype!r}; for example "
+            "dtype=torch.float32."
+        )
+    return dtype

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from mechmem.caching.activations import Activations, class_names
+from mechmem.caching.activations import Activations, check_dtype, class_names
 from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import Provenance, Seen
@@ -56,6 +56,7 @@ def cache_activations(
     Raises:
         PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
     """
+    check_dtype(dtype)
     asked = as_prompts(prompts).require("cache")
     tokenized = model.tokenize(asked)
     where = Positions.parse(positions)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechmem.caching.activations import class_names
+from mechmem.caching.activations import check_dtype, class_names
 from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
-from mechmem.caching.shards import as_dtype, described_edits, run_shards
+from mechmem.caching.shards import described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
@@ -67,6 +67,7 @@ def extract_activations(
             text.
         PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
     """
+    check_dtype(dtype)
     asked = as_prompts(prompts).require("extract")
     wanted = model.sites(sites)
     require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
@@ -95,7 +96,6 @@ def extract_activations(
         **_settings(model, "activations", wanted, positions, token_budget, share_prefixes),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    as_dtype(settings["dtype"])
     run_shards(model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world)
     return ActivationStore(folder)
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mechmem.caching.parts import (
     Part,
     begin_part,
@@ -32,7 +30,6 @@ from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = [
-    "as_dtype",
     "dealt",
     "described_edits",
     "run_shards",
@@ -207,11 +204,3 @@ def described_edits(model: Model) -> list[Any]:
         describe = getattr(getattr(item, "edit", None), "describe", None)
         out.append([str(item.site), describe() if describe else type(item).__name__])
     return json.loads(json.dumps(out, default=str))  # type: ignore[no-any-return]
-
-
-def as_dtype(name: str) -> torch.dtype:
-    """The dtype of a name such as ``"float32"``."""
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ArtifactError(f"{name!r} is not a dtype; 'float32' is one.")
-    return found

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mechmem.cli.config import Command, configured
+from mechmem.cli.output import clean, say
 
 __all__ = ["Seed", "app", "command", "progress_bar", "step_of"]
 
@@ -38,7 +39,7 @@ def command(name: str | None = None) -> Callable[[Command], Command]:
 
 def _version(asked: bool) -> bool:
     if asked:
-        typer.echo(f"mechmem {sys.modules['mechmem'].__version__}")
+        say(f"mechmem {sys.modules['mechmem'].__version__}")
         raise typer.Exit
     return bool(asked)
 
@@ -74,7 +75,7 @@ def progress_bar(text: str) -> Iterator[Any]:
 
 def step_of(line: str) -> str:
     """What a line of progress says, without the settings of the edit, which may follow."""
-    return line.partition(", {")[0].partition(": {")[0][:60]
+    return clean(line.partition(", {")[0].partition(": {")[0][:60])
 
 
 class _Lines:
@@ -98,4 +99,4 @@ class _Lines:
     def _tell(self, text: str) -> None:
         self._when = time.monotonic()
         if not self._silent:
-            typer.echo(text, err=True)
+            say(text, err=True)

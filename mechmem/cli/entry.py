@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+import warnings
 from typing import Any
 
 import typer
 
 from mechmem.cli.app import app
+from mechmem.cli.output import clean, say
 from mechmem.errors import MechmemError
 
 __all__ = ["main"]
@@ -19,6 +22,9 @@ ERROR, USAGE, STOPPED, PIPE = 1, 2, 130, 141
 def main() -> None:
     """Run a command. An error is one line on stderr, with a traceback after ``--debug``."""
     debug = "--debug" in sys.argv
+    own = warnings.formatwarning
+    warnings.formatwarning = lambda *found: clean(own(*found))
+    sys.excepthook = lambda *found: say("".join(traceback.format_exception(*found)), err=True)
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         status: Any = app(args=arguments, prog_name="mechmem", standalone_mode=False)
@@ -26,10 +32,10 @@ def main() -> None:
     except MechmemError as error:
         if debug:
             raise
-        typer.echo(f"mechmem: {_one_line(error)}", err=True)
+        say(f"mechmem: {_one_line(error)}", err=True)
         status = ERROR
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("mechmem: stopped", err=True)
+        say("mechmem: stopped", err=True)
         status = STOPPED
     except SystemExit:
         # typer ends a command whose reader has gone with status 1 and a stdout that keeps quiet.
@@ -55,7 +61,7 @@ def _usage(error: Any) -> int:
         return USAGE
     where = context.command_path if context is not None else "mechmem"
     text = _one_line(error.format_message()).rstrip(".")
-    typer.echo(f"{where}: {text}. See `{where} --help`.", err=True)
+    say(f"{where}: {text}. See `{where} --help`.", err=True)
     return USAGE
 
 

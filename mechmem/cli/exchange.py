@@ -10,6 +10,7 @@ import typer
 
 from mechmem.cli.app import command, progress_bar
 from mechmem.cli.config import save_config
+from mechmem.cli.output import say
 
 if TYPE_CHECKING:
     from mechmem.analysis import Directions
@@ -47,7 +48,7 @@ def export(
     """
     from mechmem.patching import export_vectors
 
-    typer.echo(export_vectors(_chosen(directions, sites), file, alpha=alpha, toward=toward))
+    say(export_vectors(_chosen(directions, sites), file, alpha=alpha, toward=toward))
 
 
 @command()
@@ -76,6 +77,7 @@ def bake(
     from mechmem.models import load_model
     from mechmem.patching import AddDirection, Edit, ProjectOut
     from mechmem.patching import bake as bake_weights
+    from mechmem.writing import whole_folder
 
     if edit is Way.project_out:
         for option, value in {"--alpha": alpha, "--toward": toward}.items():
@@ -95,10 +97,12 @@ def bake(
             edits.append(ProjectOut(direction, at="everywhere"))
     with progress_bar("baking"):
         loaded = load_model(model)
-        bake_weights(loaded, edits).save_pretrained(out)
-        loaded.tokens.tokenizer.save_pretrained(out)
+        baked = bake_weights(loaded, edits)
+        with whole_folder(out) as draft:
+            baked.save_pretrained(draft)
+            loaded.tokens.tokenizer.save_pretrained(draft)
     save_config(out)
-    typer.echo(out)
+    say(out)
 
 
 def _chosen(path: Path, sites: list[str] | None) -> Directions:

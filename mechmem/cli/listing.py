@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mechmem.cli.app import command, progress_bar
-from mechmem.cli.output import Format, Output, print_result
+from mechmem.cli.output import Format, Output, print_result, say
 
 __all__ = ["check", "tasks"]
 
@@ -33,7 +33,7 @@ def check(
     table = report.table()
     print_result(table, output, float_format="{:.1e}")
     if report.refused:
-        typer.echo(f"refused: {', '.join(map(str, report.refused))}", err=True)
+        say(f"refused: {', '.join(map(str, report.refused))}", err=True)
         raise typer.Exit(3)
 
 

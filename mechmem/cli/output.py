@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from textwrap import fill
@@ -13,7 +15,12 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Format", "Output", "is_first", "is_shared", "print_result"]
+__all__ = ["Format", "Output", "clean", "is_first", "is_shared", "print_result", "say"]
+
+_COMMANDS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal would obey instead of showing it: controls, and marks that turn the writing."""
 
 
 class Format(StrEnum):
@@ -42,6 +49,16 @@ def is_shared() -> bool:
     return share_of_work()[1] > 1
 
 
+def clean(text: object) -> str:
+    r"""The text with everything that a terminal would obey written out, ``\x1b`` for an escape."""
+    return _COMMANDS.sub(lambda found: ascii(found.group())[1:-1], str(text))
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """A line for people: names, answers and tables may come from strangers."""
+    typer.echo(clean(text), err=err)
+
+
 def print_result(
     table: pd.DataFrame,
     output: Format,
@@ -53,17 +70,20 @@ def print_result(
     """One table, and what is said about it.
 
     CSV is the table alone, JSON has all: ``{"answer": ..., "notes": [...], "table": [...]}``, or
-    the list of rows where nothing is said. Numbers are printed whole in both.
+    the list of rows where nothing is said. Numbers are printed whole in both. What a terminal would
+    obey is written out; only CSV that another program reads keeps it as it is.
     """
     if output is Format.csv:
-        typer.echo(table.to_csv(index=False), nl=False)
+        text = table.to_csv(index=False)
+        typer.echo(clean(text) if sys.stdout.isatty() else text, nl=False)
     elif output is Format.json:
         rows: Any = json.loads(table.to_json(orient="records"))
         whole = {"answer": said, "notes": list(notes), "table": rows} if said else rows
-        typer.echo(json.dumps(whole, indent=1, ensure_ascii=False))
+        text = json.dumps(whole, indent=1, ensure_ascii=False)
+        typer.echo(_COMMANDS.sub(lambda found: json.dumps(found.group())[1:-1], text))
     else:
-        typer.echo(table.to_string(index=False, na_rep="", float_format=float_format.format))
+        say(table.to_string(index=False, na_rep="", float_format=float_format.format))
         if said:
-            typer.echo("\n" + fill(said, 100))
+            say("\n" + fill(said, 100))
         for note in notes:
-            typer.echo(fill(note, 100, initial_indent="- ", subsequent_indent="  "))
+            say(fill(note, 100, initial_indent="- ", subsequent_indent="  "))

@@ -10,7 +10,7 @@ import typer
 
 from mechmem.cli.app import command, progress_bar, step_of
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, is_first, print_result
+from mechmem.cli.output import Format, Output, is_first, print_result, say
 
 if TYPE_CHECKING:
     from mechmem.studies.base import Study
@@ -31,7 +31,7 @@ def report(
     study = load_study(folder)
     page = write_report(study)
     print_result(study.summary(), output, said=study.answer(), notes=study.notes())
-    typer.echo(f"report: {page}", err=True)
+    say(f"report: {page}", err=True)
 
 
 @command()
@@ -50,7 +50,7 @@ def compare(
     page = found.save(out)
     save_config(page)
     print_result(found.table(), output)
-    typer.echo(f"comparison: {page}", err=True)
+    say(f"comparison: {page}", err=True)
 
 
 def run_and_report(
@@ -71,15 +71,15 @@ def run_and_report(
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
 
-        def say(line: str) -> None:
+        def told(line: str) -> None:
             bar.set_description_str(step_of(line))
             bar.update(1)
 
-        result = run(say)
+        result = run(told)
         if not is_first():
             return
-        say("writing the report")
+        told("writing the report")
         report = write_report(result, out)
     save_config(out)
     print_result(result.summary(), output, said=result.answer(), notes=result.notes())
-    typer.echo(f"report: {report}", err=True)
+    say(f"report: {report}", err=True)

@@ -11,6 +11,7 @@ import typer
 from mechmem.cli.app import Seed, command, progress_bar
 from mechmem.cli.asking import read_prompts
 from mechmem.cli.config import save_config
+from mechmem.cli.output import say
 
 __all__ = ["extract", "merge"]
 
@@ -51,20 +52,20 @@ def extract(
     with progress_bar("loading"):
         loaded = load_model(model)
     if dry_run:
-        typer.echo(plan_extraction(loaded, asked, sites=wanted, positions=positions))
+        say(plan_extraction(loaded, asked, sites=wanted, positions=positions))
     elif by is None:
         store = extract_activations(
             loaded, asked, out, sites=wanted, positions=positions, progress=True
         )
         save_config(out)
-        typer.echo(store)
+        say(store)
     else:
         found = extract_moments(
             loaded, asked, out, by=by, sites=wanted, positions=positions, bootstrap=bootstrap,
             seed=seed, progress=True,
         )  # fmt: skip
         save_config(out)
-        typer.echo(f"{out}: {found.counts if found else 'other ranks are still at work'}")
+        say(f"{out}: {found.counts if found else 'other ranks are still at work'}")
 
 
 @command()
@@ -79,7 +80,7 @@ def merge(
     from mechmem.caching import merge_moments
 
     moments = merge_moments(folder)
-    typer.echo(json.dumps(moments.counts))
+    say(json.dumps(moments.counts))
     written = moments.save(out)
     save_config(out)
-    typer.echo(f"wrote {written}", err=True)
+    say(f"wrote {written}", err=True)

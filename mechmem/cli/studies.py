@@ -61,14 +61,15 @@ def study(
     pairs: Annotated[
         int | None,
         typer.Option(
-            help="Pairs that the task makes; default: the lab model's own number, or 600."
+            min=1, help="Pairs that the task makes; default: the lab model's own number, or 600."
         ),
     ] = None,
     validation: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Most validation prompts on which edits are tried; default: the lab model's own "
-            "number, or 240."
+            "number, or 240.",
         ),
     ] = None,
     test: Annotated[

@@ -11,7 +11,7 @@ import typer
 from mechmem.cli.app import Seed, command, progress_bar, step_of
 from mechmem.cli.asking import Asked, Reading, load_asked
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, is_first, print_result
+from mechmem.cli.output import Format, Output, is_first, print_result, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,12 +57,13 @@ def sweep(
     pairs: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Pairs of rephrasings that the task makes; default: the lab model's own number, "
-            "or 600."
+            "or 600.",
         ),
     ] = None,
     reading: Reading = None,
-    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 30,
+    draws: Annotated[int, typer.Option(min=1, help="Random draws per control.")] = 30,
     seed: Seed = 0,
     output: Output = Format.table,
 ) -> None:
@@ -79,7 +80,7 @@ def sweep(
     asked = load_asked(task, model, pairs, reading)
     with progress_bar("loading") as bar:
 
-        def say(line: str) -> None:
+        def told(line: str) -> None:
             bar.set_description_str(step_of(line))
             bar.update(1)
 
@@ -89,7 +90,7 @@ def sweep(
             "alphas": alphas or [1.0, 2.0, 4.0],
             "tops": tops or [0.05, 0.1],
         }
-        found = _run(asked, grid, out / "cells", draws, seed, say)
+        found = _run(asked, grid, out / "cells", draws, seed, told)
     if not is_first():
         return  # rank 0 prints and writes for all
     for name, table in {"validation": found.table(), "test": found.test_table()}.items():
@@ -97,10 +98,12 @@ def sweep(
     save_config(out)
     table = _short(found) if output is Format.table else found.test_table()
     print_result(table, output, said=_said(found))
-    typer.echo(f"tables: {out / 'tables'}", err=True)
+    say(f"tables: {out / 'tables'}", err=True)
 
 
-def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int, say: Any) -> Sweep:
+def _run(
+    asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int, told: Any
+) -> Sweep:
     from mechmem.analysis import difference_of_means, neuron_mean_difference
     from mechmem.caching import cache_activations
     from mechmem.evaluation import observe
@@ -112,7 +115,7 @@ def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int,
     prompts = asked.prompts if task is None else task.pairs(asked.number(model), seed)
     assert prompts is not None
     parts = prompts.split(**SHARES, seed=seed)
-    say("observing the training prompts")
+    told("observing the training prompts")
     seen = observe(model, parts.train, task=task, reading=asked.reading, margins=False)
     flips, (first, second) = seen.flips(), seen.behaviors
     acts = cache_activations(model, flips.require("fit edits on flips"), sites="resid_post")
@@ -142,7 +145,7 @@ def _run(asked: Asked, grid: dict[str, Any], cells: Path, draws: int, seed: int,
         draws=draws,
         seed=seed,
         folder=cells,
-        progress=say,
+        progress=told,
     )
 
 

@@ -10,7 +10,7 @@ import typer
 
 from mechmem.cli.app import command, progress_bar
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, print_result
+from mechmem.cli.output import Format, Output, print_result, say
 
 __all__ = ["train"]
 
@@ -49,8 +49,8 @@ def train(
     save_config(folder)
     measured = manifest["measured"]
     if output is Format.json:
-        typer.echo(json.dumps(measured, indent=1))
+        say(json.dumps(measured, indent=1))
     else:
         rows = pd.DataFrame({"measure": list(measured), "value": list(measured.values())})
         print_result(rows, output)
-    typer.echo(f"wrote {folder}", err=True)
+    say(f"wrote {folder}", err=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from mechmem.models.model import Model
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits
 from mechmem.patching.writers import plain_copy, writers_of
+from mechmem.writing import whole_folder
 
 TOLERANCE = 1e-4
 
@@ -68,7 +71,17 @@ def bake(model: Model, edit: Edit | Sequence[Edit]) -> Any:
             f"{allowed:.2g}), so this architecture or combination of edits cannot be baked; use "
             "mm.patched(model, edit), or bake the edits one after the other."
         )
+    new.save_pretrained = partial(_save_whole, new)
     return new
+
+
+def _save_whole(model: Any, folder: str | Path, *more: Any, **options: Any) -> Any:
+    """The model's own `save_pretrained`; a full disk is one line, and what was there stays."""
+    own = type(model).save_pretrained
+    if options.get("push_to_hub"):  # it names the repository by the folder
+        return own(model, folder, *more, **options)
+    with whole_folder(folder) as draft:
+        return own(model, draft, *more, **options)
 
 
 def baking_error(model: Model, edit: Edit | Sequence[Edit], baked: Any, seed: int = 0) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, listed
+from mechmem.writing import draft_in, write_text
 
 PICTURES = ("png", "svg", "pdf")
 FORMATS = ("html", "json", "csv", *PICTURES)
@@ -122,36 +124,55 @@ def _html(fig: go.Figure, target: Path, plotlyjs: str) -> Path:
         include_plotlyjs=True if plotlyjs == "inline" else "directory",
         config={"displaylogo": False, "responsive": True},
     )
-    return write_text(target, page)
+    # Plotly writes every `<` of the data as an escape, so these scripts are its own.
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
+    beside = "'self' file:" if plotlyjs == "shared" else ""
+    return write_text(target, page.replace("<head>", f"<head>{page_policy(scripts, beside)}", 1))
+
+
+def page_policy(scripts: Iterable[str], beside: str = "") -> str:
+    """A tag for the head of a page: these scripts run, no other does, and nothing is fetched.
+
+    Styles may be anywhere, since plotly makes its own; a style neither runs nor fetches here.
+
+    Args:
+        scripts: Their text, exactly as it stands between the tags.
+        beside: What else may run, in the words of a content security policy.
+    """
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in dict.fromkeys(scripts)
+        if text
+    ]
+    allowed = " ".join([*hashes, *beside.split()]) or "'none'"
+    return (
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        f"script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'\">"
+    )
 
 
 def _pictures(figures: list[go.Figure], paths: list[Path], width: int, scale: float) -> None:
     import plotly.io
 
-    # Drawn beside the target and moved there, so that a failure leaves what was there.
-    drafts = [path.with_name(f".{os.getpid()}-{path.name}") for path in paths]
     sizes = [(fig.layout.width or width, fig.layout.height or 450) for fig in figures]
-    try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        widths, heights = map(list, zip(*sizes, strict=True))
-        plotly.io.write_images(figures, drafts, width=widths, height=heights, scale=scale)
-        for draft, path in zip(drafts, paths, strict=True):
-            os.replace(draft, path)
-    except OSError as error:
-        raise ArtifactError(
-            f"Cannot write {paths[0]}: {error.strerror or error}. Choose a folder you can write to."
-        ) from error
-    except Exception as error:
-        raise ArtifactError(
-            f"Pictures are drawn by kaleido with a Chrome or Chromium: {_reason(error)}. Install "
-            "them with `pip install 'mechmem[figures]'` and `plotly_get_chrome` (or your system's "
-            "chromium package), or write .html, .json or .csv, which need nothing."
-        ) from error
-    finally:
-        for draft in drafts:
-            with suppress(OSError):
-                draft.unlink()
+    widths, heights = map(list, zip(*sizes, strict=True))
+    # Drawn beside the target and moved there, so that a failure leaves what was there.
+    with draft_in(paths[0].parent, "figures") as draft:
+        drafts = [draft / path.name for path in paths]
+        try:
+            plotly.io.write_images(figures, drafts, width=widths, height=heights, scale=scale)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ArtifactError(
+                f"Pictures are drawn by kaleido with a Chrome or Chromium: {_reason(error)}. "
+                "Install them with `pip install 'mechmem[figures]'` and `plotly_get_chrome` (or "
+                "your system's chromium package), or write .html, .json or .csv, which need "
+                "nothing."
+            ) from error
+        for made, path in zip(drafts, paths, strict=True):
+            os.replace(made, path)
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mechmem import plotting
+from mechmem.plotting.save import page_policy
 from mechmem.reports.tokens import token_texts
 from mechmem.studies.words import DASH, percent
 
@@ -44,12 +45,19 @@ def render(template: str | Path, figures: Mapping[str, Any], **said: Any) -> str
         else made.get_template(template)
     )
     return page.render(
+        policy=Markup(page_policy([get_plotlyjs(), _own_script()])),
         figures=figures,
         drawn=_script(figures),
         plotly=Markup(get_plotlyjs()),
         css=Markup(_templates().joinpath("page.css").read_text(encoding="utf-8")),
         **said,
     )
+
+
+def _own_script() -> str:
+    """The script of every page, which has nothing of a study in it."""
+    source: str = _templates().joinpath("page.html").read_text(encoding="utf-8")
+    return source.rpartition("<script>")[2].partition("</script>")[0]
 
 
 def drawn(figure: go.Figure) -> dict[str, Any]:

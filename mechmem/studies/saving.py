@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
+from mechmem.manifests import checked, read_json
+from mechmem.writing import draft_in, inside, write_text
 
-_NOTE, _DRAFT = "manifest.json", ".partial-"
+_NOTE, _DRAFT = "manifest.json", "study"
 
 
 def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
@@ -33,20 +32,9 @@ def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
         ArtifactError: When the folder cannot be written; what was there stays as it was.
     """
     target = Path(folder)
-    existed = target.exists()
-    draft = target / f"{_DRAFT}{os.getpid()}-{time.time_ns()}"
-    try:
-        draft.mkdir(parents=True)
+    with draft_in(target, _DRAFT) as draft:
         parts(draft)
         _move_in(draft, target)
-    except OSError as error:
-        raise ArtifactError(
-            f"Cannot write {target}: {error.strerror or error}. Choose a folder you can write to."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if not existed and target.is_dir() and not any(target.iterdir()):
-            target.rmdir()
     return target
 
 
@@ -70,9 +58,11 @@ def _move_in(draft: Path, target: Path) -> None:
     try:
         for relative in [note, *sorted((stale | fresh) - {note}), note]:
             there = target / relative
-            if there.is_dir():
+            if inside(target, relative) is None:
+                raise OSError(f"{there.parent} is a link that leads out of the folder")
+            if there.is_dir() and not there.is_symlink():
                 raise IsADirectoryError(f"{there} is a folder of its own")
-            if there.exists():
+            if there.exists() or there.is_symlink():
                 (kept / relative).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(there, kept / relative)
             done.append(relative)
@@ -90,16 +80,19 @@ def _move_in(draft: Path, target: Path) -> None:
 def _earlier(target: Path) -> list[Path]:
     """Files that an earlier report in this folder, or one killed there, says are its own."""
     paths: list[Path] = []
-    for note in [target / _NOTE, *target.glob(f"{_DRAFT}*/{_NOTE}"),
-                 *target.glob(f"{_DRAFT}*/kept/{_NOTE}")]:  # fmt: skip
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            listed = json.loads(note.read_text(encoding="utf-8"))["files"]
-            paths += [Path(str(name)) for name in listed]
-    return [
-        path
-        for path in paths
-        if not path.is_absolute() and ".." not in path.parts and (target / path).is_file()
-    ]
+    drafts = f".{_DRAFT}.partial-*"
+    for note in [target / _NOTE, *target.glob(f"{drafts}/{_NOTE}"),
+                 *target.glob(f"{drafts}/kept/{_NOTE}")]:  # fmt: skip
+        with suppress(ArtifactError):
+            said = checked(read_json(note), {"files": [str]}, note)["files"]
+            paths += [Path(name) for name in said]
+    return [path for path in paths if _own(target, path)]
+
+
+def _own(target: Path, path: Path) -> bool:
+    """Whether it is a file of this folder, whatever a manifest calls it."""
+    there = inside(target, path)
+    return there is not None and (there.is_symlink() or there.is_file())
 
 
 def _files(folder: Path) -> list[Path]:

@@ -106,6 +106,14 @@ def sweep(
     edits = [edit for families in grids for members in families.values() for edit in members]
     if not any(grids[0].values()):
         raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
+    empty = [name for families in grids for name, members in families.items() if not members]
+    if empty:
+        raise EditError(
+            f"The grid's families {listed(sorted(set(empty)), 4)} hold no edit, so none of them "
+            "could be tested; leave them out, or give them some."
+        )
+    if not isinstance(draws, int) or draws < 1:
+        raise EditError(f"A control needs at least one draw, got draws={draws!r}; 3 is usual.")
     for edit in as_edits(edits):
         if "toward" not in {item.name for item in fields(edit)}:  # type: ignore[arg-type]
             raise EditError(

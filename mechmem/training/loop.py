@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 import torch
 
 from mechmem.errors import ArtifactError
+from mechmem.manifests import read_json
 from mechmem.models.quiet import quiet_transformers
 from mechmem.training.deterministic import Progress
 from mechmem.training.settings import TrainingSettings
+from mechmem.writing import written_to
 
 __all__ = ["Row", "fit", "kept_row"]
 
@@ -86,6 +87,10 @@ def fit(
     class InOrder(library):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(range(len(items)))
+
+        def _save_checkpoint(self, *found: Any, **more: Any) -> None:
+            with written_to(work):
+                super()._save_checkpoint(*found, **more)
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any
@@ -172,17 +177,27 @@ def _keep(model: Any, folder: Path) -> None:
     """Weights of the best checkpoint so far; older ones go when the next state is safe."""
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with written_to(folder):
         model.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {folder}: {error}.") from error
 
 
 def _newest_whole(work: Path) -> Path | None:
-    """The newest state that was written to its end."""
+    """The newest state that was written to its end.
+
+    Raises:
+        ArtifactError: When a part of it is gone or damaged.
+    """
     found = [folder for folder in work.glob("checkpoint-*") if (folder / _WHOLE).is_file()]
-    for folder in found:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    return max(found, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    newest = max(found, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    if newest is not None:
+        read_json(newest / "trainer_state.json", "the state of a run")
+        for name in ("optimizer.pt", "scheduler.pt"):
+            if not (newest / name).is_file():
+                raise ArtifactError(
+                    f"{newest / name} is missing, so the run cannot go on as it would have. Remove "
+                    f"{newest.name} to go on from an earlier state, or start over with "
+                    "resume=False."
+                )
+    return newest

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from mechmem.errors import ArtifactError, ModelError, TaskError
+from mechmem.errors import ModelError, TaskError
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
+from mechmem.writing import written_to
 
 __all__ = ["fresh_model", "small_gpt2", "start", "with_adapters", "write_model"]
 
@@ -138,16 +139,13 @@ def write_model(weights: Path, base: Any, tokenizer: Any, folder: Path, method: 
     Raises:
         ArtifactError: When the folder cannot be written.
     """
-    try:
-        with quiet_transformers():
-            if method == "lora":
-                from peft import PeftModel
+    with written_to(folder), quiet_transformers():
+        if method == "lora":
+            from peft import PeftModel
 
-                whole: Any = PeftModel.from_pretrained(base, str(weights))
-                shutil.copytree(weights, folder / "adapter", dirs_exist_ok=True)
-                whole.merge_and_unload().save_pretrained(folder)
-            else:
-                shutil.copytree(weights, folder, dirs_exist_ok=True)
-            tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {folder}: {error}.") from error
+            whole: Any = PeftModel.from_pretrained(base, str(weights))
+            shutil.copytree(weights, folder / "adapter", dirs_exist_ok=True)
+            whole.merge_and_unload().save_pretrained(folder)
+        else:
+            shutil.copytree(weights, folder, dirs_exist_ok=True)
+        tokenizer.save_pretrained(folder)

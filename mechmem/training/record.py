@@ -11,9 +11,21 @@ from typing import Any
 import torch
 
 from mechmem.errors import ArtifactError, listed
+from mechmem.manifests import checked, read_json
 from mechmem.sweeps.digests import Digests
+from mechmem.writing import inside, written_to
 
 __all__ = ["earlier_files", "put_in_place", "same_run", "source_of"]
+
+
+_SHAPE = {
+    "task": str,
+    "settings": dict,
+    "files?": [str],
+    "kept?": {str: float},
+    "rows?": int,
+    "versions?": {str: str},
+}
 
 
 def source_of(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -29,12 +41,9 @@ def same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         ArtifactError: When the record is of another run, or cannot be read.
     """
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Choose another folder.") from error
+    there = checked(read_json(path, "the record of a run"), _SHAPE, path)
     different = [
         name for name, value in json.loads(json.dumps(record)).items() if there.get(name) != value
     ]
@@ -49,10 +58,10 @@ def same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
 def earlier_files(path: Path) -> list[str]:
     """Files beside a record that the runs so far have written, as far as it can be read."""
     try:
-        named = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        named = checked(read_json(path), {"files": [str]}, path)["files"]
+    except ArtifactError:
         return []
-    return [name for name in named if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    return [name for name in named if inside(path.parent, name) is not None]
 
 
 def put_in_place(made: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
@@ -61,8 +70,10 @@ def put_in_place(made: Path, folder: Path, files: list[str], earlier: list[str])
     Raises:
         ArtifactError: When the folder cannot be written.
     """
-    try:
+    with written_to(folder):
         for name in files:
+            if inside(folder, name) is None:
+                raise OSError(f"{name} leads out of the folder by a link")
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(made / name, folder / name)
         for name in set(earlier) - set(files):
@@ -71,8 +82,6 @@ def put_in_place(made: Path, folder: Path, files: list[str], earlier: list[str])
                 if parent == folder or not parent.is_dir() or any(parent.iterdir()):
                     break
                 parent.rmdir()
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {folder}: {error}.") from error
 
 
 def _model_name(model: Any) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from mechmem.artifacts import check_writable, versions, write_text
-from mechmem.errors import TaskError
+from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
 from mechmem.models.loading import load_model
 from mechmem.models.tokens import Tokens
@@ -225,7 +225,13 @@ def _write_record(folder: Path, record: dict[str, Any], files: list[str]) -> Non
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Training:
-    return Training(folder, pd.read_csv(folder / _CURVES), record["kept"], record)
+    try:
+        curves = pd.read_csv(folder / _CURVES)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder / _CURVES} cannot be read: {error}. Train again with resume=False."
+        ) from error
+    return Training(folder, curves, record["kept"], record)
 
 
 def _plain(value: Any) -> bool:

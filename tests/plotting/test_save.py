@@ -125,3 +125,24 @@ def test_a_folder_that_cannot_be_written_is_named(
     with pytest.raises(ArtifactError, match="Cannot write"):
         plotting.save_figure(fig, tmp_path / "file" / f"a.{ending}")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+HOSTILE = (
+    "</script><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
+)
+
+
+@pytest.mark.parametrize("plotlyjs", ["inline", "shared"])
+def test_a_page_runs_its_own_scripts_and_no_other(chromium, tmp_path, plotlyjs) -> None:
+    fig = go.Figure(go.Bar(x=[HOSTILE], y=[1], name=HOSTILE), layout={"title": {"text": HOSTILE}})
+    page = plotting.save_figure(fig, tmp_path / "a.html", plotlyjs=plotlyjs)
+    seen = open_page(chromium, page)
+    assert 'class="main-svg"' in seen.dom  # plotly drew it
+    assert "<title>ran" not in seen.dom
+    assert seen.console == []
+    added = page.read_text(encoding="utf-8").replace("</body>", f"{HOSTILE}</body>")
+    (tmp_path / "b.html").write_text(added, encoding="utf-8")
+    seen = open_page(chromium, tmp_path / "b.html")
+    assert 'class="main-svg"' in seen.dom
+    assert "<title>ran" not in seen.dom
+    assert any("Content Security Policy" in line for line in seen.console)

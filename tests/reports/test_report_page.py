@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -528,22 +530,33 @@ def test_colors_of_tokens_grow_with_the_distance_from_zero(page: str) -> None:
 def test_tokens_are_closed_until_asked_for_and_open_in_print(saved: Path, chromium: str) -> None:
     seen = open_page(chromium, saved / "report.html")
     assert '<details class="tokens"><summary>' in seen.dom
+    before, after = (f"dispatchEvent(new Event('{name}print'))" for name in ("before", "after"))
     text = (saved / "report.html").read_text(encoding="utf-8")
     asked = saved.parent / "printed.html"
-    asked.write_text(
-        text.replace("</body>", "<script>dispatchEvent(new Event('beforeprint'))</script></body>"),
-        encoding="utf-8",
-    )
+    asked.write_text(with_script(text, before), encoding="utf-8")
     printed = open_page(chromium, asked)
     assert printed.console == []
     assert '<details class="tokens" open=""><summary>' in printed.dom
-    asked.write_text(
-        asked.read_text(encoding="utf-8").replace(
-            "</body>", "<script>dispatchEvent(new Event('afterprint'))</script></body>"
-        ),
-        encoding="utf-8",
-    )
+    asked.write_text(with_script(with_script(text, before), after), encoding="utf-8")
     assert '<details class="tokens"><summary>' in open_page(chromium, asked).dom
+
+
+def test_a_script_that_somebody_has_added_does_not_run(saved: Path, chromium: str) -> None:
+    text = (saved / "report.html").read_text(encoding="utf-8")
+    asked = saved.parent / "added.html"
+    ran = "document.title='ran'"
+    added = f'<script>{ran}</script><img src=x onerror="{ran}"></body>'
+    asked.write_text(text.replace("</body>", added), encoding="utf-8")
+    seen = open_page(chromium, asked)
+    assert "<title>ran" not in seen.dom
+    assert "data-drawn" in seen.dom
+
+
+def with_script(page: str, script: str) -> str:
+    """A page with one more script, which its policy allows."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    return page.replace("</body>", f"<script>{script}</script></body>")
 
 
 def test_a_study_without_token_projections_has_a_page_without_them(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mechmem.errors import PromptError
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -37,6 +39,12 @@ class StoppingCriteria:
 
     def __init__(self, decode: Decode, stop: Sequence[str], eos_ids: Sequence[int]) -> None:
         self.decode, self.stop, self.eos_ids = decode, tuple(stop), frozenset(eos_ids)
+        empty = [text for text in self.stop if not isinstance(text, str) or not text]
+        if empty:
+            raise PromptError(
+                f"A stop string must be text that can be written, got {empty[0]!r:.80}; leave it "
+                "out, or give for example stop='\\n'."
+            )
         # A token is at least one byte, but for those that leave no text.
         self._window = 8 + max((len(text.encode()) for text in self.stop), default=0)
         self._possible: dict[int, bool] = {}

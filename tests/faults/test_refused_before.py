@@ -1,0 +1,84 @@
+"""What cannot be meant is refused before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fault_scene import Exited, command
+from helpers import as_users_run_it, bench, contrast_set
+
+import mechmem as mm
+from mechmem.seeding import keyed_rng
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch):
+    bench()
+
+    def forward(*args, **options):
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(type(bench().model.backend), "forward", forward)
+
+
+@pytest.fixture(autouse=True)
+def unchecked():
+    """Types are not checked at run time where users run it."""
+    with as_users_run_it():
+        yield
+
+
+def others() -> mm.PromptSet:
+    return mm.PromptSet(
+        replace(p, id=f"o{p.id}", group=f"o{p.group}") for p in contrast_set(8, seed=9)
+    )
+
+
+def test_a_sweep_without_draws_or_with_an_empty_family(monkeypatch, request) -> None:
+    acts = mm.cache_activations(bench().model, contrast_set(8), sites=[("resid_post", 1)])
+    edit = mm.AddDirection(mm.difference_of_means(acts, toward="generalized")["resid_post", 1])
+    request.getfixturevalue("nothing_runs")
+    given = {"validation": others()[:8], "test": others()[8:], "reading": "choice"}
+    with pytest.raises(mm.EditError, match="families 'mlp' hold no edit"):
+        mm.sweep(bench().model, {"residual": [edit], "mlp": []}, **given)
+    for draws in (0, -1, 2.5):
+        with pytest.raises(mm.EditError, match=f"draws={draws}"):
+            mm.sweep(bench().model, [edit], draws=draws, **given)
+
+
+@pytest.mark.parametrize("stop", ["", ["\n", ""], [3]])
+def test_a_stop_string_that_is_nothing(nothing_runs, stop) -> None:
+    with pytest.raises(mm.PromptError, match="A stop string must be text"):
+        bench().model.generate("w1", 3, stop=stop)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None])
+def test_a_seed_that_is_not_a_whole_number(seed) -> None:
+    with pytest.raises(mm.MechmemError, match="seed must be a whole number"):
+        keyed_rng(seed, "anything")
+    assert keyed_rng(torch.tensor(3).item(), "a").integers(9) == keyed_rng(3, "a").integers(9)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float32"])
+def test_states_in_a_precision_that_keeps_none(nothing_runs, tmp_path, dtype) -> None:
+    with pytest.raises(mm.ArtifactError, match="kept as real floating-point numbers"):
+        mm.cache_activations(bench().model, "w1", dtype=dtype)
+    with pytest.raises(mm.ArtifactError, match="kept as real floating-point numbers"):
+        mm.extract_activations(bench().model, "w1", tmp_path / "s", dtype=dtype)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("vector", [torch.ones(4, dtype=torch.complex64), torch.ones(2, 2), [1.0]])
+def test_a_direction_that_is_no_real_vector(vector) -> None:
+    acts = mm.cache_activations(bench().model, contrast_set(8), sites=[("resid_post", 1)])
+    r = mm.difference_of_means(acts, toward="generalized")["resid_post", 1]
+    with pytest.raises(mm.SiteError, match="must be a tensor"):
+        replace(r, vector=vector)
+
+
+@pytest.mark.parametrize("name", ["study", "sweep"])
+def test_no_pairs_on_the_command_line(name) -> None:
+    with pytest.raises(Exited, match="--pairs"):
+        command(name, "addition-cued", "--pairs", "0")
