@@ -45,7 +45,10 @@ class JudgeCache:
         self._replies[key] = reply
         if self.path is None:
             return
-        line = json.dumps({"key": key, "judge": self.judge, "reply": reply}, ensure_ascii=False)
+        row = {"key": key, "judge": self.judge, "reply": reply}
+        line = json.dumps(row, ensure_ascii=False)
+        if not line.isascii() and line != line.encode("utf-8", "replace").decode():
+            line = json.dumps(row)  # half a character, which UTF-8 does not hold
         try:
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(line + "\n")
@@ -57,7 +60,8 @@ class JudgeCache:
             ) from error
 
     def _key(self, text: str) -> str:
-        return hashlib.sha256(f"{self.judge}\x1f{text}".encode()).hexdigest()[:24]
+        asked = f"{self.judge}\x1f{text}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(asked).hexdigest()[:24]
 
     def _load(self, path: Path) -> None:
         try:

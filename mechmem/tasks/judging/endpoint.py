@@ -1,16 +1,15 @@
-"""A judge behind an OpenAI-compatible endpoint, with nothing but the standard library."""
+"""A judge behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.client import HTTPException
-from typing import IO, Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mechmem.errors import ModelError
@@ -18,13 +17,16 @@ from mechmem.errors import ModelError
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
 LONGEST_WAIT = 60.0
+LONGEST_REPLY = 4_000_000
+LONGEST_COMPLAINT = 2000
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+class _Answer(NamedTuple):
+    """What came back, in time and whole (a complaint only up to its beginning)."""
 
-    def redirect_request(self, *args: Any) -> None:
-        return None
+    status: int
+    retry_after: str | None
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class EndpointJudge:
         url: The base address, such as ``https://api.openai.com/v1`` or ``http://localhost:8000/v1``.
         model: The model's name there.
         key_env: Name of the environment variable that holds the key; ``None`` for no key.
-        timeout: Seconds until one request counts as failed.
+        timeout: Seconds from the beginning of one request to the end of its reply.
         retries: How often a request that failed for a passing reason is made again.
         wait: Seconds before the first retry, doubled each time; a server's ``Retry-After`` rules.
         max_tokens: How long a reply may be.
@@ -90,25 +92,24 @@ class EndpointJudge:
                 self.sleep(min(LONGEST_WAIT, max(asked, self.wait * 2 ** (attempt - 1))))
             asked = 0.0
             try:
-                return _content(self._post(text))
-            except ModelError:
-                raise
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = f"HTTP {error.code} {self._clean(error.read(2000))}"
-                if error.code not in RETRIED:
-                    raise ModelError(
-                        f"{self.name} refuses: {problem}. Check url=, model= and key_env=."
-                    ) from None
-                asked = _seconds(error.headers.get("Retry-After"))
-            except (OSError, HTTPException, ValueError) as error:
+                answer = self._post(text)
+                if answer.status == 200:
+                    return self._blotted(_content(answer.body))
+            except _failures() as error:
                 problem = self._clean(str(error) or type(error).__name__)
+                continue
+            problem = f"HTTP {answer.status} {self._clean(answer.body)}"
+            if answer.status not in RETRIED:
+                raise ModelError(
+                    f"{self.name} refuses: {problem}. Check url=, model= and key_env=."
+                )
+            asked = _seconds(answer.retry_after)
         raise ModelError(
             f"{self.name} gave no answer in {self.retries + 1} attempts; the last: {problem}. "
             "What was judged so far is in the cache: run again to go on."
         )
 
-    def _post(self, text: str) -> bytes:
+    def _post(self, text: str) -> _Answer:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
@@ -116,18 +117,37 @@ class EndpointJudge:
             "max_tokens": self.max_tokens,
             **self.options,
         }
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        # No compression: the limit on a reply is one on what crosses the wire.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.key_env:
             headers["Authorization"] = f"Bearer {self._key()}"
-        request = urllib.request.Request(  # the scheme was checked above
-            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-        if urlsplit(self.url).hostname in LOCAL:
-            handlers.append(urllib.request.ProxyHandler({}))
-        answer: IO[bytes]
-        with urllib.request.build_opener(*handlers).open(request, timeout=self.timeout) as answer:
-            return answer.read()
+        content = json.dumps(body).encode()
+        # A loop of its own in a thread of its own: a notebook has one running already.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, self._asked(headers, content)).result()
+
+    async def _asked(self, headers: Mapping[str, str], content: bytes) -> _Answer:
+        """One request under one deadline; a redirect, which would carry the key on, is refused."""
+        httpx = _httpx()
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        proxies = urlsplit(self.url).hostname not in LOCAL
+        try:
+            async with (
+                asyncio.timeout(self.timeout),
+                httpx.AsyncClient(trust_env=proxies, timeout=None) as client,
+                client.stream("POST", url, headers=headers, content=content) as answer,
+            ):
+                good = answer.status_code == 200
+                received = b""
+                async for chunk in answer.aiter_raw():
+                    received += chunk
+                    if good and len(received) > LONGEST_REPLY:
+                        raise _Unusable(f"a reply of more than {LONGEST_REPLY} bytes")
+                    if not good and len(received) > LONGEST_COMPLAINT:
+                        break
+                return _Answer(answer.status_code, answer.headers.get("Retry-After"), received)
+        except TimeoutError:
+            raise TimeoutError(f"timed out after {self.timeout:g} seconds") from None
 
     def _key(self) -> str:
         key = os.environ.get(self.key_env or "", "").strip()
@@ -136,26 +156,57 @@ class EndpointJudge:
                 f"The environment variable {self.key_env!r} is empty; put the key there, or say "
                 "key_env=None for an endpoint without one."
             )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ModelError(
+                f"The environment variable {self.key_env!r} holds a blank, a line break or a "
+                "character that no key has; set it again (it is not shown here)."
+            )
         return key
+
+    def _blotted(self, text: str) -> str:
+        """A text without the key, as it is and as JSON writes it: some servers echo headers."""
+        key = os.environ.get(self.key_env or "", "").strip()
+        for secret in {key, json.dumps(key)[1:-1], *key.split()} if key else ():
+            text = text.replace(secret, "***")
+        return text
 
     def _clean(self, text: str | bytes) -> str:
         """The beginning of a message, in one line, the key blotted out."""
         plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        key = os.environ.get(self.key_env or "", "").strip()
-        plain = plain.replace(key, "***") if key else plain
-        return " ".join(plain.split())[:200]
+        return " ".join(self._blotted(plain).split())[:200]
+
+
+def _httpx() -> Any:
+    try:
+        import httpx
+    except ImportError:
+        raise ModelError(
+            "A judge behind an endpoint needs the package `httpx`: pip install 'mechmem[judge]'."
+        ) from None
+    return httpx
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What may pass when the request is made again."""
+    httpx = _httpx()
+    return (OSError, httpx.HTTPError, httpx.StreamError, _Unusable)
+
+
+class _Unusable(ValueError):
+    """A reply that is none."""
 
 
 def _content(body: bytes) -> str:
-    """The reply's text; a `ValueError` says what else came."""
+    """The reply's text; an error says what else came."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         shown = body[:80].decode("utf-8", "replace")
-        raise ValueError(f"no chat completion, but {shown!r}") from None
+        raise _Unusable(f"no chat completion, but {shown!r}") from None
     if not isinstance(content, str):
-        raise ValueError(f"a chat completion without text: {content!r:.60}")
-    return content
+        raise _Unusable(f"a chat completion without text: {content!r:.60}")
+    # Half of a character is JSON, but no file can hold it.
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _seconds(header: str | None) -> float:

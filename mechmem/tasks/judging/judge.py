@@ -41,7 +41,7 @@ Score: <number from 0 to 1>
 _NUMBER = (
     r"(?<![\w.,/-])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?![\w%/]|[.,]\d|\s*(?:/|%|-\s*\d|to\s+\d))"
 )
-_STATED = re.compile(r"[\"'*_]*\bscore[\"'*_]*\s*(?:is\s*:?|[:=])[\s\"'*_]*(\S*)", re.I)
+_STATED = re.compile(r"\bscore[\"'*_]*\s*(?:is\s*:?|[:=])[\s\"'*_]*(\S*)", re.I)
 _ALONE = re.compile(rf"[\s\"'*_`]*({_NUMBER})[\s\"'*_`.]*")
 
 

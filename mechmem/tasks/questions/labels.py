@@ -50,7 +50,8 @@ def label_of(score: float, threshold: float = THRESHOLD) -> str:
 def question_digest(prompt: Prompt) -> str:
     """A short hash of what was asked, the same in every prompt form."""
     question = str(prompt.meta.get("question", prompt.text))
-    return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:16]
+    asked = " ".join(question.split()).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(asked).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
