@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from mechmem.errors import ModelError
-from mechmem.models.booting import kept_still
+from mechmem.errors import ModelError, listed
+from mechmem.models.booting import first_words, kept_still
+from mechmem.models.shipped import shipped_folder
+from mechmem.models.whole import check_whole
 
 __all__ = ["is_adapter_folder", "is_peft_model", "merged", "open_adapter"]
 
@@ -42,8 +44,21 @@ def merged(model: Any, *, consume: bool) -> Any:
             "(prompt tuning, or adapters added by transformers itself); mechmem takes a "
             "peft.PeftModel with LoRA-like adapters, or a model without adapters."
         )
+    own = model if consume else copy.deepcopy(model)
+    states = [getattr(part, "disable_adapters", None) for part in own.modules()]
+    off = [
+        state for state in states if isinstance(state, bool)
+    ]  # models have a method of that name
+    if any(off) and not all(off):
+        raise ModelError(
+            f"Some adapters of this {type(model).__name__} are disabled and others are not; enable "
+            "all, or disable all, before loading."
+        )
     try:
-        return (model if consume else copy.deepcopy(model)).merge_and_unload()
+        if off and all(off):  # inside `disable_adapter()` the model is its base
+            own.unmerge_adapter()
+            return own.unload()
+        return own.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise ModelError(f"These adapters cannot be merged into weights: {error}") from error
 
@@ -70,21 +85,48 @@ def open_adapter(
 
     base = _base_of(folder)
     placed = {key: value for key, value in options.items() if key in _FOR_BASE}
+    placed.setdefault("trust_remote_code", False)  # None would ask on standard input
     try:
         with kept_still():
-            body = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **placed)
+            causal: Any = AutoModelForCausalLM
+            body, found = causal.from_pretrained(
+                base, dtype=dtype, output_loading_info=True, **placed
+            )
+            check_whole(found, base)
             whole = PeftModel.from_pretrained(body, str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
+    except ModelError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
             f"Cannot load the adapter {str(folder)!r} on its base model {base!r}: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_words(error, 400)}. The adapter belongs to another base, or to one with a "
+            "resized vocabulary; name that in base_model_name_or_path of adapter_config.json."
         ) from error
+    _check_fits(whole, folder, base)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     left = {key: value for key, value in options.items() if key not in _FOR_BASE}
     return merged(whole, consume=True), str(folder) if has_tokenizer else base, left
 
 
 _FOR_BASE = ("device_map", "max_memory", "offload_folder", "revision", "trust_remote_code")
+
+
+def _check_fits(whole: Any, folder: Path, base: str) -> None:
+    """Refuse an adapter of which something found no place: peft would leave the base as it is."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    saved = set(load_peft_weights(str(folder), device="cpu"))
+    taken = set(get_peft_model_state_dict(whole, save_embedding_layers=False))
+    lost = sorted(saved - taken - set(whole.state_dict()))
+    empty = sorted(taken - saved)
+    if lost or empty:
+        raise ModelError(
+            f"The adapter {str(folder)!r} does not fit its base model {base!r}: "
+            f"{len(lost)} of its {len(saved)} weights have no place there ({listed(lost, 3)}), and "
+            f"{len(empty)} places stay empty ({listed(empty, 3)}). Name the base that it was "
+            "trained on in base_model_name_or_path of adapter_config.json."
+        )
 
 
 def _base_of(folder: Path) -> str:
@@ -94,5 +136,8 @@ def _base_of(folder: Path) -> str:
         raise ModelError(
             f"{folder / 'adapter_config.json'} names no base model; set base_model_name_or_path."
         )
+    shipped = shipped_folder(base)
+    if shipped is not None:
+        return str(shipped)
     beside = folder / base
     return str(beside) if not Path(base).is_dir() and beside.is_dir() else base

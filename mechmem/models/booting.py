@@ -19,8 +19,11 @@ from mechmem.seeding import caller_state_kept
 
 BOOT_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, TypeError,
-    SafetensorError,
+    ImportError, SafetensorError,
 )  # fmt: skip
+_COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts", "n_routed_experts")
+_MOST = 10_000
+_PASSED_ON = ("quantization_config",)
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
 
@@ -36,7 +39,11 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
     Raises:
         ModelError: When TransformerLens cannot make it.
     """
-    given = {"model_class": _Whole()} if body is None else {"hf_model": body}
+    given: dict[str, Any] = {"hf_model": body}
+    if body is None:
+        more = {key: options[key] for key in _PASSED_ON if options.get(key) is not None}
+        given = {"model_class": _Whole(more)}
+    options = {key: value for key, value in options.items() if key not in _PASSED_ON}
     if body is not None and not getattr(body.config, "architectures", None):
         # A model made from a config does not name its class there, and is not recognized by it.
         body.config.architectures = [type(body).__name__]
@@ -57,8 +64,11 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
 def boot_options() -> tuple[str, ...]:
     """Options that ``TransformerBridge.boot_transformers`` of the installed version knows."""
     known = inspect.signature(_bridge_class().boot_transformers).parameters
-    ours = ("self", "model_name", "hf_model", "tokenizer", "device", "dtype", "load_weights")
-    return tuple(name for name in known if name not in ours)
+    ours = (
+        "self", "model_name", "model_class", "hf_model", "tokenizer", "device", "dtype",
+        "load_weights",
+    )  # fmt: skip
+    return (*(name for name in known if name not in ours), *_PASSED_ON)
 
 
 def refuse_options(
@@ -110,6 +120,21 @@ def check_causal(config: Any, name: str) -> None:
         )
 
 
+def check_size(config: Any, name: str) -> None:
+    """Refuse a configuration that no model has, before its modules are built.
+
+    Raises:
+        ModelError: For more blocks or experts than anybody has trained.
+    """
+    for field in _COUNTS:
+        count = getattr(config, field, None)
+        if isinstance(count, int) and count > _MOST:
+            raise ModelError(
+                f"config.json of {name} says {field}={count}; more than {_MOST} of them would fill "
+                "the memory before a weight is read. Mend config.json."
+            )
+
+
 def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
     """The tokenizer saved in a folder or named on the hub.
 
@@ -119,6 +144,7 @@ def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     wanted = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    wanted.setdefault("trust_remote_code", False)  # None would ask on standard input
     try:
         found = AutoTokenizer.from_pretrained(where, **wanted)
         if len(found) <= len(set(found.all_special_ids)):
@@ -148,8 +174,11 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelError(f"{dtype!r} is no floating dtype; use 'float32', 'bfloat16' or 'float16'.")
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ModelError(
+            f"{dtype!r} is no floating dtype that models compute in; use 'float32', 'bfloat16' or "
+            "'float16'."
+        )
     return found
 
 
@@ -159,12 +188,24 @@ def parse_device(device: torch.device | str | None) -> torch.device | None:
     Raises:
         ModelError: For a name that torch does not know.
     """
+    if device is None:
+        return None
     try:
-        return None if device is None else torch.device(device)
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ModelError(
             f"{device!r} is no device; use 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error
+    if found.type != "cpu":
+        module = getattr(torch, found.type, None)
+        count = module.device_count() if module is not None and module.is_available() else 0
+        if (found.index or 0) >= count:
+            raise ModelError(
+                f"device={str(device)!r}: this machine, or this build of PyTorch, has "
+                f"{count or 'no'} {found.type} device{'s' * (count != 1)}. Use device='cpu', or "
+                "install PyTorch for your accelerator."
+            )
+    return found
 
 
 @contextlib.contextmanager
@@ -208,7 +249,14 @@ def _mend_rotation(bridge: Any) -> None:
 
 
 class _Whole:
-    """In place of a model class: the usual one loads, and every weight has to be there."""
+    """In place of a model class: the usual one loads, and every weight has to be there.
+
+    Args:
+        more: Options of ``from_pretrained`` that TransformerLens does not pass on.
+    """
+
+    def __init__(self, more: Mapping[str, Any]) -> None:
+        self.more = more
 
     def from_pretrained(self, where: str, **options: Any) -> Any:
         from transformer_lens.model_bridge.sources import transformers as sources
@@ -216,7 +264,9 @@ class _Whole:
         source: Any = sources
         architecture = source.determine_architecture_from_hf_config(options["config"])
         usual = source.get_hf_model_class_for_architecture(architecture)
-        model, found = usual.from_pretrained(where, output_loading_info=True, **options)
+        model, found = usual.from_pretrained(
+            where, output_loading_info=True, **options, **self.more
+        )
         check_whole(found, where)
         return model
 
@@ -229,7 +279,11 @@ def _bridge_class() -> Any:
 
 def first_words(error: BaseException, limit: int = 240) -> str:
     """The first line of an error; TransformerLens's list of all architectures is long."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own, which is run only after trust_remote_code=True"
+    lines = str(error).split("\n") if str(error) else [type(error).__name__]
+    if lines[0].endswith(":"):  # what it is about stands below
+        lines[0] = " ".join(" ".join(lines).split())
     text = lines[0].split(" Available architectures")[0]
     text = text.rstrip(".")
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -6,18 +6,20 @@ import contextlib
 import copy
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mechmem.errors import ModelError, listed
+from mechmem.errors import MechmemWarning, ModelError, listed
 from mechmem.models.adapters import is_adapter_folder, is_peft_model, merged, open_adapter
 from mechmem.models.booting import (
     boot,
     boot_options,
     check_causal,
+    check_size,
     kept_still,
     parse_device,
     parse_dtype,
@@ -30,6 +32,11 @@ from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
 
+_NOT_GREEDY = (
+    "repetition_penalty no_repeat_ngram_size suppress_tokens begin_suppress_tokens bad_words_ids "
+    "sequence_bias forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty "
+    "min_length min_new_tokens"
+).split()
 _OPTIONS = ("tokenizer", "device", "dtype", "prepend_bos", "consume")
 
 
@@ -58,7 +65,8 @@ def load_model(
         consume: TransformerLens rewires an in-memory ``transformers`` model. By default a copy is
             rewired; ``True`` hands over the model itself, which afterwards is not usable alone.
         **options: Passed to ``TransformerBridge.boot_transformers`` (``device_map=``,
-            ``revision=``, ``trust_remote_code=``, ...).
+            ``revision=``, ...); ``quantization_config=`` to ``from_pretrained``. Code that comes
+            with a model runs only after ``trust_remote_code=True``; nothing is ever asked.
 
     Returns:
         A `Model` in evaluation mode. Nothing handed over is changed (unless ``consume``).
@@ -119,7 +127,26 @@ def _from_name(
     # A model that ships is there at once; for others the bars of download and loading are news.
     with quiet_transformers() if shipped is not None else contextlib.nullcontext():
         bridge = boot(where, own, {"device": device, "dtype": parse_dtype(dtype), **options})
-    return Model.wrap(bridge, own, name, prepend_bos=prepend_bos, card=_card(folder))
+    return _wrapped(bridge, own, name, prepend_bos=prepend_bos, card=_card(folder))
+
+
+def _wrapped(
+    bridge: Any, tokenizer: Any, name: str, *, prepend_bos: bool | None, card: Any = None
+) -> Model:
+    """The model; what its generation_config asks for beside the likeliest token is said."""
+    source = getattr(bridge, "original_model", None)
+    settings = getattr(source, "generation_config", None)
+    asked = {key: getattr(settings, key, None) for key in _NOT_GREEDY}
+    asked = {key: value for key, value in asked.items() if value not in (None, 0, 1, 1.0, [])}
+    if asked:
+        warnings.warn(
+            f"The generation_config of {name} asks for "
+            f"{', '.join(f'{key}={value!r:.40}' for key, value in asked.items())}; mechmem writes "
+            "the likeliest token by the raw logits, without that.",
+            MechmemWarning,
+            stacklevel=4,
+        )
+    return Model.wrap(bridge, tokenizer, name, prepend_bos=prepend_bos, card=card)
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -159,10 +186,11 @@ def _check_folder(folder: Path) -> None:
             "there again: model.save_pretrained(folder)."
         ) from error
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return  # remote code, or a type of its own: TransformerLens decides
     check_causal(config, str(folder))
+    check_size(config, str(folder))
 
 
 def _from_gguf(
@@ -252,7 +280,7 @@ def _booted(
     first = next(parameter for parameter in body.parameters())
     placed = {"dtype": first.dtype, "device": first.device}
     bridge = boot(name, tokenizer, {**placed, **options}, body)
-    return Model.wrap(bridge, tokenizer, name, prepend_bos=prepend_bos)
+    return _wrapped(bridge, tokenizer, name, prepend_bos=prepend_bos)
 
 
 def _from_hooked(model: Any, tokenizer: Any, prepend_bos: bool | None) -> Model:
@@ -262,7 +290,7 @@ def _from_hooked(model: Any, tokenizer: Any, prepend_bos: bool | None) -> Model:
     if prepend_bos is None:
         prepend_bos = _habit(own, model)
     name = str(getattr(model.cfg, "model_name", "") or type(model).__name__)
-    return Model.wrap(model, own, name, prepend_bos=prepend_bos)
+    return _wrapped(model, own, name, prepend_bos=prepend_bos)
 
 
 def _habit(tokenizer: Any, model: Any) -> bool | None:

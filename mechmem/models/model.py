@@ -187,7 +187,8 @@ class Model:
         stop: Sequence[str] = (),
         token_budget: int = DEFAULT_TOKEN_BUDGET,
     ) -> list[Completion]:
-        """Greedy continuations with their ids.
+        """Greedy continuations with their ids: at every step the likeliest token by the raw logits,
+        whatever penalties or suppressed tokens the model's generation_config names.
 
         Raises:
             ModelError: When ``max_new_tokens`` is no integer from 1.

@@ -56,8 +56,9 @@ def start(
         return copy.deepcopy(model), tokenizer
     try:
         with quiet_transformers():
-            own = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(str(model))
-            body = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+            where: Any = {"pretrained_model_name_or_path": str(model), "trust_remote_code": False}
+            own = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(**where)
+            body = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Cannot load {model!r} to train it: {str(error).splitlines()[0]} Give 'scratch', a "

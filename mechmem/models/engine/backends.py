@@ -209,10 +209,12 @@ def held(model: Any) -> Iterator[None]:
     Hooks sit on the model itself, so a pass of one thread would be edited and read by the hooks of
     another. The lock belongs to the model, not to a view of it: every `Model` made from it, edited
     or not, waits for the others. A thread may enter again, as an edit does that asks its own model.
+    Inside, a caller's ``torch.autocast`` has no effect.
     """
     with _NEW_LOCK:
         lock = _LOCKS.setdefault(model, threading.RLock())
-    with lock:
+    # Under the caller's autocast masks overflow; who wants another dtype loads the model in it.
+    with lock, torch.autocast(model_device(model).type, enabled=False):
         yield
 
 
@@ -272,6 +274,23 @@ def refuse_training(backend: Backend) -> None:
             "The model is in train mode, where dropout makes every pass different; "
             "call model.eval() on it first."
         )
+
+
+def finite(values: Tensor, model: Any, what: str = "logits") -> Tensor:
+    """Logits or states, handed back.
+
+    Raises:
+        ModelError: When a row of them is not a number or infinite; single logits may be minus
+            infinity.
+    """
+    top = values.detach().amax(-1) if what == "logits" else values.detach()
+    if not bool(torch.isfinite(top).all()):
+        raise ModelError(
+            f"The model gives NaN or infinite {what}. Its weights hold such numbers, or "
+            f"{model_dtype(model)} overflows: load it with dtype='float32' or 'bfloat16', and "
+            "under an edit take a smaller strength."
+        )
+    return values
 
 
 def additive_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:

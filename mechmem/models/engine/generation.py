@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
-from mechmem.models.engine.backends import Backend
+from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
 from mechmem.models.engine.capabilities import cache_continues
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
@@ -166,7 +166,7 @@ def _write(
             logits, cache = backend.forward(
                 ids, mask[:, : width + step], cache=cache, use_cache=keeps, last_only=True
             )
-            ids = choose(logits[:, -1], members, step)[:, None]
+            ids = choose(finite(logits[:, -1], backend.model), members, step)[:, None]
             del logits
             for completion, (token,) in zip(here, ids.tolist(), strict=True):
                 if not completion.finished:

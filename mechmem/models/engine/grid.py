@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.backends import Backend, finite, model_device
 from mechmem.models.engine.batched_edits import (
     Cell,
     CellLayout,
@@ -262,7 +262,7 @@ class Grid:
             resumed(self.backend, chunk.start, residual),
             checked_hooks(self.backend, layout.feed, batch_edits(cells, layout.split)),
         ):
-            return layout.logits(self.backend)
+            return finite(layout.logits(self.backend), self.backend.model)
 
 
 def many_logits(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import ModelError
-from mechmem.models.engine.backends import Backend, model_device
+from mechmem.models.engine.backends import Backend, finite, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, PlannedBatch, Prefix
 from mechmem.models.engine.capabilities import has_hooks, holds, tried
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
@@ -245,7 +245,8 @@ def take_states(
                 "read there; ask for another stream."
             )
         # Moved only now: a copy inside the hook would make an accelerator wait at every site.
-        return {t.site: t.value.to(device="cpu", dtype=dtype) for t in takes if t.value is not None}
+        seen = [(t.site, t.value) for t in takes if t.value is not None]
+        return {s: finite(v, backend.model, f"states at {s}").to("cpu", dtype) for s, v in seen}
 
     with told(progress, sum(len(work.rows) for work in works), "reading") as tell:
         for work, states in halved_on_oom(works, run):

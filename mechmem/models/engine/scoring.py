@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.models.engine.backends import Backend
+from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batched_edits import Cell, batch_edits, copies_per_cell, split_by_cell
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
@@ -41,7 +41,7 @@ def last_logits(
             logits, _ = backend.forward(
                 ready.batch.ids, ready.mask, cache=ready.cache, last_only=True
             )
-        return logits[:, -1].detach().cpu().float()
+        return finite(logits[:, -1].detach(), backend.model).cpu().float()
 
     with told(progress, len(prompts), "logits") as tell:
         for work, values in halved_on_oom(plan.works, run):
@@ -89,7 +89,8 @@ def answer_logprobs(
         scores = []
         for k, row in enumerate(work.rows):
             wanted = torch.tensor(answers[row], device=logits.device)
-            each = logits[k, -len(wanted) :].double().log_softmax(-1)
+            told_apart = finite(logits[k, -len(wanted) :], backend.model)
+            each = told_apart.double().log_softmax(-1)
             scores.append(each.gather(1, wanted[:, None]).sum().cpu())
         return scores
 

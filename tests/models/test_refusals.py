@@ -1,0 +1,263 @@
+"""Models that are not what they say: refused before anything is measured on them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from models.parity import prompts
+from models.zoo import build, tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import mechmem as mm
+
+peft = pytest.importorskip("peft")
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+TEXTS = [" ".join(str(token - 4) for token in ids) for ids in prompts()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    build("llama").save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def configured(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def adapter(base, folder, **settings):
+    made = peft.get_peft_model(
+        build("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"], **settings)
+    )
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.2)
+    made.peft_config["default"].base_model_name_or_path = str(base)
+    made.save_pretrained(folder)
+    return made.eval()
+
+
+class TestWeightsThatAreNotThere:
+    @pytest.mark.parametrize("key", [
+        "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ])  # fmt: skip
+    def test_a_missing_weight_is_named(self, folder, key):
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        del weights[key]
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(mm.ModelError, match=rf"1 of its weights are missing: '{key}'"):
+            mm.load_model(folder)
+
+    def test_renamed_weights_are_told_on_both_sides(self, folder):
+        file = folder / "model.safetensors"
+        weights = {f"x.{name}": value for name, value in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(mm.ModelError, match=r"weights are missing.*21 on disk belong to no"):
+            mm.load_model(folder)
+
+    def test_more_layers_than_weights_are_refused(self, folder):
+        configured(folder, num_hidden_layers=3)
+        with pytest.raises(mm.ModelError, match=r"weights are missing: 'model\.layers\.2"):
+            mm.load_model(folder)
+        done = subprocess.run(
+            [sys.executable, "-m", "mechmem", "check", str(folder)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith("mechmem: ")
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("field", ["num_hidden_layers", "num_experts"])
+    def test_a_billion_blocks_are_not_built(self, folder, field):
+        configured(folder, **{field: 10**9})
+        with pytest.raises(mm.ModelError, match=rf"{field}=1000000000"):
+            mm.load_model(folder)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+class TestAdapters:
+    def test_inside_disable_adapter_the_model_is_its_base(self):
+        plain = build("llama")
+        base = mm.load_model(plain, tokenizer=tokenizer()).logits(TEXTS)
+        made = peft.get_peft_model(
+            copy.deepcopy(plain),
+            peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+        ).eval()
+        with made.disable_adapter():
+            off = mm.load_model(made, tokenizer=tokenizer())
+        on = mm.load_model(made, tokenizer=tokenizer())
+        assert float((off.logits(TEXTS) - base).abs().max()) < 1e-5
+        assert float((on.logits(TEXTS) - base).abs().max()) > 1e-3
+        made.merge_adapter()
+        with made.disable_adapter():
+            again = mm.load_model(made, tokenizer=tokenizer())
+        assert float((again.logits(TEXTS) - base).abs().max()) < 1e-5
+
+    def test_half_of_the_adapters_disabled_is_refused(self):
+        made = peft.get_peft_model(
+            build("llama"), peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+        )
+        layers = [part for part in made.modules() if hasattr(part, "disable_adapters")]
+        layers[-1].enable_adapters(False)
+        with pytest.raises(mm.ModelError, match="disabled and others are not"):
+            mm.load_model(made, tokenizer=tokenizer())
+
+    @pytest.mark.parametrize("change", ["renamed", "half", "more"])
+    def test_keys_that_do_not_fit_are_named(self, folder, tmp_path, change):
+        adapter(folder, tmp_path / "a")
+        assert mm.load_model(tmp_path / "a")
+        file = tmp_path / "a" / "adapter_model.safetensors"
+        weights = load_file(file)
+        if change == "renamed":
+            weights = {n.replace("model.layers", "model.blocks"): v for n, v in weights.items()}
+        elif change == "half":
+            weights = {name: value for name, value in weights.items() if "layers.0" in name}
+        else:
+            weights |= {n.replace("q_proj", "k_proj"): v.clone() for n, v in weights.items()}
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(mm.ModelError, match=r"does not fit its base.*base_model_name_or_path"):
+            mm.load_model(tmp_path / "a")
+
+    def test_a_resized_vocabulary_says_what_is_wrong(self, folder, tmp_path):
+        big = build("llama")
+        big.resize_token_embeddings(70)
+        made = peft.get_peft_model(big, peft.LoraConfig(
+            r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"],
+        ))  # fmt: skip
+        made.peft_config["default"].base_model_name_or_path = str(folder)
+        made.save_pretrained(tmp_path / "a")
+        with pytest.raises(mm.ModelError, match=r"size mismatch.*resized vocabulary"):
+            mm.load_model(tmp_path / "a")
+
+
+class TestNumbersThatAreNone:
+    @pytest.fixture(params=[float("nan"), float("inf")])
+    def broken(self, request):
+        plain = build("llama")
+        with torch.no_grad():
+            plain.model.layers[1].mlp.down_proj.weight[3, 4] = request.param
+        return mm.load_model(plain, tokenizer=tokenizer())
+
+    @pytest.mark.parametrize("entry", [
+        lambda m: m.logits(TEXTS), lambda m: m.generate(TEXTS, 2),
+        lambda m: m.logprobs(TEXTS, [" 1"] * len(TEXTS)),
+        lambda m: mm.cache_activations(m, TEXTS, sites=("resid_post", 1)),
+        lambda m: mm.observe(m, mm.PromptSet(
+            [mm.Prompt(id="a", text="1 2", memorized="1", generalized="2")])),
+        lambda m: mm.observe(m, mm.PromptSet(
+            [mm.Prompt(id="a", text="1 2", memorized="1", generalized="2")]), reading="choice"),
+    ], ids=["logits", "generate", "logprobs", "states", "observe", "choice"])  # fmt: skip
+    def test_every_entry_refuses_them(self, broken, entry):
+        with pytest.raises(mm.MechmemError, match=r"NaN"):
+            entry(broken)
+
+    def test_single_logits_of_minus_infinity_are_allowed(self):
+        model = mm.load_model(build("gpt2"), tokenizer=tokenizer())
+
+        def forbid(module, args, out):
+            out = out.clone()
+            out[..., 5] = -float("inf")
+            return out
+
+        forbid.part_of_model = True
+        model.tl.unembed.register_forward_hook(forbid)
+        assert torch.isneginf(model.logits("1 2")[0, 5])
+
+
+def test_autocast_of_the_caller_changes_nothing():
+    model = mm.load_model(build("llama"), tokenizer=tokenizer())
+    texts, states, want = model.generate(TEXTS, 3), "resid_post", model.logits(TEXTS)
+    acts = mm.cache_activations(model, TEXTS, sites=states)
+    fresh = mm.load_model(build("llama"), tokenizer=tokenizer())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fresh.logits(TEXTS), want)
+        assert fresh.generate(TEXTS, 3) == texts
+        again = mm.cache_activations(fresh, TEXTS, sites=states)
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(again[site], acts[site]) for site in acts.sites)
+
+
+class TestStrangersCode:
+    @pytest.fixture
+    def strange(self, folder, tmp_path):
+        """A folder that brings code for its configuration, model and tokenizer."""
+        trace = tmp_path / "ran"
+        code = f"open({str(trace)!r}, 'w').close()\nraise RuntimeError('ran')\n"
+        (folder / "strange.py").write_text(code)
+        auto = {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}
+        configured(folder, model_type="strange", auto_map=auto)
+        file = folder / "tokenizer_config.json"
+        settings = {**json.loads(file.read_text()), "tokenizer_class": "Strange",
+                    "auto_map": {"AutoTokenizer": ["strange.T", "strange.T"]}}  # fmt: skip
+        file.write_text(json.dumps(settings))
+        return folder, trace
+
+    def test_it_is_not_run_and_nobody_is_asked(self, strange, tmp_path, monkeypatch):
+        folder, trace = strange
+        monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked"))
+        adapter(folder, tmp_path / "a")
+        for where in (folder, tmp_path / "a"):
+            with pytest.raises(mm.ModelError, match="trust_remote_code"):
+                mm.load_model(where, tokenizer=tokenizer())
+            with pytest.raises(mm.ModelError, match="trust_remote_code"):
+                mm.load_model(where)
+        with pytest.raises(mm.MechmemError):
+            mm.train("addition", tmp_path / "t", model=str(folder))
+        assert not trace.exists()
+        done = subprocess.run(
+            [sys.executable, "-m", "mechmem", "check", str(folder)],
+            input="y\ny\ny\n", capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert not trace.exists()
+        assert "[y/N]" not in done.stdout + done.stderr
+
+
+class TestWhatTheMachineLacks:
+    def test_a_device_that_is_not_there(self, folder):
+        if torch.cuda.is_available():
+            pytest.skip("there is one")
+        for device in ("cuda", "cuda:1", torch.device("cuda")):
+            with pytest.raises(mm.ModelError, match=r"no cuda devices. Use device='cpu'"):
+                mm.load_model(folder, device=device)
+        with pytest.raises(mm.ModelError, match="no meta devices"):
+            mm.load_model(folder, device="meta")
+
+    @pytest.mark.parametrize("dtype", ["int8", torch.int8, torch.float8_e4m3fn, torch.complex64])
+    def test_dtypes_that_nothing_is_computed_in(self, folder, dtype):
+        with pytest.raises(mm.ModelError, match="is no floating dtype that models compute in"):
+            mm.load_model(folder, dtype=dtype)
+
+    @pytest.mark.parametrize("kind", ["gptq", "awq", "bitsandbytes"])
+    def test_quantized_folders_name_their_package(self, folder, kind):
+        configured(folder, quantization_config={
+            "quant_method": kind, "bits": 4, "group_size": 128, "load_in_4bit": True,
+        })  # fmt: skip
+        with pytest.raises(mm.ModelError, match=r"(?i)requires|install|pip|need"):
+            mm.load_model(folder)
+
+
+def test_what_greedy_leaves_out_is_said(folder):
+    file = folder / "generation_config.json"
+    asked = {**json.loads(file.read_text()), "repetition_penalty": 1.3, "suppress_tokens": [7]}
+    file.write_text(json.dumps(asked))
+    with pytest.warns(mm.MechmemWarning, match=r"repetition_penalty=1\.3, suppress_tokens=\[7\]"):
+        model = mm.load_model(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = list(prompts()[0])
+    for token in model.complete(TEXTS[0], 3)[0].ids:
+        with torch.no_grad():
+            assert token == int(plain(torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
