@@ -10,12 +10,30 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mechmem.models.engine.backends import Backend, by_row
 from mechmem.models.sites import Site
+
+# Where plain transformers models keep what writes into the stream, by the names in their state.
+ATTENTION_WRITERS = (
+    "self_attn.o_proj",
+    "attn.c_proj",
+    "attention.dense",
+    "self_attn.dense",
+    "attn.out_proj",
+    "self_attn.out_proj",
+    "attn.attention.out_proj",
+)
+MLP_WRITERS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2")
+BLOCK_LISTS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
+POSITION_TABLES = ("transformer.wpe", "model.decoder.embed_positions")
+NORMS_AFTER = {
+    "attn_out": ("post_attention_layernorm",),
+    "mlp_out": ("post_feedforward_layernorm",),
+}
 
 LengthClass = Callable[[int], int]
 """From the tokens of a text to a class; a model computes texts of one class by the same rule."""
@@ -144,7 +162,7 @@ class BlockModules:
     mlp_norm: Map | None = None
 
 
-def module_outputs(backend: Backend) -> list[Site]:
+def module_outputs(backend: Any) -> list[Site]:
     """Where the modules of both branches of every block hand over: ``attn_out`` and ``mlp_out``,
     or, where a norm follows the module, the place before it."""
     out = []
@@ -154,13 +172,13 @@ def module_outputs(backend: Backend) -> list[Site]:
     return out
 
 
-def block_modules(backend: Backend) -> list[BlockModules]:
+def block_modules(backend: Any) -> list[BlockModules]:
     """Every block of the model, in order."""
     describe = _of_bridge if backend.kind == "TransformerBridge" else _of_hooked
     return [describe(backend.model.cfg, block) for block in backend.model.blocks]
 
 
-def end_of_blocks(backend: Backend) -> list[nn.Module]:
+def end_of_blocks(backend: Any) -> list[nn.Module]:
     """Modules whose input may be the residual stream after the last block, best first."""
     found = (getattr(backend.model, name, None) for name in ("ln_final", "unembed"))
     return [module for module in found if isinstance(module, nn.Module)]
@@ -168,7 +186,7 @@ def end_of_blocks(backend: Backend) -> list[nn.Module]:
 
 @contextmanager
 def module_inputs(
-    backend: Backend, listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]
+    backend: Any, listeners: list[tuple[nn.Module, Callable[[Tensor], None]]]
 ) -> Iterator[None]:
     """Tell each listener its module's first floating input, by torch's own hooks."""
     with ExitStack() as stack:
@@ -179,9 +197,7 @@ def module_inputs(
         yield
 
 
-def _telling(
-    backend: Backend, tell: Callable[[Tensor], None]
-) -> Callable[[nn.Module, Any, Any], None]:
+def _telling(backend: Any, tell: Callable[[Tensor], None]) -> Callable[[nn.Module, Any, Any], None]:
     def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.is_floating_point():
@@ -287,3 +303,53 @@ def _hooked_write(
         return result
 
     return write
+
+
+def by_row(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``[row, token, ...]``, also where a module was handed rows and tokens as one axis (OPT's and
+    some mixtures' MLPs)."""
+    flat = value.dim() > 1 and tuple(value.shape[:2]) != shape and len(shape) == 2
+    if flat and value.shape[0] == shape[0] * shape[1]:
+        return value.reshape(*shape, *value.shape[1:])
+    return value
+
+
+def forget_patterns(bridge: Any) -> None:
+    """Drop every layer's last attention pattern, which bridges of fused attention (GPT-2, NeoX,
+    Phi-3) keep alive, graph included."""
+    for block in bridge.blocks:
+        attention = getattr(block, "attn", None)
+        if attention is not None and getattr(attention, "_pattern", None) is not None:
+            attention._pattern = None
+
+
+def mend_rotation(bridge: Any) -> None:
+    """Keep the weights' dtype through rotary embeddings.
+
+    OLMo 2 rotates in float32 and casts back; TransformerLens (3.9 to 4.3 at least) does not cast
+    back, and then a bfloat16 model cannot run at all.
+    """
+    dtype = next(bridge.parameters()).dtype
+
+    def cast(module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
+        return None if out.dtype == dtype else out.to(dtype)
+
+    cast.part_of_model = True  # type: ignore[attr-defined]
+    for block in bridge.blocks if dtype != torch.float32 else ():
+        for name in ("hook_rot_q", "hook_rot_k"):
+            point = getattr(getattr(block, "attn", None), name, None)
+            if isinstance(point, nn.Module):
+                point.register_forward_hook(cast)
+
+
+def plain_name(name: str) -> str:
+    """A weight's name in the plain model, from its name under a bridge, which wraps modules."""
+    return name.replace("._original_component", "")
+
+
+def embedding_scale(plain: Any, d_model: int) -> float:
+    """What a plain model multiplies token embeddings with: Gemma by the root of its width, OPT and
+    others by what the embedding says."""
+    scale = getattr(plain.get_input_embeddings(), "embed_scale", None)
+    scale = 1.0 if scale is None else float(scale)
+    return float(d_model) ** 0.5 if "Gemma" in type(plain).__name__ and scale == 1.0 else scale

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from mechmem.errors import ModelError, did_you_mean, listed
+from mechmem.models.architectures import mend_rotation
 from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
@@ -57,7 +58,7 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
             f"TransformerLens cannot load {where!r}: {first_words(error)}. Check that its files "
             "are whole, and that TransformerLens knows this architecture."
         ) from error
-    _mend_rotation(bridge)
+    mend_rotation(bridge)
     return bridge.eval()
 
 
@@ -227,25 +228,6 @@ def _private(tokenizer: Any) -> Iterator[Any]:
         except BOOT_ERRORS:  # a class that AutoTokenizer does not know
             private = copy.deepcopy(tokenizer)
         yield private
-
-
-def _mend_rotation(bridge: Any) -> None:
-    """Keep the weights' dtype through rotary embeddings.
-
-    OLMo 2 rotates in float32 and casts back; TransformerLens (3.9 to 4.3 at least) does not cast
-    back, and then a bfloat16 model cannot run at all.
-    """
-    dtype = next(bridge.parameters()).dtype
-
-    def cast(module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
-        return None if out.dtype == dtype else out.to(dtype)
-
-    cast.part_of_model = True  # type: ignore[attr-defined]
-    for block in bridge.blocks if dtype != torch.float32 else ():
-        for name in ("hook_rot_q", "hook_rot_k"):
-            point = getattr(getattr(block, "attn", None), name, None)
-            if isinstance(point, torch.nn.Module):
-                point.register_forward_hook(cast)
 
 
 class _Whole:

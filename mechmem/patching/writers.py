@@ -11,26 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mechmem.errors import EditError, ModelError
+from mechmem.models.architectures import (
+    ATTENTION_WRITERS,
+    BLOCK_LISTS,
+    MLP_WRITERS,
+    NORMS_AFTER,
+    POSITION_TABLES,
+    embedding_scale,
+    plain_name,
+)
 from mechmem.models.model import Model
 from mechmem.models.sites import MODULES, Site
-
-_ATTENTION = (
-    "self_attn.o_proj",
-    "attn.c_proj",
-    "attention.dense",
-    "self_attn.dense",
-    "attn.out_proj",
-    "self_attn.out_proj",
-    "attn.attention.out_proj",
-)
-_MLP = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2")
-_BLOCKS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
-_POSITIONS = ("transformer.wpe", "model.decoder.embed_positions")
-_AFTER = {
-    "attn_out": ("post_attention_layernorm",),
-    "mlp_out": ("post_feedforward_layernorm",),
-}
-_WRAPPER = "._original_component"
 
 
 @dataclass(frozen=True)
@@ -184,7 +175,7 @@ def plain_copy(model: Model, biased: Sequence[Site]) -> Any:
     with torch.random.fork_rng(devices=[]):
         new = type(source)(config)
     new = new.to(device=parameter.device, dtype=parameter.dtype).eval()
-    weights = {name.replace(_WRAPPER, ""): value for name, value in source.state_dict().items()}
+    weights = {plain_name(name): value for name, value in source.state_dict().items()}
     state = {}
     for name, fresh in new.state_dict().items():
         known = weights.get(name)
@@ -211,7 +202,7 @@ def writers_of(new: Any, model: Model) -> Writers:
         EditError: When its blocks are not where those of known architectures are.
     """
     modules = dict(new.named_modules())
-    home = next((name for name in _BLOCKS if name in modules), None)
+    home = next((name for name in BLOCK_LISTS if name in modules), None)
     if home is None:
         raise EditError(
             f"The blocks of {type(new).__name__} are not where mechmem looks for them; use "
@@ -220,20 +211,17 @@ def writers_of(new: Any, model: Model) -> Writers:
     linears: dict[Site, Any] = {}
     after: set[Site] = set()
     for layer in range(model.n_layers):
-        for stream, names in (("attn_out", _ATTENTION), ("mlp_out", _MLP)):
+        for stream, names in (("attn_out", ATTENTION_WRITERS), ("mlp_out", MLP_WRITERS)):
             site = Site(stream, layer)
             found = [modules.get(f"{home}.{layer}.{name}") for name in names]
             linear = next((one for one in found if one is not None), None)
             if linear is not None:
                 linears[site] = linear
             if f"{home}.{layer}.post_feedforward_layernorm" in modules and any(
-                f"{home}.{layer}.{name}" in modules for name in _AFTER[stream]
+                f"{home}.{layer}.{name}" in modules for name in NORMS_AFTER[stream]
             ):
                 after.add(site)
     tables = [new.get_input_embeddings().weight]
-    tables += [modules[name].weight for name in _POSITIONS if name in modules]
-    scale = getattr(new.get_input_embeddings(), "embed_scale", None)
-    scale = 1.0 if scale is None else float(scale)
-    if "Gemma" in type(new).__name__ and scale == 1.0:
-        scale = float(model.info.d_model) ** 0.5
+    tables += [modules[name].weight for name in POSITION_TABLES if name in modules]
+    scale = embedding_scale(new, model.info.d_model)
     return Writers(new, tuple(tables), scale, linears, frozenset(after))

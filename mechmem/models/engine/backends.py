@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import ModelError
+from mechmem.models.architectures import forget_patterns
 from mechmem.models.identity import Identity
 from mechmem.models.sites import Site
 
@@ -116,15 +117,8 @@ class BridgeBackend:
             )
         finally:
             self.shape = outer  # an edit may have asked the model in the middle of a pass
-            self._forget_patterns()
+            forget_patterns(self.model)
         return (logits[:, -1:] if last_only else logits), grown
-
-    def _forget_patterns(self) -> None:
-        """Fused-attention bridges keep every layer's last attention pattern alive; drop it."""
-        for block in self.model.blocks:
-            attention = getattr(block, "attn", None)
-            if attention is not None and getattr(attention, "_pattern", None) is not None:
-                attention._pattern = None
 
 
 class HookedTransformerBackend:
@@ -236,15 +230,6 @@ def hook_attached(hook_point: Any, function: HookFunction, first: bool = False) 
         for handle in [handle for handle in hook_point.fwd_hooks if handle.user_hook is ours]:
             handle.hook.remove()
             hook_point.fwd_hooks.remove(handle)
-
-
-def by_row(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``[row, token, ...]``, also where a module was handed rows and tokens as one axis (OPT's and
-    some mixtures' MLPs)."""
-    flat = value.dim() > 1 and tuple(value.shape[:2]) != shape and len(shape) == 2
-    if flat and value.shape[0] == shape[0] * shape[1]:
-        return value.reshape(*shape, *value.shape[1:])
-    return value
 
 
 def model_device(model: Any) -> torch.device:

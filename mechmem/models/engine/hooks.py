@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import SiteError, listed
-from mechmem.models.engine.backends import Backend, HookFunction, by_row, hook_attached
+from mechmem.models.architectures import by_row
+from mechmem.models.engine.backends import Backend, HookFunction, hook_attached
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import STREAMS, Site
 
