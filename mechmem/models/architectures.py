@@ -19,21 +19,15 @@ from mechmem.models.sites import Site
 
 # Where plain transformers models keep what writes into the stream, by the names in their state.
 ATTENTION_WRITERS = (
-    "self_attn.o_proj",
-    "attn.c_proj",
-    "attention.dense",
-    "self_attn.dense",
-    "attn.out_proj",
-    "self_attn.out_proj",
-    "attn.attention.out_proj",
-)
+    "self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.dense", "attn.out_proj",
+    "self_attn.out_proj", "attn.attention.out_proj",
+)  # fmt: skip
 MLP_WRITERS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2")
 BLOCK_LISTS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 POSITION_TABLES = ("transformer.wpe", "model.decoder.embed_positions")
 NORMS_AFTER = {
-    "attn_out": ("post_attention_layernorm",),
-    "mlp_out": ("post_feedforward_layernorm",),
-}
+    "attn_out": ("post_attention_layernorm",), "mlp_out": ("post_feedforward_layernorm",),
+}  # fmt: skip
 
 LengthClass = Callable[[int], int]
 """From the tokens of a text to a class; a model computes texts of one class by the same rule."""
