@@ -201,6 +201,16 @@ def write_frame(frame: pd.DataFrame, path: str | Path, kind: str) -> Path:
     return Path(path)
 
 
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with an apostrophe before every text that a spreadsheet would run as a formula."""
+
+    def cell(value: Any) -> Any:
+        runs = isinstance(value, str) and value.lstrip(" ").startswith(tuple("=+-@\t\r\n"))
+        return f"'{value}" if runs else value
+
+    return frame.map(cell)
+
+
 def _json(value: Any, row: Mapping[str, Any]) -> str:
     try:
         return json_text(value)

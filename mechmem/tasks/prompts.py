@@ -221,9 +221,17 @@ class PromptSet(Sequence[Prompt]):
         """Read a CSV file with a header row; every cell is text, ``007`` stays ``007``."""
         return cls.from_records(files.read_csv(path))
 
-    def to_csv(self, path: str | Path) -> Path:
-        """Write a CSV file."""
-        return files.write_frame(self.to_pandas(), path, "csv")
+    def to_csv(self, path: str | Path, *, formulas: bool = True) -> Path:
+        """Write a CSV file.
+
+        Args:
+            path: Where to.
+            formulas: False puts an apostrophe before every cell that a spreadsheet would run as a
+                formula (one that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break).
+                Such a file is for people to open; it does not read back as it was.
+        """
+        frame = self.to_pandas()
+        return files.write_frame(frame if formulas else files.inert(frame), path, "csv")
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> PromptSet:

@@ -110,6 +110,31 @@ class TestNumbers:
             mm.PromptSet.from_pandas(frame)
 
 
+def test_a_cell_that_begins_a_formula_is_kept_or_made_inert_when_asked(tmp_path: Path) -> None:
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "1=1"]
+    prompts = mm.PromptSet.from_texts(texts)
+    prompts.to_csv(tmp_path / "a.csv")
+    assert mm.PromptSet.from_csv(tmp_path / "a.csv") == prompts
+    prompts.to_csv(tmp_path / "b.csv", formulas=False)
+    inert = [p.text for p in mm.PromptSet.from_csv(tmp_path / "b.csv")]
+    assert inert == [*(f"'{text}" for text in texts[:-1]), "1=1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": ""}, "stop must be texts of at least one character"),
+        ({"stop": ("a", "")}, "stop must be texts"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number from 1, got 0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
+        ({"threshold": float("nan")}, "threshold must lie in"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(options: dict[str, object], message: str) -> None:
+    with as_users_run_it(), pytest.raises(mm.TaskError, match=message):
+        mm.get_task("reasoning", **options)
+
+
 class TestFields:
     @pytest.mark.parametrize(
         "name", ["group", "memorized", "generalized", "answer", "label", "behavior"]

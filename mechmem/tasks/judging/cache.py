@@ -78,8 +78,8 @@ class JudgeCache:
                 self._replies[row["key"]] = row["reply"]
             except (ValueError, KeyError, TypeError):
                 raise ArtifactError(
-                    f"{path}, line {number} is no reply of a judge; give another cache=, or delete "
-                    "that line."
+                    f"{path}, line {number} is not a reply of a judge; give another cache=, or "
+                    "delete that line."
                 ) from None
         if len(whole) < len(raw):
             with path.open("r+b") as handle:

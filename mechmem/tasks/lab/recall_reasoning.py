@@ -207,7 +207,7 @@ class RecallReasoning(QuestionTask):
         out = []
         for prompt in items:
             if prompt.meta.get("source") != self.name:
-                raise TaskError(f"Prompt {prompt.id!r} is none of {self.name}'s own questions.")
+                raise TaskError(f"Prompt {prompt.id!r} is not one of {self.name}'s own questions.")
             (entity, attribute), numbers = prompt.meta["pair"], np.array(prompt.meta["numbers"])
             value = int(self.world.value[entity, attribute])
             for k, step in itertools.product(range(len(numbers)), (-1, 1)):

@@ -160,7 +160,7 @@ def _value_of(phrase: str, language: str) -> Reading:
     number = found[0]
     after = phrase[number.end() :]
     if phrase[: number.start()].strip() or _ATTACHED.match(after) or _OPERATOR.match(after):
-        return Reading(None, f"the statement is no plain number: {phrase.strip()!r:.60}")
+        return Reading(None, f"the statement is not a plain number: {phrase.strip()!r:.60}")
     value = _number(number, language)
     if value is None:
         return Reading(None, f"{number['body']!r} can be read in two ways, or in none")

@@ -101,7 +101,7 @@ def _label(item: Item, row: dict[str, Any], score: Any, where: str, threshold: f
     said = str(row.get("label") or "").strip().casefold() or None
     if said is not None and said not in LABELS:
         raise PromptError(
-            f"{where}: label {row['label']!r:.40} is none of {listed(LABELS)}."
+            f"{where}: label {row['label']!r:.40} is not one of {listed(LABELS)}."
             f"{did_you_mean(said, LABELS)}"
         )
     scored = None if score is None else label_of(score, threshold)

@@ -51,9 +51,22 @@ class Reasoning(QuestionTask):
                 f"reading must be one of {listed(READINGS)}, got {reading!r}."
                 f"{did_you_mean(reading, READINGS)}"
             )
+        ends = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(end, str) and end for end in ends):
+            raise TaskError(
+                f"stop must be texts of at least one character, got {stop!r:.80}; stop=() ends "
+                "nowhere."
+            )
+        whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+        if not whole or max_new_tokens < 1:
+            raise TaskError(
+                f"max_new_tokens must be a whole number from 1, got {max_new_tokens!r}."
+            )
+        if not 0 <= threshold <= 1:
+            raise TaskError(f"threshold must lie in [0, 1] as scores do, got {threshold!r}.")
         self.source, self.threshold, self.chat, self.how = source, threshold, chat, reading
         self.max_new_tokens = max_new_tokens
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.stop = ends
         self.data: PromptSet | None = None
         if data is not None:
             self.data = data if isinstance(data, PromptSet) else self.read(data)

@@ -168,7 +168,7 @@ class TestTheCache:
     ) -> None:
         cache = tmp_path / "notes.txt"
         cache.write_text("milk\n")
-        with pytest.raises(ArtifactError, match="line 1 is no reply of a judge"):
+        with pytest.raises(ArtifactError, match="line 1 is not a reply of a judge"):
             judge_questions(questions, lambda text: 0.5, name="a", cache=cache)
         assert cache.read_text() == "milk\n"
 
