@@ -344,8 +344,8 @@ FAULTS = [
         "run a study of a model that never flips",
         lambda s: mm.run_study(s.model, prompts=many(lambda k, j: f"{k}")),
         mm.PromptError,
-        "Only 0 of 12 training pairs are flips",
-        "Use more pairs, or a model that shows both behaviors.",
+        "The model writes neither of the two answers after 100% of the first 24 prompts, but",
+        "By choice:",
     ),
     Fault(
         "misspell a task",

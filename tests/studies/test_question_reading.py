@@ -140,6 +140,14 @@ class TestShipped:
             assert min(mine.count("reasoning"), mine.count("memory")) >= 2
         assert len(inside) > 100
 
+    def test_what_is_looked_at_was_not_in_the_fitted_set(self) -> None:
+        from mechmem.studies.reasoning.read_only import _shipped_others
+
+        pro = shipped_questions("mmlu-pro")
+        others = _shipped_others(pro, 0)
+        assert not set(pro.groups) & {p.group for one in others.values() for p in one}
+        assert set(pro.groups) & set(shipped_questions("mmlu-redux").groups)  # they do share some
+
     def test_an_unknown_set(self) -> None:
         with pytest.raises(mm.TaskError, match=r"Unknown question set 'mmlu'; shipped are"):
             shipped_questions("mmlu")

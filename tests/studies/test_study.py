@@ -13,6 +13,7 @@ import mechmem as mm
 from mechmem.evaluation.controls import controls
 from mechmem.studies.behavior.costs import dose_response
 from mechmem.sweeps.sweep import two_way_gain
+from mechmem.tasks.base import PromptAnswers
 
 
 def test_no_group_is_on_two_sides_and_the_test_prompts_were_never_fitted(lab_study):
@@ -122,8 +123,9 @@ def test_too_few_flips_are_an_error_that_says_what_the_model_wrote_instead(lab_m
             for j in range(2)
         )
 
+    reader = PromptAnswers("behavior")
     with pytest.raises(mm.PromptError, match="Only 0 of 12 training pairs are flips") as caught:
-        mm.run_study(lab_model, prompts=pairs(lambda k, j: str(k)))
+        mm.run_study(lab_model, task=reader, prompts=pairs(lambda k, j: str(k)))
     assert "'other': 24" in str(caught.value)
     assert "where 'a' or 'b' was looked for" in str(caught.value)
     with pytest.raises(mm.PromptError, match="no two share a `group`"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from mechmem.analysis.neurons import neuron_mean_difference
 from mechmem.analysis.probes import fit_probes
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
-from mechmem.errors import MechmemError, PromptError, TaskError, listed
+from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError, listed
+from mechmem.evaluation.advice import HOPELESS, FirstLook, first_look
 from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
@@ -39,6 +41,7 @@ SHUFFLES = 19
 STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 LEAST_STEERED = 20
+OWN = "own prompts"
 
 Progress = Callable[[str], None]
 
@@ -124,10 +127,12 @@ def run_study(
         prompts = task.pairs(n, seed)
     else:
         check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
-    name = task.name if task is not None else "own prompts"
+    name = task.name if task is not None else OWN
     task = reader_for(prompts, task, reading)
     first, second = task.behaviors
     parts = prompts.split(**SHARES, seed=seed)._asdict()
+    if name == OWN:
+        _advise(first_look(model, parts["train"], task, token_budget=token_budget))
     observed = {}
     for part_name, part in parts.items():
         say(f"observing the {part_name} prompts")
@@ -239,6 +244,14 @@ def _first_groups(part: PromptSet, most: int) -> PromptSet:
         return part
     kept = set(part[:most].groups)
     return PromptSet(prompt for prompt in part if prompt.group in kept)
+
+
+def _advise(look: FirstLook | None) -> None:
+    """Say at once what the first prompts show; stop where hardly one shows a behavior."""
+    if look is not None and look.neither >= HOPELESS:
+        raise PromptError(str(look))
+    if look is not None:
+        warnings.warn(str(look), MechmemWarning, stacklevel=3)
 
 
 def _asker(model: Model, task: Task, token_budget: int) -> Callable[[PromptSet], Sequence[str]]:

@@ -93,15 +93,14 @@ class QuestionReading(Study):
 
     def notes(self) -> list[str]:
         at = self.shape[self.shape["site"] == self.chosen.key].iloc[0]
-        beaten = [
-            row.set
-            for row in each_row(self.baselines)
-            if row.x_low <= max(row.words, row.form, row.length)
-        ]
+        rows = list(each_row(self.baselines))
+        beaten = [row.set for row in rows if row.x_low <= max(row.words, row.form, row.length)]
         out = [
             f"the largest coordinate holds {at.largest_coordinate:.0%} of the direction's squared "
             f"length, and {at.largest_of_mean:.0%} of the mean state's",
         ]
+        dealt = [f"{row.shuffled_low:.2f} to {row.shuffled_high:.2f}" for row in rows]
+        out.append(f"directions of dealt-out labels reach, in the same order, {', '.join(dealt)}")
         if beaten:
             out.append(f"not clearly beyond the input alone: {', '.join(beaten)}")
         return [text[0].upper() + text[1:] + "." for text in out]
@@ -117,8 +116,8 @@ class QuestionReading(Study):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {
-            "layers": self.layers,
             "baselines": self.baselines,
+            "layers": self.layers,
             "shape": self.shape,
             "cosines": self.cosines,
         }
@@ -166,7 +165,7 @@ def read_labels(
     say = progress or (lambda line: None)
     whole = shipped_questions("mmlu-pro") if questions is None else questions
     fitting, held = _halves(whole.filter(lambda p: p.label in LABELS), seed)
-    sets = {HELD_OUT: held, **(_shipped_others(seed) if others is None else others)}
+    sets = {HELD_OUT: held, **(_shipped_others(whole, seed) if others is None else others)}
     for name, prompts in {"questions": fitting, **sets}.items():
         if {p.label for p in prompts} != set(LABELS):
             raise PromptError(
@@ -223,8 +222,13 @@ def _halves(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet]:
     )
 
 
-def _shipped_others(seed: int) -> dict[str, PromptSet]:
-    redux, problems = shipped_questions("mmlu-redux"), shipped_questions("gsm8k")
+def _shipped_others(whole: PromptSet, seed: int) -> dict[str, PromptSet]:
+    """Without the questions that stand in the fitted set as well (sets share some)."""
+    known = set(whole.groups)
+    redux, problems = (
+        shipped_questions(name).filter(lambda p: p.group not in known)
+        for name in ("mmlu-redux", "gsm8k")
+    )
     inside = within_subjects(redux)
     facts = redux.filter(lambda p: p.label == MEMORY and p.id not in set(inside.ids))
     return {
