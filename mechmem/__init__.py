@@ -1,7 +1,8 @@
 """mechmem: is this language model remembering or thinking, where does it decide, can we turn it?
 
 The names below are the public API; each is loaded when it is first used, so that importing mechmem
-costs nothing.
+costs nothing. Classes of results that nobody makes by hand are in their rooms, `mechmem.analysis`
+and the others.
 """
 
 from __future__ import annotations
@@ -19,38 +20,31 @@ _HOME = {
     "tasks": "Chat Choice Prompt PromptSet Task available_tasks get_task register_task",
     "models": "Model Site check_model lab_models load_model",
     "caching": (
-        "ActivationStore Activations Bootstrap Histograms Moments cache_activations "
-        "cache_moments extract_activations extract_moments hidden_states merge_moments "
-        "plan_extraction"
+        "ActivationStore Activations Histograms Moments cache_activations cache_moments "
+        "extract_activations extract_moments hidden_states merge_moments plan_extraction"
     ),
     "analysis": (
-        "CosineProfile DepthProfile Direction DirectionCosines Directions LayerDistribution "
-        "LearningCurve NeuronClusters NeuronOverlap NeuronScores PrincipalCosines Probes "
-        "ScoreCorrelation SplitHalves StateMap TokenProjections compare_directions cosine_profile "
-        "depth_profile difference_of_means fit_directions fit_probes import_directions "
-        "layer_distribution learning_curve neuron_clusters neuron_mean_difference neuron_overlap "
-        "principal_cosines project_tokens "
-        "score_correlation separation split_halves state_map"
+        "Direction Directions NeuronScores compare_directions cosine_profile depth_profile "
+        "difference_of_means fit_directions fit_probes import_directions layer_distribution "
+        "learning_curve neuron_clusters neuron_mean_difference neuron_overlap "
+        "principal_cosines project_tokens score_correlation separation split_halves state_map"
     ),
     "patching": (
-        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit EditReport Erase "
-        "OnlyWhere P1Preset PatchActivations PatchedModel PatchingResult ProjectOut "
-        "ScaleProjection SetProjection ShiftNeurons SkipLayers activation_patching "
-        "attribution_patching bake export_vectors p1_preset patched"
+        "AblateHeads AblateNeurons AblateSites AddDirection ClampNeurons Edit Erase OnlyWhere "
+        "PatchActivations ProjectOut ScaleProjection SetProjection ShiftNeurons SkipLayers "
+        "activation_patching attribution_patching bake export_vectors p1_preset patched"
     ),
     "evaluation": (
-        "Determinism EditTransfer EffectByModel GradedAnswers Interaction MarginResponse "
-        "ModelComparison NearTies Observations ProbeTransfer Prompting Rates Sampling Selection "
-        "SideEffects SteeringGrid compare_models controls determinism edit_transfer "
-        "effect_by_model evaluate evaluate_each graded_answers interaction margin_response "
-        "near_ties observe perturbational_memorization probe_transfer prompting sampling "
-        "select_direction side_effects split_shift steering_grid"
+        "Observations Rates compare_models controls determinism edit_transfer effect_by_model "
+        "evaluate evaluate_each graded_answers interaction margin_response near_ties observe "
+        "perturbational_memorization probe_transfer prompting sampling select_direction "
+        "side_effects steering_grid"
     ),
     "sweeps": "sweep",
-    "training": "Training TrainingSettings train train_lab_model",
+    "training": "TrainingSettings train train_lab_model",
     "studies": (
-        "BehaviorStudy QuestionReading ReasoningStudy Study counterfactual_memorization "
-        "read_labels run_memorization_study run_reasoning_study run_study"
+        "Study counterfactual_memorization read_labels run_memorization_study "
+        "run_reasoning_study run_study"
     ),
     "reports": "from_hub push_to_hub write_report",
 }

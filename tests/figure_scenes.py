@@ -77,7 +77,7 @@ def directions(toward: str = "generalized", method: str = "difference_of_means")
 
 
 @cache
-def grid() -> mm.SteeringGrid:
+def grid() -> mm.evaluation.SteeringGrid:
     rows = []
     for layer in range(2):
         for alpha in (-1.0, 0.0, 1.0):
@@ -92,7 +92,7 @@ def grid() -> mm.SteeringGrid:
                         row |= {"beyond": edge, "beyond_low": edge - 0.1 - 0.15 * j}
                         row |= {"beyond_high": edge + 0.1 + 0.15 * j}
                     rows.append(row)
-    return mm.SteeringGrid(pd.DataFrame(rows), "correct", "reasoning", 1, Seen())
+    return mm.evaluation.SteeringGrid(pd.DataFrame(rows), "correct", "reasoning", 1, Seen())
 
 
 RESULTS = {
@@ -159,7 +159,7 @@ def refitted() -> pd.DataFrame:
 
 
 @lru_cache
-def learning() -> mm.LearningCurve:
+def learning() -> mm.analysis.LearningCurve:
     rng = np.random.default_rng(2)
     data = np.repeat(rng.normal(size=(40, 1, 8)), 2, axis=0) + rng.normal(size=(80, 1, 8))
     data[::2, 0, :4] += 1.4
@@ -168,7 +168,7 @@ def learning() -> mm.LearningCurve:
 
 
 @lru_cache
-def graded() -> mm.GradedAnswers:
+def graded() -> mm.evaluation.GradedAnswers:
     here = scene()
     seen = mm.observe(here.lab.model, here.test)
     prompts = mm.PromptSet(
@@ -177,12 +177,12 @@ def graded() -> mm.GradedAnswers:
     return mm.graded_answers(replace(seen, prompts=prompts))
 
 
-def effects() -> mm.EffectByModel:
+def effects() -> mm.evaluation.EffectByModel:
     study = small_study()
     best = study.sweep.best
     controls = {t: named["random direction"][0] for t, named in best.controls.items()}
     seen = study.observed["test"]
-    return mm.EffectByModel(
+    return mm.evaluation.EffectByModel(
         {"one": study.model, "two": study.model},
         {"one": 1000, "two": 9000},
         {"one": seen, "two": seen},
@@ -193,7 +193,7 @@ def effects() -> mm.EffectByModel:
 
 
 @lru_cache
-def tokens() -> mm.TokenProjections:
+def tokens() -> mm.analysis.TokenProjections:
     acts = mm.cache_activations(bench().model, contrast_set(), sites=[SITES[1]])
     along = mm.difference_of_means(acts, toward="generalized")[SITES[1]]
     return mm.project_tokens(bench().model, along, ragged(2), ["w3 w4", "w5"])

@@ -150,7 +150,7 @@ def states() -> mm.Activations:
 
 
 @pytest.fixture(scope="module")
-def curve(states) -> mm.LearningCurve:
+def curve(states) -> mm.analysis.LearningCurve:
     return mm.learning_curve(states, repeats=1)
 
 

@@ -32,7 +32,7 @@ def _states(n_groups: int = 30, planted: float = 4.0, seed: int = 0, token: bool
 
 
 @pytest.fixture(scope="module")
-def found() -> mm.Probes:
+def found() -> mm.analysis.Probes:
     return mm.fit_probes(_states(), seed=0)
 
 
@@ -150,7 +150,7 @@ class TestRefusals:
 class TestNothingToFind:
     """Behaviors exchanged inside the pairs: what is found is what the method makes of nothing."""
 
-    def null(self, seed: int) -> mm.Probes:
+    def null(self, seed: int) -> mm.analysis.Probes:
         rng = np.random.default_rng(seed)
         groups = np.repeat(rng.normal(size=(24, 8)), 2, axis=0)
         state = groups + 0.7 * rng.normal(size=(48, 8))

@@ -34,7 +34,7 @@ def empty(bootstrap: int = 20, seed: int = 0) -> mm.Moments:
     acts = made_states({SITE: np.zeros((2, 1, 1))}, ["memorized", "generalized"])
     return mm.Moments(
         replace(acts.provenance, by="behavior"), ("0", "1"), {}, frozenset([SITE, HEADS]),
-        mm.Bootstrap(bootstrap, seed),
+        mm.caching.Bootstrap(bootstrap, seed),
     )  # fmt: skip
 
 
@@ -283,7 +283,7 @@ class TestRefusals:
 
     def test_too_few_replicates_or_no_groups(self) -> None:
         with pytest.raises(mm.MechmemError, match=r"got 1; 200 is usual"):
-            mm.Bootstrap(1)
+            mm.caching.Bootstrap(1)
         with pytest.raises(mm.PromptError, match=r"pass groups="):
             empty().update({SITE: torch.ones(1, 2, 3)}, ["memorized"])
 

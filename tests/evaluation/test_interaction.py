@@ -25,7 +25,7 @@ def edit(here):
 
 class TestSplitting:
     def test_parts_add_up_to_the_whole_shift(self, here, edit) -> None:
-        parts = mm.split_shift(edit, here.lab.model)
+        parts = mm.evaluation.split_shift(edit, here.lab.model)
         whole = edit.shift(here.lab.model)
         assert len(parts) == sum(int((value != 0).sum()) for value in whole.values())
         for site, value in whole.items():
@@ -39,9 +39,9 @@ class TestSplitting:
     def test_a_part_that_is_not_shifted_is_refused(self, here, edit) -> None:
         quiet = set(range(16)) - set(edit.neurons(here.lab.model).index[FIRST].tolist())
         with pytest.raises(mm.EditError, match=r"Part 'odd' has 'resid_post\[0\]\[\d+\]'"):
-            mm.split_shift(edit, here.lab.model, {"odd": {FIRST: [min(quiet)]}})
+            mm.evaluation.split_shift(edit, here.lab.model, {"odd": {FIRST: [min(quiet)]}})
         with pytest.raises(mm.EditError, match=r"Part 'none' is empty"):
-            mm.split_shift(edit, here.lab.model, {"none": {FIRST: []}})
+            mm.evaluation.split_shift(edit, here.lab.model, {"none": {FIRST: []}})
 
 
 class TestInteraction:

@@ -103,7 +103,7 @@ def test_one_seen_item_among_fresh_ones_is_enough() -> None:
 
 
 @cache
-def chosen_on_validation() -> tuple[mm.Direction, mm.Sweep, mm.SteeringGrid]:
+def chosen_on_validation() -> tuple[mm.Direction, mm.Sweep, mm.evaluation.SteeringGrid]:
     model = bench().model
     one = mm.Directions({mm.Site("resid_post", 1): fit()["resid_post", 1]})
     selected = mm.select_direction(model, one, validation=CHOSEN, induce_minimum=-1e9, kl_limit=1e9)

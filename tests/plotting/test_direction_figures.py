@@ -70,7 +70,7 @@ def test_the_map_draws_every_state_the_boundary_and_the_arrow() -> None:
     assert found @ along == pytest.approx(np.linalg.norm(found) * np.linalg.norm(along))
 
 
-def _ends(result: mm.StateMap, kind: str) -> pd.DataFrame:
+def _ends(result: mm.analysis.StateMap, kind: str) -> pd.DataFrame:
     table = result.table()
     return table[table["kind"] == kind]
 

@@ -29,7 +29,7 @@ WORDS = ("river stone cloud window garden silver market winter bottle copper").s
 
 
 @pytest.fixture(scope="session")
-def study() -> mm.ReasoningStudy:
+def study() -> mm.studies.ReasoningStudy:
     model = mm.load_model("lab/recall-reasoning")
     return mm.run_reasoning_study(
         model,
