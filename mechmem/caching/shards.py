@@ -113,13 +113,18 @@ def run_shards(
             )
         plan = _plan(model, tokenized, own)
         rows = [[row for work in shard for row in work.rows] for shard in _shards(plan, shard_rows)]
+        place = _after(known, Path(folder))
         try:
-            place = _next_place(Path(folder))
             part = begin_part(place, fresh, tokenized, columns, plan.digest, rows, own)
         except FileExistsError:
             # Another process took this place meanwhile: with the same prompts, as the ranks of one
             # job do, or with others. What it has not taken is left for a part of our own.
             known = parts_of(folder)
+            if place == _after(known, Path(folder)):
+                raise ArtifactError(
+                    f"{place} is in the way: it is not a part of a store. Move it, or choose "
+                    "another folder."
+                ) from None
             for other in known:
                 check_settings(other, own)
             same = [p for p in known if p.prompts == fresh and p.index["plan"] == plan.digest]
@@ -131,9 +136,10 @@ def run_shards(
         return
 
 
-def _next_place(folder: Path) -> Path:
-    """A folder for the next part."""
-    taken = [path.name.removeprefix("part-") for path in folder.glob("part-*")]
+def _after(known: Sequence[Part], folder: Path) -> Path:
+    """A folder for the part that follows those that were looked at when its prompts were chosen:
+    one that came since then must be in the way, since it may hold some of them."""
+    taken = [part.folder.name.removeprefix("part-") for part in known]
     number = 1 + max((int(name) for name in taken if name.isdigit()), default=-1)
     return folder / f"part-{number:04d}"
 

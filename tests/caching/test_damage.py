@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import mechmem as mm
 from mechmem.artifacts import load_artifact, save_artifact
-from mechmem.caching import parts
+from mechmem.caching import parts, shards
 from mechmem.writing import new_folder, whole_file, write_text
 
 OPTIONS = {"sites": ["resid_post"], "token_budget": 40, "shard_rows": 5}
@@ -102,6 +102,28 @@ class TestTwoAtOnce:
         for name, sites in want.classes.items():
             for site, own in sites.items():
                 close(found.classes[name][site].mean, own.mean, 1e-5)
+
+    def test_a_part_that_appears_after_the_prompts_were_chosen_is_noticed(
+        self, tmp_path, monkeypatch
+    ):
+        own = shards.begin_part
+        late = []
+
+        def begin(place, *found):
+            if not late:
+                late.append(place)
+                mm.extract_activations(bench().model, ragged(9), tmp_path, **OPTIONS)
+            return own(place, *found)
+
+        monkeypatch.setattr(shards, "begin_part", begin)
+        store = mm.extract_activations(bench().model, ragged(14), tmp_path, **OPTIONS)
+        assert sorted(store.prompts.ids) == sorted(ragged(14).ids)
+        assert [len(part.prompts) for part in store.parts] == [9, 5]
+
+    def test_something_else_in_the_place_of_a_part_is_named(self, tmp_path):
+        (tmp_path / "part-0000" / "mine").mkdir(parents=True)
+        with pytest.raises(mm.ArtifactError, match=r"part-0000 is in the way"):
+            mm.extract_activations(bench().model, ragged(3), tmp_path, **OPTIONS)
 
     def test_a_shard_of_another_part_is_refused(self, tmp_path):
         for name in "ab":
