@@ -24,7 +24,7 @@ class TestObserve:
     def test_outcomes_are_the_tasks_reading_of_greedy_text(self, lab, seen) -> None:
         for k, prompt in enumerate(PAIRS):
             ids = hf_greedy(lab.hf, lab.ids(prompt.text), 3)
-            text = lab.tokenizer.decode(ids, skip_special_tokens=True)
+            text = lab.tokenizer.decode(ids)
             assert seen.completions[k] == text
             assert seen.outcomes[k] == TASK.classify(prompt, text)
             assert seen.truncated[k] == (len(ids) == 3)

@@ -73,7 +73,7 @@ class TestSampling:
         got = mm.sampling(here.lab.model, here.test[:4], task=Word(), temperatures=[1.0], draws=400)
         for k, prompt in enumerate(here.test[:4]):
             p = hf_logits(here.lab.hf, here.lab.ids(prompt.text))[-1].double().softmax(-1)
-            words = [here.lab.tokenizer.decode([t], skip_special_tokens=True) for t in range(48)]
+            words = [here.lab.tokenizer.decode([t]) for t in range(48)]
             for outcome in Word.outcomes:
                 want = sum(
                     float(p[t])
@@ -119,9 +119,7 @@ class TestSampling:
             want = dict(zip(here.test.ids, view.generate(here.test, 3), strict=True))
         assert all(text == want[name] for name, text in texts)
         plain = [
-            here.lab.tokenizer.decode(
-                hf_greedy(here.lab.hf, here.lab.ids(p.text), 3), skip_special_tokens=True
-            )
+            here.lab.tokenizer.decode(hf_greedy(here.lab.hf, here.lab.ids(p.text), 3))
             for p in here.test
         ]
         assert list(want.values()) != plain

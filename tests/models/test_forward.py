@@ -82,7 +82,7 @@ class TestGenerate:
             want = out[: out.index(1)] if 1 in out else out
             assert completion.ids == want
             assert completion.finished == (1 in out)
-            assert completion.text == lab.tokenizer.decode(want, skip_special_tokens=True)
+            assert completion.text == lab.tokenizer.decode(want)
 
     def test_an_end_of_sequence_ends_its_row_alone_as_in_transformers(self) -> None:
         lab, prompts = bench("llama"), ragged(12)
