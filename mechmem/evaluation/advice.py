@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mechmem.evaluation.behavior import observe
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
-from mechmem.models.hooked import Model
+from mechmem.models.model import Model
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import Chat, PromptSet
 
