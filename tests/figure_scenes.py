@@ -180,7 +180,7 @@ def graded() -> mm.evaluation.GradedAnswers:
 def effects() -> mm.evaluation.EffectByModel:
     study = small_study()
     best = study.sweep.best
-    controls = {t: named["random direction"][0] for t, named in best.controls.items()}
+    controls = {t: named["random direction"] for t, named in best.controls.items()}
     seen = study.observed["test"]
     return mm.evaluation.EffectByModel(
         {"one": study.model, "two": study.model},
