@@ -26,7 +26,7 @@ def depth(found: Sequence[Entry]) -> str:
         sizes, apart = tables["depth_profile"], tables["separation"]
         for one, other in zip(sizes.itertuples(), apart.itertuples(), strict=True):
             size = f"{one.scaled:.2f} [{one.shuffled_low:.2f}, {one.shuffled_high:.2f}]"
-            auroc = f"{other.auroc:.2f} [{other.low:.2f}, {other.high:.2f}]"
+            auroc = f"{other.auroc:.2f} [{other.auroc_low:.2f}, {other.auroc_high:.2f}]"
             rows.append(line(entry.title, _place(one), size, f"{one.raw:.2f}", auroc))
     return "\n".join([*rows, ""])
 
@@ -64,7 +64,13 @@ def steering(found: Sequence[Entry]) -> str:
                     share(edit["other"]),
                     points((edit["change"], edit["change_low"], edit["change_high"])),
                     _minus(matched.iloc[0]) if len(matched) else "",
-                    points((one.beyond_every_control, one.low, one.high)),
+                    points(
+                        (
+                            one.beyond_every_control,
+                            one.beyond_every_control_low,
+                            one.beyond_every_control_high,
+                        )
+                    ),
                 )
             )
     return "\n".join([*rows, "", _summary(found), ""])
@@ -109,7 +115,7 @@ def probing(found: Sequence[Entry]) -> str:
                 percent([getattr(one, f"{name}{end}") for end in ("", "_low", "_high")])
                 for name in ("shuffled", "input_only", "length_only")
             ]
-            own = percent([one.accuracy, one.low, one.high])
+            own = percent([one.accuracy, one.accuracy_low, one.accuracy_high])
             rows.append(line(entry.title, _place(one), own, *cells))
     return "\n".join([*rows, ""])
 
@@ -127,7 +133,10 @@ def _summary(found: Sequence[Entry]) -> str:
         for task in TASKS:
             mine = [tables["beyond_controls"] for entry, tables in studies if entry.task == task]
             held = [
-                sum(row_of(one, family=family, toward=toward)["low"] > 0 for one in mine)
+                sum(
+                    row_of(one, family=family, toward=toward)["beyond_every_control_low"] > 0
+                    for one in mine
+                )
                 for toward in ("memorized", "generalized")
             ]
             cells.append(f"{held[0]} and {held[1]} of {len(mine)}")

@@ -264,8 +264,8 @@ def holding(scene: Scene) -> tuple[str, object]:
                 [
                     ranking,
                     str(row["statistic"]).replace("_", " "),
-                    f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
-                    f"{row['shuffled_mean']:.2f} ({row['shuffled_low']:.2f} to "
+                    f"{row['mean']:.2f} ({row['mean_low']:.2f} to {row['mean_high']:.2f})",
+                    f"{row['shuffled']:.2f} ({row['shuffled_low']:.2f} to "
                     f"{row['shuffled_high']:.2f})",
                     f"{row['chance']:.2f}",
                 ]
@@ -504,14 +504,14 @@ def repeat(scene: Scene) -> tuple[str, object]:
 def ties(scene: Scene) -> tuple[str, object]:
     edit = scene.window
     results: dict[str, object] = {"rephrasings": scene.seen}
+    controls = {}
     for toward in ("memorized", "generalized"):
         aimed = replace(edit, toward=toward)
         control = mm.controls(aimed, scene.model, seed=0)["random neurons"]
-        for name, item in ((f"toward {toward}", aimed), (f"random neurons, {toward}", control)):
-            results[name] = mm.evaluate(
-                scene.model, scene.test, task=scene.task, edit=item, before=scene.seen
-            )
-    found = mm.near_ties(results)
+        results[f"toward {toward}"], controls[f"random neurons, {toward}"] = mm.evaluate_each(
+            scene.model, scene.test, [aimed, control], task=scene.task, before=scene.seen
+        )
+    found = mm.near_ties(results, controls=controls)
     head = [
         "turned by",
         *(f"{a:.1f} to {b:.1f}" for a, b in zip(found.edges, found.edges[1:], strict=False)),
@@ -729,7 +729,7 @@ SECTIONS = [
         "near-ties",
         "Do only near-ties turn?",
         "Flip rate against how decided the answer was.",
-        "found = mm.near_ties({'rephrasings': seen, 'edit': rates, 'control': control_rates})\n"
+        "found = mm.near_ties({'rephrasings': seen, 'edit': rates}, controls={'random': mixed})\n"
         "mm.plotting.near_ties(found)",
         ties,
     ),

@@ -199,7 +199,7 @@ def answers(studies: dict) -> str:
 
 
 def interval(row) -> str:
-    return f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['auroc']:.2f} [{row['auroc_low']:.2f}, {row['auroc_high']:.2f}]"
 
 
 def points(row: dict, name: str) -> str:

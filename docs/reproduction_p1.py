@@ -49,13 +49,13 @@ def last(studies: Studies) -> Claim:
 
     def cell(entry: Entry, tables: Tables) -> str:
         row = auroc(tables)
-        return f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        return f"{row['auroc']:.2f} [{row['auroc_low']:.2f}, {row['auroc_high']:.2f}]"
 
     told = []
     for task in ("addition", "colors"):
         mine = [auroc(tables) for entry, tables in studies if entry.task == task]
-        above = sum(row["low"] > 0.5 for row in mine)
-        more = sum(row["low"] > row["random_high"] for row in mine)
+        above = sum(row["auroc_low"] > 0.5 for row in mine)
+        more = sum(row["auroc_low"] > row["random_high"] for row in mine)
         told.append(
             f"`{task}` above chance on {above}, above random directions on {more} of {len(mine)}"
         )
@@ -76,11 +76,13 @@ def classifier(studies: Studies) -> Claim:
 
     def cell(entry: Entry, tables: Tables) -> str:
         row = best(tables)
-        own = percent([row["accuracy"], row["low"], row["high"]])
+        own = percent([row["accuracy"], row["accuracy_low"], row["accuracy_high"]])
         return f"{own} against {share(row['input_only'])}, shuffled {share(row['shuffled'])}"
 
-    more = [row["low"] > row["input_only"] for row in (best(tables) for _, tables in studies)]
-    over = [row["low"] > 0.5 for row in (best(tables) for _, tables in studies)]
+    more = [
+        row["accuracy_low"] > row["input_only"] for row in (best(tables) for _, tables in studies)
+    ]
+    over = [best(tables)["accuracy_low"] > 0.5 for _, tables in studies]
     return as_claim(
         "The behavior can be read off the states before anything is written",
         "classifier, split and accuracy unknown",
@@ -106,11 +108,15 @@ def intervention(studies: Studies) -> Claim:
         for toward in WAYS:
             gap = row_of(tables["beyond_controls"], family=OWN, toward=toward)
             test = row_of(tables["test"], family=OWN, toward=toward, setting="random neurons")
-            held[entry.task][toward == "generalized"] += bool(gap["low"] > 0)
+            held[entry.task][toward == "generalized"] += bool(gap["beyond_every_control_low"] > 0)
             found[entry.task].append(_turned_row(tables, toward, "edit")["share"])
             turned = [_turned(tables, toward, name) for name in ("edit", "random neurons")]
             minus = [test[f"edit_minus_control{end}"] for end in ("", "_low", "_high")]
-            beyond = (gap["beyond_every_control"], gap["low"], gap["high"])
+            beyond = (
+                gap["beyond_every_control"],
+                gap["beyond_every_control_low"],
+                gap["beyond_every_control_high"],
+            )
             rows.append(line(entry.title, toward, *turned, points(minus), points(beyond)))
     told = "; ".join(
         f"`{task}` {held[task][0]} and {held[task][1]} of {len(found[task]) // 2}, turning "
@@ -156,9 +162,11 @@ def ways(studies: Studies) -> Claim:
     apart = []
     for entry, tables in studies:
         one, other = (_turned_row(tables, toward, "edit") for toward in WAYS)
-        clear = one["low"] > other["high"] or other["low"] > one["high"]
+        clear = one["share_low"] > other["share_high"] or other["share_low"] > one["share_high"]
         apart.append(clear)
-        cells = [percent([row["share"], row["low"], row["high"]]) for row in (one, other)]
+        cells = [
+            percent([row["share"], row["share_low"], row["share_high"]]) for row in (one, other)
+        ]
         rows.append(line(entry.title, *cells, "yes" if clear else "no"))
     return as_claim(
         "The two directions are not equally hard",
@@ -179,8 +187,8 @@ def halves(studies: Studies) -> Claim:
         rows.append(
             line(
                 entry.title,
-                f"{shared['mean']:.2f} ({shared['low']:.2f} to {shared['high']:.2f})",
-                f"{shared['shuffled_mean']:.2f} (to {shared['shuffled_high']:.2f})",
+                f"{shared['mean']:.2f} ({shared['mean_low']:.2f} to {shared['mean_high']:.2f})",
+                f"{shared['shuffled']:.2f} (to {shared['shuffled_high']:.2f})",
                 f"{shared['chance']:.2f}",
                 f"{signs['mean']:.2f}",
                 int(shared["groups"]),
@@ -212,7 +220,7 @@ def _turned_row(tables: Tables, toward: str, name: str) -> pd.Series:
 
 def _turned(tables: Tables, toward: str, name: str) -> str:
     row = _turned_row(tables, toward, name)
-    return f"{percent([row['share'], row['low'], row['high']])}, n {row['n']}"
+    return f"{percent([row['share'], row['share_low'], row['share_high']])}, n {row['n']}"
 
 
 def _by_study(studies: Studies, cell: Callable[[Entry, Tables], str], name: str) -> list[str]:

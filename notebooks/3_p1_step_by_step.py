@@ -174,12 +174,12 @@ mm.plotting.margin_response(response)
 # memorized it turns mostly near-ties; toward generalized decided answers as well.
 
 # %%
-turned = {}
+turned, controls = {}, {}
 for toward, rates in found.best.rates.items():
     turned[f"toward {toward}"] = rates
     placebo = mm.controls(replace(chosen, toward=toward), model, seed=0)["random neurons"]
-    turned[f"random neurons, {toward}"] = mm.evaluate(model, test, task=task, edit=placebo)
-ties = mm.near_ties(turned)
+    controls[f"random neurons, {toward}"] = mm.evaluate(model, test, task=task, edit=placebo)
+ties = mm.near_ties(turned, controls=controls)
 mm.plotting.near_ties(ties)
 
 # %% [markdown]

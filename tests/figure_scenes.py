@@ -85,7 +85,12 @@ def grid() -> mm.evaluation.SteeringGrid:
                 for j, name in enumerate(("memory", "reasoning")):
                     share = 0.5 + 0.1 * layer + 0.2 * alpha * (kind == "edit") - 0.05 * j
                     row = {"stream": "resid_pre", "layer": layer, "alpha": alpha, "kind": kind}
-                    row |= {"class": name, "share": share, "low": share - 0.1, "high": share + 0.1}
+                    row |= {
+                        "class": name,
+                        "share": share,
+                        "share_low": share - 0.1,
+                        "share_high": share + 0.1,
+                    }
                     row |= {"change": share - 0.5, "n": 40, "groups": 20}
                     if kind == "edit" and alpha:
                         edge = 0.2 * alpha
@@ -120,14 +125,14 @@ ITEMS = pd.DataFrame(
         "projection": [-1.0, -2.0, 3.0, 0.5],
         "perturbational": [0.0, 0.1, 0.2, 0.3],
         "counterfactual": [1.0, 0.9, 0.0, 0.4],
-        "low": [0.8, 0.7, -0.1, 0.2],
-        "high": [1.0, 1.0, 0.1, 0.6],
+        "counterfactual_low": [0.8, 0.7, -0.1, 0.2],
+        "counterfactual_high": [1.0, 1.0, 0.1, 0.6],
     }
 )
 CHANGES = pd.DataFrame(
     [
-        {"score": score, "edit": edit, "kind": kind, "change": change, "low": change - 0.1,
-         "high": change + 0.1, "n": 4, "groups": 4}
+        {"score": score, "edit": edit, "kind": kind, "change": change, "change_low": change - 0.1,
+         "change_high": change + 0.1, "n": 4, "groups": 4}
         for score, change in (("perturbational", 0.2), ("counterfactual", -0.3))
         for edit in ("toward reasoning", "random direction")
         for kind in ("all", "fact")

@@ -121,9 +121,7 @@ class NeuronClusters:
             rows.append(
                 {
                     "statistic": name,
-                    "value": value.value,
-                    "low": value.low,
-                    "high": value.high,
+                    **value.row("value", counted=False),
                     "shuffled": mean,
                     "shuffled_low": low,
                     "shuffled_high": high,

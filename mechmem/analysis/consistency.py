@@ -173,12 +173,15 @@ class SplitHalves:
         chance = {"overlap": self.top / self.total, "sign_agreement": 0.5, "rank_correlation": 0.0}
         for name, expected in chance.items():
             row: dict[str, float | str] = {"statistic": name}
-            for prefix, values in (("", getattr(self, name)), ("shuffled_", self.shuffled[name])):
+            for column, values in (
+                ("mean", getattr(self, name)),
+                ("shuffled", self.shuffled[name]),
+            ):
                 low, high = np.quantile(values, [0.025, 0.975])
                 row |= {
-                    f"{prefix}mean": float(values.mean()),
-                    f"{prefix}low": float(low),
-                    f"{prefix}high": float(high),
+                    column: float(values.mean()),
+                    f"{column}_low": float(low),
+                    f"{column}_high": float(high),
                 }
             rows.append({**row, "chance": expected, "n": self.n, "groups": self.groups})
         return pd.DataFrame(rows)

@@ -45,9 +45,7 @@ class Separation:
                 {
                     "stream": site.stream,
                     "layer": site.layer,
-                    "auroc": value.value,
-                    "low": value.low,
-                    "high": value.high,
+                    **value.row("auroc", counted=False),
                     "effect_size": self.effect_size[site],
                     "random_low": self.random[site][0],
                     "random_high": self.random[site][1],

@@ -58,20 +58,14 @@ class LearningCurve:
                     "layer": site.layer,
                     "classifier": self.classifier,
                     "pairs": size,
-                    "accuracy": held.value,
-                    "low": held.low,
-                    "high": held.high,
+                    **held.row("accuracy", counted=False),
                 }
                 for name, other in (
                     ("shuffled", self.shuffled[site][size]),
                     ("input_only", self.input_only[size]),
                     ("length_only", self.length_only[size]),
                 ):
-                    row |= {
-                        name: other.value,
-                        f"{name}_low": other.low,
-                        f"{name}_high": other.high,
-                    }
+                    row |= other.row(name, counted=False)
                 rows.append({**row, "majority": self.majority, "n": held.n, "groups": held.groups})
         return pd.DataFrame(rows)
 

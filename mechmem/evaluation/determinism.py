@@ -9,7 +9,6 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.rows import numbers
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
@@ -38,7 +37,7 @@ class Determinism:
             [
                 {
                     "run": name,
-                    **numbers(share, "same", counted=True),
+                    **share.row("same"),
                     "logit_gap": self.logits[name][0],
                     "largest_logit": self.logits[name][1],
                 }

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import Observations
-from mechmem.evaluation.rows import NOT_MEASURED, numbers
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import BEHAVIORS
 
@@ -69,9 +68,9 @@ class GradedAnswers:
                     {
                         "outcome": outcome,
                         "answer": name,
-                        **numbers(self._mean(self.similarity[name], at), "similarity"),
-                        **numbers(self._mean(self.words[name], at), "words"),
-                        **numbers(self._mean(self.chance[name], at), "chance"),
+                        **self._mean(self.similarity[name], at).row("similarity", counted=False),
+                        **self._mean(self.words[name], at).row("words", counted=False),
+                        **self._mean(self.chance[name], at).row("chance", counted=False),
                         "n": len(at),
                     }
                 )

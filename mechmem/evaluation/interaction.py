@@ -12,7 +12,7 @@ import torch
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.controls import controls
-from mechmem.evaluation.rows import numbers, refuse_seen, sign_toward
+from mechmem.evaluation.rows import refuse_seen, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike, as_prompts
@@ -58,10 +58,11 @@ class Interaction:
             [
                 {
                     "toward": toward,
-                    "kind": kind,
+                    "kind": "edit" if kind == "edit" else "control",
+                    "control": "" if kind == "edit" else kind,
                     "part": name,
                     "neurons": self.sizes.get(name, total),
-                    **numbers(effect, counted=True),
+                    **effect.row("effect"),
                 }
                 for toward, kinds in self.effects.items()
                 for kind, parts in kinds.items()

@@ -18,7 +18,6 @@ from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rows import (
     hits,
     need_margins,
-    numbers,
     refuse_seen,
     sign_toward,
     steered,
@@ -73,10 +72,10 @@ class MarginResponse:
                             "toward": toward,
                             "kind": kind,
                             "alpha": alpha,
-                            **numbers(changes[k], "change"),
+                            **changes[k].row("change", counted=False),
                             "spread_low": low,
                             "spread_high": high,
-                            **numbers(self.share[toward][kind][k], "share"),
+                            **self.share[toward][kind][k].row("share", counted=False),
                             **(self.beyond[toward][k].row() if kind == "edit" else {}),
                             "n": changes[k].n,
                             "groups": changes[k].groups,
@@ -90,9 +89,9 @@ class MarginResponse:
             [
                 {
                     "toward": toward,
-                    **numbers(step, "largest_step"),
+                    **step.row("largest_step", counted=False),
                     "steady_step": self.steady_step,
-                    **numbers(self.linearity[toward], "linearity"),
+                    **self.linearity[toward].row("linearity", counted=False),
                     "n": step.n,
                     "groups": step.groups,
                 }

@@ -16,7 +16,7 @@ from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import hits, numbers, steered
+from mechmem.evaluation.rows import hits, steered
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
@@ -51,10 +51,10 @@ class ModelComparison:
             [
                 {
                     "model": name,
-                    **numbers(value, "accuracy"),
-                    **numbers(self.accuracy_change[name], "accuracy_change"),
-                    **numbers(self.surprise[name], "surprise"),
-                    **numbers(self.surprise_change[name], "surprise_change"),
+                    **value.row("accuracy", counted=False),
+                    **self.accuracy_change[name].row("accuracy_change", counted=False),
+                    **self.surprise[name].row("surprise", counted=False),
+                    **self.surprise_change[name].row("surprise_change", counted=False),
                     "n": value.n,
                     "groups": value.groups,
                 }
@@ -161,8 +161,8 @@ class EffectByModel:
                         "toward": toward,
                         "before": Rates(self.observed[name]).share(toward).value,
                         "share": rates.share(toward).value,
-                        **numbers(rates.change(toward), "change"),
-                        **numbers(change_of_draws(draws, before, toward), "control"),
+                        **rates.change(toward).row("change", counted=False),
+                        **change_of_draws(draws, before, toward).row("control", counted=False),
                         **beyond(rates.after, draws, toward).row(),
                         "n": len(rates.after),
                         "groups": len(set(rates.after.prompts.groups)),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import MechmemError, PromptError
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import NOT_MEASURED, need_margins, numbers
+from mechmem.evaluation.rows import need_margins
 from mechmem.tasks.base import BEHAVIORS
 
 __all__ = ["NearTies", "near_ties"]
@@ -29,12 +29,14 @@ class NearTies:
         decided: Of the prompts that turned, the share whose |margin| was above ``threshold``; and
             of all prompts, the share above it.
         threshold: Nats. 1 nat: one answer is e = 2.7 times as likely as the other.
+        kinds: ``"unedited"`` (rephrasings), ``"edit"`` or ``"control"``, by name.
     """
 
     flips: Mapping[str, tuple[Estimate, ...]]
     edges: tuple[float, ...]
     decided: Mapping[str, tuple[Estimate, Estimate]]
     threshold: float
+    kinds: Mapping[str, str]
 
     def table(self) -> pd.DataFrame:
         """One row per name and bin."""
@@ -42,9 +44,10 @@ class NearTies:
             [
                 {
                     "name": name,
+                    **self._kind(name),
                     "margin_from": self.edges[k],
                     "margin_to": self.edges[k + 1],
-                    **numbers(share, counted=True),
+                    **share.row("share"),
                 }
                 for name, bins in self.flips.items()
                 for k, share in enumerate(bins)
@@ -57,18 +60,24 @@ class NearTies:
             [
                 {
                     "name": name,
+                    **self._kind(name),
                     "threshold": self.threshold,
-                    **numbers(flipped, counted=True),
-                    **numbers(everyone, "of_all"),
+                    **flipped.row("decided"),
+                    **everyone.row("of_all", counted=False),
                 }
                 for name, (flipped, everyone) in self.decided.items()
             ]
         )
 
+    def _kind(self, name: str) -> dict[str, str]:
+        kind = self.kinds[name]
+        return {"kind": kind, "control": name if kind == "control" else ""}
+
 
 def near_ties(
     results: Observations | Rates | Mapping[str, Observations | Rates],
     *,
+    controls: Mapping[str, Rates] | None = None,
     bins: int = 5,
     threshold: float = 1.0,
     seed: int = 0,
@@ -76,12 +85,12 @@ def near_ties(
     """Flip rate against the answer margin, for rephrasings and for edits.
 
     For `Observations` a prompt has turned when its partner (`PromptSet.pairs`) came out the other
-    way; for `Rates` when the edit turned it. The margin is the one before the edit. Give the
-    control's rates under another name: a control that turns only near-ties, and an edit that
-    turns decided answers too, differ in kind.
+    way; for `Rates` when the edit turned it. The margin is the one before the edit. A
+    control that turns only near-ties, and an edit that turns decided answers too, differ in kind.
 
     Args:
         results: Observations of pairs, rates of an edit, or several by name.
+        controls: Rates of controls, by name.
         bins: Bins with equally many prompts, made over all results together.
         threshold: Nats above which an answer counts as decided.
         seed: Keys the resampling of groups.
@@ -93,6 +102,10 @@ def near_ties(
     if bins < 1:
         raise MechmemError(f"bins must be an integer from 1, got {bins}.")
     named = dict(results) if isinstance(results, Mapping) else {_name(results): results}
+    kinds = {
+        name: "unedited" if isinstance(one, Observations) else "edit" for name, one in named.items()
+    } | dict.fromkeys(controls or {}, "control")
+    named |= controls or {}
     rows = {name: _turned(result) for name, result in named.items()}
     sizes = np.concatenate([size for size, _, _ in rows.values()])
     edges = np.quantile(sizes, np.linspace(0, 1, bins + 1))
@@ -117,7 +130,7 @@ def near_ties(
             else NOT_MEASURED,
             group_mean(above, groups, kind="share"),
         )
-    return NearTies(flips, tuple(float(edge) for edge in edges), decided, threshold)
+    return NearTies(flips, tuple(float(edge) for edge in edges), decided, threshold, kinds)
 
 
 def _name(result: Observations | Rates) -> str:

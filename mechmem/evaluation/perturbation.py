@@ -105,13 +105,7 @@ class PerturbationalMemorization:
     def summary(self) -> pd.DataFrame:
         """Acc, CR and LiMem with their 95 % intervals."""
         rows = {"accuracy": self.accuracy, "consistency": self.consistency, "limem": self.limem}
-        return pd.DataFrame(
-            [
-                {"measure": name, "value": e.value, "low": e.low, "high": e.high, "n": e.n,
-                 "groups": e.groups}
-                for name, e in rows.items()
-            ]
-        )  # fmt: skip
+        return pd.DataFrame([{"measure": name, **one.row("value")} for name, one in rows.items()])
 
 
 def perturbational_memorization(

@@ -11,7 +11,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.rates import Rates, evaluate
-from mechmem.evaluation.rows import hits, numbers
+from mechmem.evaluation.rows import hits
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
@@ -56,8 +56,8 @@ class Prompting:
                     "name": name,
                     "kind": self.kinds[name],
                     "outcome": outcome,
-                    **numbers(rates.share(outcome), "share"),
-                    **numbers(rates.change(outcome), "change"),
+                    **rates.share(outcome).row("share", counted=False),
+                    **rates.change(outcome).row("change", counted=False),
                     "n": len(rates.after),
                     "groups": len(set(rates.after.prompts.groups)),
                 }

@@ -107,18 +107,12 @@ class Rates:
             share = self.share(outcome)
             row = {
                 "outcome": outcome,
-                "share": share.value,
-                "low": share.low,
-                "high": share.high,
-                "n": share.n,
-                "groups": share.groups,
+                **share.row("share"),
             }
             if self.before is not None:
                 change = self.change(outcome)
                 row |= {
-                    "change": change.value,
-                    "change_low": change.low,
-                    "change_high": change.high,
+                    **change.row("change", counted=False),
                 }
             rows.append(row)
         return pd.DataFrame(rows)

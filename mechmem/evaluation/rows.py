@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mechmem.analysis.intervals import Estimate
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
 from mechmem.evaluation.behavior import Observations
@@ -18,28 +17,13 @@ from mechmem.tasks.base import BEHAVIORS
 from mechmem.tasks.prompts import PromptSet
 
 __all__ = [
-    "NOT_MEASURED",
     "can_steer",
     "hits",
     "need_margins",
-    "numbers",
     "refuse_seen",
     "sign_toward",
     "steered",
 ]
-
-NOT_MEASURED = Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
-
-
-def numbers(estimate: Estimate, name: str = "value", counted: bool = False) -> dict[str, Any]:
-    """Columns of a table: ``name``, its interval, and how many it was measured on."""
-    stem = "" if name == "value" else f"{name}_"
-    row: dict[str, Any] = {
-        name: estimate.value,
-        f"{stem}low": estimate.low,
-        f"{stem}high": estimate.high,
-    }
-    return {**row, "n": estimate.n, "groups": estimate.groups} if counted else row
 
 
 def hits(seen: Observations, outcome: str) -> np.ndarray:

@@ -11,7 +11,6 @@ import pandas as pd
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import MechmemError
 from mechmem.evaluation.behavior import Observations, observe
-from mechmem.evaluation.rows import numbers
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Sampler, generate
 from mechmem.models.model import Model
@@ -71,7 +70,7 @@ class Sampling:
                 ("both", self.both(temperature)),
                 *((outcome, self.share(temperature, outcome)) for outcome in self.greedy.allowed),
             ):
-                row |= numbers(value, name)
+                row |= value.row(name, counted=False)
             rows.append({**row, "n": len(draws), "groups": len(set(self.greedy.prompts.groups))})
         return pd.DataFrame(rows)
 

@@ -14,7 +14,7 @@ from mechmem.analysis.intervals import Estimate, Kind, group_ratio
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import draws_of_one
-from mechmem.evaluation.rows import can_steer, hits, numbers, refuse_seen, steered
+from mechmem.evaluation.rows import can_steer, hits, refuse_seen, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
@@ -52,8 +52,8 @@ class SideEffects:
                 {
                     "setting": setting,
                     "measure": measure,
-                    **numbers(value),
-                    **numbers(self.changes[setting][measure], "change"),
+                    **value.row("value", counted=False),
+                    **self.changes[setting][measure].row("change", counted=False),
                     **(self.beyond[setting][measure].row() if setting in self.beyond else {}),
                     "n": value.n,
                     "groups": value.groups,

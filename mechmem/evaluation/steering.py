@@ -184,12 +184,8 @@ def _cell(
     share = share_of_draws(seen, outcome, rows=mine, drawn=drawn)
     change = change_of_draws(seen, start, outcome, rows=mine, drawn=drawn)
     return {
-        "share": share.value,
-        "low": share.low,
-        "high": share.high,
-        "change": change.value,
-        "change_low": change.low,
-        "change_high": change.high,
+        **share.row("share", counted=False),
+        **change.row("change", counted=False),
         "n": share.n,
         "groups": share.groups,
         "size": size_of(seen),

@@ -20,7 +20,7 @@ from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import beyond, draws_of_one
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import numbers, steered
+from mechmem.evaluation.rows import steered
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
@@ -60,8 +60,8 @@ class ProbeTransfer:
                     "tested_on": tested,
                     "stream": self.site.stream,
                     "layer": self.site.layer,
-                    **numbers(value, "accuracy"),
-                    **numbers(self.shuffled[fitted][tested], "shuffled"),
+                    **value.row("accuracy", counted=False),
+                    **self.shuffled[fitted][tested].row("shuffled", counted=False),
                     "n": value.n,
                     "groups": value.groups,
                 }
@@ -215,7 +215,7 @@ class EditTransfer:
                             "other": rates.share("other").value
                             if "other" in rates.after.allowed
                             else float("nan"),
-                            **numbers(change, "change"),
+                            **change.row("change", counted=False),
                             **self.beyond(fitted, tested, toward).row(),
                             "n": change.n,
                             "groups": change.groups,

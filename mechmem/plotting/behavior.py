@@ -17,8 +17,9 @@ from mechmem.plotting.data import (
     as_table,
     counted,
     each_row,
+    ended,
     error_bars,
-    interval,
+    interval_in,
     percent,
     plain,
 )
@@ -54,11 +55,7 @@ def mix_table(
                 {
                     "set": name,
                     "outcome": outcome,
-                    "share": share.value,
-                    "low": share.low,
-                    "high": share.high,
-                    "n": share.n,
-                    "groups": share.groups,
+                    **share.row("share"),
                 }
             )
     return pd.DataFrame(rows)
@@ -75,7 +72,7 @@ def behavior_mix(
         theme: ``"light"`` or ``"dark"``.
     """
     if isinstance(observed, pd.DataFrame) and "share" in observed.columns:
-        columns = ("set", "outcome", "share", "low", "high")
+        columns = ("set", "outcome", *ended("share"))
         frame = as_table(observed, columns, "behavior_mix")
     else:
         frame = mix_table(observed)
@@ -93,7 +90,7 @@ def behavior_mix(
             insidetextfont={"color": "white"},
             textangle=0,
             hovertext=[
-                f"<b>{plain(row.set)}</b>: {outcome}<br>{interval(row.share, row.low, row.high)}"
+                f"<b>{plain(row.set)}</b>: {outcome}<br>{interval_in(row, 'share')}"
                 f"<br>{counted(part.iloc[[i]])}"
                 for i, row in enumerate(each_row(part))
             ],
@@ -102,7 +99,7 @@ def behavior_mix(
     fig.update_yaxes(
         title="share of the prompts",
         tickformat=".0%",
-        range=[0, min(float(frame["high"].max()) + 0.08, 1.02)],
+        range=[0, min(float(frame["share_high"].max()) + 0.08, 1.02)],
     )
     about = f"{counted(frame)}; lines: 95 % interval over groups"
     return house_style(fig, theme, "What the model does, unedited", about, 400, bottom=36)

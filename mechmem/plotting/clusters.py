@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.analysis.clusters import NeuronClusters
 from mechmem.evaluation.interaction import Interaction
-from mechmem.plotting.data import as_array, as_table, counted, each_row, plain
+from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, plain
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.style import COLORS, GRAY, house_style
 
@@ -97,11 +97,11 @@ def interaction(effects: Interaction | pd.DataFrame, *, theme: str = "light") ->
         effects: From `mechmem.interaction`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("toward", "kind", "part", "neurons", "value", "low", "high")
+    columns = ("toward", "kind", "part", "neurons", *ended("effect"))
     frame = as_table(effects, columns, "interaction")
     towards = list(dict.fromkeys(frame["toward"]))
     parts = [name for name in dict.fromkeys(frame["part"]) if name not in SUMS]
-    edit = frame[frame["kind"] == "edit"].groupby("part")["value"].apply(lambda v: v.abs().max())
+    edit = frame[frame["kind"] == "edit"].groupby("part")["effect"].apply(lambda v: v.abs().max())
     shown = sorted(parts, key=lambda name: -float(edit[name]))[:MAX_PARTS]
     order = [*shown, *SUMS]
     fig = make_subplots(
@@ -110,18 +110,18 @@ def interaction(effects: Interaction | pd.DataFrame, *, theme: str = "light") ->
     )  # fmt: skip
     fig.update_annotations(font_size=13)
     for number, toward in enumerate(towards, 1):
-        for kind, color in (("edit", COLORS.get(str(toward), GRAY)), ("permuted", GRAY)):
+        for kind, color in (("edit", COLORS.get(str(toward), GRAY)), ("control", GRAY)):
             mine = frame[(frame["toward"] == toward) & (frame["kind"] == kind)]
             rows = mine.set_index("part").loc[[k for k in order if k in set(mine["part"])]]
             rows = rows.reset_index()
             name = f"toward {toward}" if kind == "edit" else "values exchanged"
             add_bars(
-                fig, rows, x=[plain(part) for part in rows["part"]], value="value", name=name,
+                fig, rows, x=[plain(part) for part in rows["part"]], value="effect", name=name,
                 color=color, legend=kind == "edit" or number == 1, hollow=kind != "edit",
                 hover=[
-                    f"<b>{plain(part)}</b>, {count} neurons, {kind}<br>{text} nats"
+                    f"<b>{plain(part)}</b>, {count} neurons, {name}<br>{text} nats"
                     for part, count, text in zip(
-                        rows["part"], rows["neurons"], interval_text(rows, "value"), strict=True
+                        rows["part"], rows["neurons"], interval_text(rows, "effect"), strict=True
                     )
                 ],
                 cell={"row": 1, "col": number},

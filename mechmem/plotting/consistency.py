@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.analysis.consistency import SplitHalves
 from mechmem.analysis.layer_distribution import LayerDistribution
-from mechmem.plotting.data import as_array, as_table, counted, each_row, percent
+from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, percent
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
@@ -35,8 +35,8 @@ def layer_shares(shares: LayerDistribution | pd.DataFrame, *, theme: str = "ligh
         shares: From `mechmem.layer_distribution`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ["ranking", "stream", "layer", "share", "low", "high", "even", "chosen"]
-    columns += ["shuffled", "shuffled_low", "shuffled_high"]
+    columns = ["ranking", "stream", "layer", *ended("share"), "even", "chosen"]
+    columns += [*ended("shuffled")]
     frame = as_table(shares, columns, "layer_shares")
     rankings = list(dict.fromkeys(frame["ranking"]))
     fig = make_subplots(
@@ -104,8 +104,8 @@ def split_halves(
         theme: ``"light"`` or ``"dark"``.
     """
     named = halves if isinstance(halves, dict) else {"": halves}
-    columns = ["statistic", "mean", "low", "high", "chance"]
-    columns += ["shuffled_mean", "shuffled_low", "shuffled_high"]
+    columns = ["statistic", *ended("mean"), "chance"]
+    columns += [*ended("shuffled")]
     fig = make_subplots(
         1, 3, subplot_titles=[STATISTICS[name] for name in STATISTICS], horizontal_spacing=0.08
     )
@@ -118,14 +118,17 @@ def split_halves(
             rows.append(frame[frame["statistic"] == statistic].assign(name=name or "neurons"))
             about = counted(frame, "examples")
         part = pd.concat(rows)
-        for kind, prefix, color in (("halves", "", PALETTE[0]), ("exchanged", "shuffled_", GRAY)):
-            ends = (f"{prefix}low", f"{prefix}high")
+        for kind, column, color in (
+            ("halves", "mean", PALETTE[0]),
+            ("exchanged", "shuffled", GRAY),
+        ):
+            ends = (f"{column}_low", f"{column}_high")
             add_bars(
-                fig, part, x=list(part["name"]), value=f"{prefix}mean",
+                fig, part, x=list(part["name"]), value=column,
                 name="observed" if kind == "halves" else "classes exchanged", color=color,
                 ends=ends, legend=number == 1, hollow=kind != "halves",
                 hover=[
-                    f"{row['name']}<br>{row[f'{prefix}mean']:.2f}, middle 95 % of splits "
+                    f"{row['name']}<br>{row[column]:.2f}, middle 95 % of splits "
                     f"{row[ends[0]]:.2f} to {row[ends[1]]:.2f}"
                     for _, row in part.iterrows()
                 ],

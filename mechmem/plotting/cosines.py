@@ -10,7 +10,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechmem.analysis.cosines import CosineProfile, DirectionCosines, PrincipalCosines
-from mechmem.plotting.data import as_array, as_table, counted, each_row, plain, site_axis
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    counted,
+    each_row,
+    ended,
+    interval_in,
+    plain,
+    site_axis,
+)
 from mechmem.plotting.state_maps import class_color
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
@@ -26,7 +35,7 @@ def cosine_profile(
         result: From `mechmem.cosine_profile`, several of them, or their saved tables, concatenated.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("stream", "layer", "class", "cosine", "low", "high", "sd", "model")
+    columns = ("stream", "layer", "class", *ended("cosine"), "sd", "model")
     parts = [result] if isinstance(result, (CosineProfile, pd.DataFrame)) else list(result)
     frame = pd.concat([as_table(part, columns, "cosine_profile") for part in parts])
     models = list(dict.fromkeys(frame["model"]))
@@ -184,7 +193,7 @@ def _with_spread(
         showlegend=column == 1,
         legendgroup=name,
         hovertext=[
-            f"{row.stream} {row.layer}<br>{name}: {row.cosine:.3f} [{row.low:.3f}, {row.high:.3f}]"
+            f"{row.stream} {row.layer}<br>{name}: {interval_in(row, 'cosine', False)}"
             f"<br>standard deviation {row.sd:.3f}<br>{counted(part.iloc[[i]])}"
             for i, row in enumerate(each_row(part))
         ],

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.evaluation.models_compared import EffectByModel, ModelComparison
 from mechmem.evaluation.side_effects import SideEffects
-from mechmem.plotting.data import as_array, as_table, counted, error_bars, plain
+from mechmem.plotting.data import as_array, as_table, counted, ended, error_bars, plain
 from mechmem.plotting.intervals import add_line
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
 
@@ -29,7 +29,7 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
         costs: From `mechmem.side_effects`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    frame = as_table(costs, ("setting", "measure", "value", "low", "high"), "side_effects")
+    frame = as_table(costs, ("setting", "measure", *ended("value")), "side_effects")
     found = [name for name in MEASURES if name in set(frame["measure"])]
     fig = make_subplots(1, len(found), shared_yaxes=True, horizontal_spacing=0.08)
     for number, measure in enumerate(found, 1):
@@ -39,7 +39,11 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
         fig.update_xaxes(title=title, nticks=4, tickangle=0, row=1, col=number)
         if measure == "accuracy":
             fig.update_xaxes(SHARE_AXIS, tickvals=[0, 0.5, 1], row=1, col=number)
-        if part["low"].notna().any() and measure.endswith("perplexity") and part["high"].max() > 50:
+        if (
+            part["value_low"].notna().any()
+            and measure.endswith("perplexity")
+            and part["value_high"].max() > 50
+        ):
             fig.update_xaxes(type="log", tickvals=_few(part), row=1, col=number)
     fig.update_yaxes(autorange="reversed")
     about = f"{counted(frame)}; lines: 95 % interval over groups"
@@ -55,8 +59,8 @@ def model_accuracy(models: ModelComparison | pd.DataFrame, *, theme: str = "ligh
         models: From `mechmem.compare_models`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ["model", "accuracy", "accuracy_low", "accuracy_high"]
-    columns += ["surprise", "surprise_low", "surprise_high"]
+    columns = ["model", *ended("accuracy")]
+    columns += [*ended("surprise")]
     frame = as_table(models, columns, "model_accuracy")
     fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
     _points(fig, frame, frame["model"], "accuracy", 1)
@@ -76,8 +80,8 @@ def effect_by_model(effects: EffectByModel | pd.DataFrame, *, theme: str = "ligh
         effects: From `mechmem.effect_by_model`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ["model", "parameters", "toward", "change", "change_low", "change_high"]
-    columns += ["control", "control_low", "control_high"]
+    columns = ["model", "parameters", "toward", *ended("change")]
+    columns += [*ended("control")]
     frame = as_table(effects, columns, "effect_by_model").sort_values("parameters")
     fig = go.Figure()
     for k, (toward, part) in enumerate(frame.groupby("toward", sort=False)):
@@ -112,7 +116,9 @@ def effect_by_model(effects: EffectByModel | pd.DataFrame, *, theme: str = "ligh
 
 def _few(part: pd.DataFrame) -> list[float]:
     """At most three round numbers on a logarithmic axis."""
-    low, high = np.log10([part[["low", "value"]].min().min(), part[["high", "value"]].max().max()])
+    low, high = np.log10(
+        [part[["value_low", "value"]].min().min(), part[["value_high", "value"]].max().max()]
+    )
     lowest, highest = 10**low, 10**high
     steps: tuple[tuple[int, ...], ...] = ((1, 2, 5), (1, 3), (1,))
     for within in steps:
@@ -128,8 +134,7 @@ def _few(part: pd.DataFrame) -> list[float]:
 def _points(
     fig: go.Figure, frame: pd.DataFrame, names: pd.Series[str], value: str, number: int
 ) -> None:
-    stem = "" if value == "value" else f"{value}_"
-    low, high = f"{stem}low", f"{stem}high"
+    low, high = f"{value}_low", f"{value}_high"
     colors = [
         GRAY
         if "," in name or "random" in name

@@ -53,10 +53,9 @@ def each_row(frame: pd.DataFrame) -> list[Any]:
     return list(frame.itertuples())
 
 
-def error_bars(
-    frame: pd.DataFrame, value: str, low: str = "low", high: str = "high"
-) -> dict[str, Any]:
-    """Plotly's asymmetric error bars from interval ends."""
+def error_bars(frame: pd.DataFrame, value: str, low: str = "", high: str = "") -> dict[str, Any]:
+    """Plotly's asymmetric error bars from interval ends, by default those of the column."""
+    low, high = low or f"{value}_low", high or f"{value}_high"
     return {
         "type": "data",
         "symmetric": False,
@@ -82,6 +81,17 @@ def interval(value: float, low: float, high: float, as_percent: bool = True) -> 
     if as_percent:
         return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def interval_in(row: Any, name: str, as_percent: bool = True) -> str:
+    """The same of one number of a row, ``name`` with ``name_low`` and ``name_high``."""
+    value, low, high = (float(getattr(row, column)) for column in ended(name))
+    return interval(value, low, high, as_percent)
+
+
+def ended(*names: str) -> tuple[str, ...]:
+    """Columns of numbers with their intervals: ``x, x_low, x_high`` for every name."""
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
 
 
 def counted(frame: pd.DataFrame, noun: str = "prompts") -> str:

@@ -1,4 +1,4 @@
-"""How the rates follow the strength of an edit, in both directions, beside a placebo."""
+"""How the rates follow the strength of an edit, in both directions, beside its control."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    counted,
+    each_row,
+    ended,
+    error_bars,
+    interval_in,
+)
 from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
 
 
@@ -19,11 +27,11 @@ def dose_response(
     Filled points are the edit, open points on dashed lines a random direction of the same norm.
 
     Args:
-        dose: `Study.dose`: toward, alpha, kind (edit or placebo), outcome, share, low, high.
+        dose: `Study.dose`: toward, alpha, kind (edit or control), outcome, share with its ends.
         negative: The class steered to on the left side; default the first of the table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("toward", "alpha", "kind", "outcome", "share", "low", "high")
+    columns = ("toward", "alpha", "kind", "outcome", *ended("share"))
     frame = as_table(dose, columns, "dose_response").copy()
     if negative is None:
         negative = str(frame["toward"].iloc[0]) if len(frame) else next(iter(COLORS))
@@ -32,7 +40,7 @@ def dose_response(
     frame = frame.drop_duplicates(["signed", "kind", "outcome"])
     fig = go.Figure()
     found = list(dict.fromkeys(frame["outcome"]))
-    for kind, dash, symbol in (("placebo", "dash", "circle-open"), ("edit", "solid", "circle")):
+    for kind, dash, symbol in (("control", "dash", "circle-open"), ("edit", "solid", "circle")):
         for k, outcome in enumerate(found):
             part = frame[(frame["kind"] == kind) & (frame["outcome"] == outcome)]
             part = part.sort_values("signed")
@@ -41,7 +49,7 @@ def dose_response(
             color = color_of(str(outcome), k)
             strong = kind == "edit"
             fig.add_scatter(
-                name=str(outcome) if strong else f"{outcome}, placebo",
+                name=str(outcome) if strong else f"{outcome}, control",
                 x=as_array(part["signed"]),
                 y=as_array(part["share"]),
                 error_y={**error_bars(part, "share"), "thickness": 1.6 if strong else 0.8},
@@ -51,7 +59,7 @@ def dose_response(
                 opacity=1.0 if strong else 0.8,
                 hovertext=[
                     f"<b>{kind}</b>, toward {row.toward}, alpha {row.alpha:g}<br>{outcome}: "
-                    f"{interval(row.share, row.low, row.high)}<br>{counted(part.iloc[[i]])}"
+                    f"{interval_in(row, 'share')}<br>{counted(part.iloc[[i]])}"
                     for i, row in enumerate(each_row(part))
                 ],
                 hoverinfo="text",

@@ -27,8 +27,7 @@ def interval_text(
 
 def columns_of(value: str) -> tuple[str, str]:
     """Names of the interval's ends of a column."""
-    stem = "" if value in ("value", "accuracy", "share", "same", "similarity") else f"{value}_"
-    return f"{stem}low", f"{stem}high"
+    return f"{value}_low", f"{value}_high"
 
 
 def add_bars(

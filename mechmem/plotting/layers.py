@@ -14,8 +14,10 @@ from mechmem.plotting.data import (
     as_table,
     counted,
     each_row,
+    ended,
     error_bars,
     interval,
+    interval_in,
     percent,
     site_axis,
 )
@@ -69,7 +71,7 @@ def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "l
         separation: From `mechmem.separation`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("stream", "layer", "auroc", "low", "high", "random_low", "random_high")
+    columns = ("stream", "layer", *ended("auroc"), "random_low", "random_high")
     frame = as_table(separation, columns, "separation_profile")
     fig = go.Figure()
     lines, title = site_axis(frame)
@@ -85,7 +87,7 @@ def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "l
             line={"color": color, "width": 2.5},
             marker={"size": 9},
             hovertext=[
-                f"{row.stream} {row.layer}<br>AUROC {_number(row.auroc, row.low, row.high)}<br>"
+                f"{row.stream} {row.layer}<br>AUROC {interval_in(row, 'auroc', False)}<br>"
                 f"random directions {row.random_low:.2f} to {row.random_high:.2f}<br>"
                 f"{counted(part.iloc[[i]])}"
                 for i, row in enumerate(each_row(part))
@@ -94,7 +96,7 @@ def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "l
         )
     _level(fig, 0.5, "chance", "left")
     _site_ticks(fig, title)
-    low = min(frame["low"].min(), frame["random_low"].min(), 0.45)
+    low = min(frame["auroc_low"].min(), frame["random_low"].min(), 0.45)
     fig.update_yaxes(title="AUROC", range=[max(low - 0.05, 0), 1.02])
     about = f"{counted(frame)}, unseen in fitting; lines: 95 % interval"
     return house_style(fig, theme, "How far the behaviors lie apart", about, 420, bottom=40)
@@ -112,7 +114,7 @@ def probe_accuracy(probes: Probes | pd.DataFrame, *, theme: str = "light") -> go
     columns = ["stream", "layer", "majority"]
     for name in ("shuffled", "input_only"):
         columns += [name, f"{name}_low", f"{name}_high"]
-    frame = as_table(probes, [*columns, "accuracy", "low", "high"], "probe_accuracy")
+    frame = as_table(probes, [*columns, *ended("accuracy")], "probe_accuracy")
     fig = go.Figure()
     lines, title = site_axis(frame)
     for k, (stream, (rows, labels)) in enumerate(lines.items()):
@@ -131,7 +133,7 @@ def probe_accuracy(probes: Probes | pd.DataFrame, *, theme: str = "light") -> go
             line={"color": color, "width": 2.5},
             marker={"size": 9},
             hovertext=[
-                f"{row.stream} {row.layer}<br>accuracy {interval(row.accuracy, row.low, row.high)}"
+                f"{row.stream} {row.layer}<br>accuracy {interval_in(row, 'accuracy')}"
                 f"<br>{counted(part.iloc[[i]])}"
                 for i, row in enumerate(each_row(part))
             ],
@@ -141,7 +143,7 @@ def probe_accuracy(probes: Probes | pd.DataFrame, *, theme: str = "light") -> go
             _baseline(fig, labels, part, "shuffled", "shuffled labels", GRAY, "dot", bars=True)
     _level(fig, float(frame["majority"].iloc[0]), "larger class", "right")
     _site_ticks(fig, title)
-    low = min(frame["low"].min(), frame["shuffled_low"].min(), 0.45)
+    low = min(frame["accuracy_low"].min(), frame["shuffled_low"].min(), 0.45)
     fig.update_yaxes(title="held-out accuracy", tickformat=".0%", range=[max(low - 0.05, 0), 1.02])
     about = f"{counted(frame)}, whole groups held out; lines: 95 % interval"
     return house_style(

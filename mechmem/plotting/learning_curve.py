@@ -6,7 +6,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.analysis.learning_curve import LearningCurve
-from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    counted,
+    each_row,
+    error_bars,
+    interval,
+    interval_in,
+)
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
 BASELINES = {
@@ -23,7 +31,16 @@ def learning_curve(curve: LearningCurve | pd.DataFrame, *, theme: str = "light")
         curve: From `mechmem.learning_curve`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ["stream", "layer", "classifier", "pairs", "accuracy", "low", "high", "majority"]
+    columns = [
+        "stream",
+        "layer",
+        "classifier",
+        "pairs",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "majority",
+    ]
     for name in BASELINES:
         columns += [name, f"{name}_low", f"{name}_high"]
     frame = as_table(curve, columns, "learning_curve")
@@ -41,7 +58,7 @@ def learning_curve(curve: LearningCurve | pd.DataFrame, *, theme: str = "light")
             marker={"size": 8},
             hovertext=[
                 f"{stream} {layer}, {row.pairs:,} pairs<br>accuracy "
-                f"{interval(row.accuracy, row.low, row.high)}<br>{counted(part.iloc[[i]])}"
+                f"{interval_in(row, 'accuracy')}<br>{counted(part.iloc[[i]])}"
                 for i, row in enumerate(each_row(part))
             ],
             hoverinfo="text",
@@ -82,7 +99,7 @@ def learning_curve(curve: LearningCurve | pd.DataFrame, *, theme: str = "light")
         tickvals=sizes,
         ticktext=[f"{size:,}" for size in sizes],
     )
-    lowest = min(frame["low"].min(), *(frame[f"{name}_low"].min() for name in BASELINES))
+    lowest = min(frame["accuracy_low"].min(), *(frame[f"{name}_low"].min() for name in BASELINES))
     fig.update_yaxes(
         title="held-out accuracy", tickformat=".0%", range=[max(lowest - 0.05, 0), 1.02]
     )

@@ -8,7 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechmem.plotting.data import as_array, as_table, each_row, error_bars, interval, plain
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    each_row,
+    ended,
+    error_bars,
+    interval_in,
+    plain,
+)
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
 SCORES = ("perturbational", "counterfactual")
@@ -24,7 +32,7 @@ def memorization(
         changes: Its saved table of changes, when ``result`` is a table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("group", "kind", "projection", "low", "high", *SCORES)
+    columns = ("group", "kind", "projection", "counterfactual_low", "counterfactual_high", *SCORES)
     items = as_table(result, columns, "memorization")
     if changes is None and not isinstance(result, pd.DataFrame):
         changes = result.changes()
@@ -48,7 +56,7 @@ def memorization(
                 marker={"size": 8, "opacity": 0.75, "color": PALETTE[k % len(PALETTE)]},
                 hovertext=[
                     f"{plain(row.group)}, {plain(row.kind)}<br>{score} {getattr(row, score):.2f}"
-                    f"{f' [{row.low:.2f}, {row.high:.2f}]' * (column - 1)}"
+                    f"{_ends(row) * (column - 1)}"
                     f"<br>projection {row.projection:.2f}"
                     for row in each_row(part)
                 ],
@@ -65,9 +73,15 @@ def memorization(
     return house_style(fig, theme, title, about, 440, bottom=46).update_layout(margin_t=110)
 
 
+def _ends(row: Any) -> str:
+    return f" [{row.counterfactual_low:.2f}, {row.counterfactual_high:.2f}]"
+
+
 def _changes(fig: go.Figure, changes: pd.DataFrame) -> None:
     frame = as_table(
-        changes, ("score", "edit", "kind", "change", "low", "high", "n"), "memorization"
+        changes,
+        ("score", "edit", "kind", *ended("change"), "n"),
+        "memorization",
     )
     overall = frame[frame["kind"] == "all"]
     for k, score in enumerate(SCORES):
@@ -76,11 +90,10 @@ def _changes(fig: go.Figure, changes: pd.DataFrame) -> None:
             name=f"change of {score}",
             x=[plain(name).replace(" ", "<br>") for name in part["edit"]],
             y=as_array(part["change"]),
-            error_y=error_bars(part, "change", "low", "high"),
+            error_y=error_bars(part, "change"),
             marker={"color": (GRAY, PALETTE[4])[k]},
             hovertext=[
-                f"{score}, {plain(row.edit)}<br>"
-                f"{interval(row.change, row.low, row.high, as_percent=False)}, n {row.n:.0f}"
+                f"{score}, {plain(row.edit)}<br>{interval_in(row, 'change', False)}, n {row.n:.0f}"
                 for row in each_row(part)
             ],
             hoverinfo="text",

@@ -14,8 +14,10 @@ from mechmem.plotting.data import (
     as_table,
     counted,
     each_row,
+    ended,
     error_bars,
     interval,
+    interval_in,
     percent,
     plain,
 )
@@ -39,7 +41,7 @@ def rates_bars(
     frame = tested() if callable(tested) else as_table(result, (), "rates_bars")
     if "setting" in frame.columns:
         return _sweep_bars(frame, family, theme)
-    frame = as_table(frame, ("outcome", "share", "low", "high"), "rates_bars")
+    frame = as_table(frame, ("outcome", *ended("share")), "rates_bars")
     fig = go.Figure(
         go.Bar(
             x=frame["outcome"].astype(str),
@@ -47,8 +49,7 @@ def rates_bars(
             error_y=error_bars(frame, "share"),
             marker_color=[color_of(str(name), k) for k, name in enumerate(frame["outcome"])],
             hovertext=[
-                f"{row.outcome}: {interval(row.share, row.low, row.high)}"
-                f"<br>{counted(frame.iloc[[k]])}"
+                f"{row.outcome}: {interval_in(row, 'share')}<br>{counted(frame.iloc[[k]])}"
                 for k, row in enumerate(each_row(frame))
             ],
             hoverinfo="text",
@@ -64,7 +65,7 @@ def rates_bars(
             marker={"symbol": "diamond-open", "size": 13, "line": {"width": 2.5}, "color": GRAY},
             hovertext=[
                 f"{row.outcome}, without the edit: {percent(row.share - row.change)}<br>change "
-                f"{interval(row.change, row.change_low, row.change_high)}, paired"
+                f"{interval_in(row, 'change')}, paired"
                 for row in each_row(frame)
             ],
             hoverinfo="text",

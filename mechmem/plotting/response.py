@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.evaluation.margin_response import MarginResponse
 from mechmem.evaluation.near_ties import NearTies
-from mechmem.plotting.data import as_array, as_table, counted, each_row, plain
+from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, interval_in, plain
 from mechmem.plotting.intervals import add_band, add_line, interval_text
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
@@ -22,8 +22,8 @@ def margin_response(response: MarginResponse | pd.DataFrame, *, theme: str = "li
         response: From `mechmem.margin_response`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ["toward", "kind", "alpha", "change", "change_low", "change_high"]
-    columns += ["spread_low", "spread_high", "share", "share_low", "share_high"]
+    columns = ["toward", "kind", "alpha", *ended("change")]
+    columns += ["spread_low", "spread_high", *ended("share")]
     frame = as_table(response, columns, "margin_response")
     towards = list(dict.fromkeys(frame["toward"]))
     fig = make_subplots(
@@ -74,23 +74,20 @@ def near_ties(ties: NearTies | pd.DataFrame, *, theme: str = "light") -> go.Figu
         ties: From `mechmem.near_ties`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("name", "margin_from", "margin_to", "value", "low", "high")
+    columns = ("name", "kind", "margin_from", "margin_to", *ended("share"))
     frame = as_table(ties, columns, "near_ties")
     fig = go.Figure()
     for k, (name, part) in enumerate(frame.groupby("name", sort=False)):
-        part = part[part["value"].notna()]
-        control = any(word in str(name) for word in ("random", "control", "placebo"))
-        color = next(
-            (COLORS[word] for word in ("memorized", "generalized") if word in str(name)),
-            PALETTE[k % len(PALETTE)],
-        )
+        part = part[part["share"].notna()]
+        control = (part["kind"] == "control").all()
+        color = COLORS.get(str(name).removeprefix("toward "), PALETTE[k % len(PALETTE)])
         add_line(
-            fig, part, x=((part["margin_from"] + part["margin_to"]) / 2).tolist(), value="value",
+            fig, part, x=((part["margin_from"] + part["margin_to"]) / 2).tolist(), value="share",
             name=plain(name), color=GRAY if control else color,
             dash="dash" if control else "solid",
             hover=[
                 f"{plain(name)}<br>|margin| {row.margin_from:.2f} to {row.margin_to:.2f} nats<br>"
-                f"turned: {100 * row.value:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]<br>"
+                f"turned: {interval_in(row, 'share')}<br>"
                 f"{counted(part.iloc[[i]])}"
                 for i, row in enumerate(each_row(part))
             ],

@@ -10,7 +10,16 @@ from plotly.subplots import make_subplots
 from mechmem.analysis.correlation import ScoreCorrelation
 from mechmem.errors import MechmemError, listed
 from mechmem.models.sites import Site
-from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval, plain
+from mechmem.plotting.data import (
+    as_array,
+    as_table,
+    counted,
+    each_row,
+    ended,
+    error_bars,
+    interval,
+    plain,
+)
 from mechmem.plotting.state_maps import class_color
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
@@ -33,7 +42,7 @@ def score_correlation(
     Raises:
         MechmemError: For a site that is not there, or none named among several.
     """
-    names = ("spearman", "spearman_low", "spearman_high", "pearson", "pearson_low", "pearson_high")
+    names = (*ended("spearman"), *ended("pearson"))
     columns = ("stream", "layer", "id", "class", "score", "projection", "random_low", "random_high")
     frame = as_table(result, (*columns, *names), "score_correlation").copy()
     frame["class"] = frame["class"].fillna("")

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from mechmem.evaluation.graded import GradedAnswers
 from mechmem.evaluation.prompting import Prompting
 from mechmem.evaluation.sampling import Sampling
-from mechmem.plotting.data import as_table, counted, each_row, error_bars, plain
+from mechmem.plotting.data import as_table, counted, each_row, ended, error_bars, plain
 from mechmem.plotting.intervals import add_bars, add_line
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
@@ -20,7 +20,7 @@ def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go
         settings: From `mechmem.prompting`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("name", "kind", "outcome", "share", "share_low", "share_high")
+    columns = ("name", "kind", "outcome", *ended("share"))
     frame = as_table(settings, columns, "prompting")
     fig = go.Figure()
     for k, (outcome, part) in enumerate(frame.groupby("outcome", sort=False)):
@@ -28,7 +28,7 @@ def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go
             name=str(outcome),
             y=[f"{plain(row.name)} ({row.kind})" for row in each_row(part)],
             x=part["share"].to_numpy(float),
-            error_x=error_bars(part, "share", "share_low", "share_high"),
+            error_x=error_bars(part, *ended("share")),
             orientation="h",
             marker_color=color_of(str(outcome), k),
             hovertext=[
@@ -56,8 +56,8 @@ def graded_answers(graded: GradedAnswers | pd.DataFrame, *, theme: str = "light"
         graded: From `mechmem.graded_answers`, or its saved `summary`.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ["outcome", "answer", "similarity", "similarity_low", "similarity_high"]
-    columns += ["chance", "chance_low", "chance_high", "n"]
+    columns = ["outcome", "answer", *ended("similarity")]
+    columns += [*ended("chance"), "n"]
     table = graded.summary() if isinstance(graded, GradedAnswers) else graded
     frame = as_table(table, columns, "graded_answers")
     frame = frame[frame["n"] > 0]

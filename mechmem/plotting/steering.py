@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechmem.evaluation.steering import SteeringGrid
-from mechmem.plotting.data import as_table, counted, each_row, interval, percent, plain
+from mechmem.plotting.data import as_table, counted, each_row, interval, interval_in, percent, plain
 from mechmem.plotting.style import house_style
 
 
@@ -22,7 +22,17 @@ def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") 
         result: From `mechmem.steering_grid`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    columns = ("stream", "layer", "alpha", "kind", "class", "share", "low", "high", "change")
+    columns = (
+        "stream",
+        "layer",
+        "alpha",
+        "kind",
+        "class",
+        "share",
+        "share_low",
+        "share_high",
+        "change",
+    )
     frame = as_table(result, columns, "steering_grid")
     classes = list(dict.fromkeys(frame["class"]))
     kinds = list(dict.fromkeys(frame["kind"]))
@@ -85,7 +95,7 @@ def _cells(
         share[at] = row.share
         words = (
             f"{row.stream} {row.layer}, strength {row.alpha:g}<br>"
-            f"{interval(row.share, row.low, row.high)}<br>change {percent(row.change)}"
+            f"{interval_in(row, 'share')}<br>change {percent(row.change)}"
         )
         beyond = getattr(row, "beyond", float("nan"))
         if np.isfinite(beyond):

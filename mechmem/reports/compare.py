@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
+from mechmem.plotting.data import ended
 from mechmem.reports.compare_figures import effects_figure, layers_figure, mix_figure
 from mechmem.reports.page import drawn, render
 from mechmem.reports.saved import SavedStudy, load_study
@@ -115,15 +116,15 @@ class Comparison:
         ]
         behavior = effects[effects["kind"] == "behavior"]
         counted += [
-            f"{int((rows['low'] > 0).sum())} of {len(rows)} went beyond every control toward "
-            f"{toward}, which alone proves nothing"
+            f"{int((rows['beyond_low'] > 0).sum())} of {len(rows)} went beyond every control "
+            f"toward {toward}, which alone proves nothing"
             for toward, rows in behavior.groupby("toward", sort=False)
         ]
         reasoning = effects[effects["kind"] == "reasoning"]
         if not reasoning.empty:
             counted.append(
-                f"{int((reasoning['low'] > 0).sum())} of {len(reasoning)} changes of accuracy "
-                "lie above those of random directions"
+                f"{int((reasoning['beyond_low'] > 0).sum())} of {len(reasoning)} changes of "
+                "accuracy lie above those of random directions"
             )
         return "; ".join(counted)
 
@@ -187,16 +188,16 @@ def _effects(one: SavedStudy) -> pd.DataFrame:
         frame = frame[frame["beyond_random"].notna()]
         signs = [name for name in ("sign", "toward") if name in frame]
         toward = frame[["label", *signs]].astype(str).agg(", ".join, axis=1)
-        values = frame[["beyond_random", "beyond_random_low", "beyond_random_high"]]
+        values = frame[[*ended("beyond_random")]]
         head = {"kind": "reasoning", "family": frame["family"], "toward": toward}
     else:
         frame = _named(one, "beyond_controls")
         if frame.empty:
             return pd.DataFrame()
         frame = frame[frame["family"] == frame["family"].iloc[0]]  # the best on validation is first
-        values = frame[["beyond_every_control", "low", "high"]]
+        values = frame[[*ended("beyond_every_control")]]
         head = {"kind": "behavior", "family": frame["family"], "toward": frame["toward"]}
-    values = values.set_axis(["beyond", "low", "high"], axis=1)
+    values = values.set_axis([*ended("beyond")], axis=1)
     return pd.DataFrame(head | {name: values[name] for name in values}).assign(
         n=frame["n"], groups=frame["groups"]
     )
@@ -212,5 +213,10 @@ def _mix(one: SavedStudy) -> pd.DataFrame:
         plain = plain[plain["family"] == "unedited"]
         return pd.DataFrame(
             {"outcome": "correct, " + plain["label"].astype(str), "share": plain["accuracy"]}
-        ).assign(low=plain["low"], high=plain["high"], n=plain["n"], groups=plain["groups"])
+        ).assign(
+            share_low=plain["accuracy_low"],
+            share_high=plain["accuracy_high"],
+            n=plain["n"],
+            groups=plain["groups"],
+        )
     return frame

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechmem.plotting.data import counted, each_row, error_bars, interval, percent, plain
+from mechmem.plotting.data import (
+    counted,
+    each_row,
+    error_bars,
+    interval_in,
+    percent,
+    plain,
+)
 from mechmem.plotting.style import PALETTE, color_of, faded, house_style
 
 ROW = 34
@@ -38,7 +45,7 @@ def effects_figure(effects: pd.DataFrame, theme: str) -> go.Figure | None:
                 },
                 hovertext=[
                     f"{plain(row.study)}, {name}<br>{plain(row.family)}<br>"
-                    f"{interval(row.beyond, row.low, row.high)}<br>n = {row.n:,} in {row.groups:,} "
+                    f"{interval_in(row, 'beyond')}<br>n = {row.n:,} in {row.groups:,} "
                     "groups"
                     for row in each_row(rows)
                 ],
@@ -74,7 +81,7 @@ def mix_figure(mix: pd.DataFrame, theme: str) -> go.Figure | None:
                 marker={"color": color_of(str(outcome), k)},
                 hovertext=[
                     f"{plain(row.study)}, {plain(outcome)}<br>"
-                    f"{interval(row.share, row.low, row.high)}<br>n = {row.n:,} in {row.groups:,} "
+                    f"{interval_in(row, 'share')}<br>n = {row.n:,} in {row.groups:,} "
                     "groups"
                     for row in each_row(rows)
                 ],
@@ -103,7 +110,7 @@ def layers_figure(table: pd.DataFrame, column: str, theme: str) -> go.Figure | N
         fig.add_trace(
             go.Scatter(
                 x=np.concatenate([depth, depth[::-1]]),
-                y=np.concatenate([rows["high"], rows["low"][::-1]]),
+                y=np.concatenate([rows[f"{column}_high"], rows[f"{column}_low"][::-1]]),
                 mode="lines",
                 fill="toself",
                 fillcolor=faded(color, 0.16),
@@ -122,7 +129,7 @@ def layers_figure(table: pd.DataFrame, column: str, theme: str) -> go.Figure | N
                 marker={"symbol": SYMBOLS[k % len(SYMBOLS)], "size": 7},
                 hovertext=[
                     f"{plain(study)}<br>{row.stream}[{row.layer}]<br>"
-                    f"{interval(getattr(row, column), row.low, row.high, False)}<br>"
+                    f"{interval_in(row, column, False)}<br>"
                     f"n = {row.n:,} in {row.groups:,} groups"
                     for row in each_row(rows)
                 ],

@@ -54,10 +54,8 @@ def sentence(text: str) -> str:
 
 
 def estimate_of(row: Mapping[Any, Any], name: str) -> Estimate:
-    """A number of a table with its interval: ``name``, ``name_low``, ``name_high``, or, where the
-    row has no such ends, ``low`` and ``high``."""
-    ends = (f"{name}_low", f"{name}_high") if f"{name}_low" in row else ("low", "high")
-    low, high = (float(row[end]) for end in ends)
+    """A number of a table with its interval: ``name``, ``name_low``, ``name_high``."""
+    low, high = (float(row[f"{name}_{end}"]) for end in ("low", "high"))
     return Estimate(float(row[name]), low, high, int(row["n"]), int(row["groups"]))
 
 

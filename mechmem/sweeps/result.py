@@ -148,9 +148,7 @@ class Sweep:
                         "setting": "edit",
                         "toward": toward,
                         **_shares(rates.share, rates),
-                        "change": change.value,
-                        "change_low": change.low,
-                        "change_high": change.high,
+                        **change.row("change", counted=False),
                         "size": rates.after.moved,
                     }
                 )
@@ -196,11 +194,7 @@ class Sweep:
                                     "toward": toward,
                                     "before": start,
                                     "outcome": outcome,
-                                    "share": share.value,
-                                    "low": share.low,
-                                    "high": share.high,
-                                    "n": share.n,
-                                    "groups": share.groups,
+                                    **share.row("share"),
                                 }
                             )
         return pd.DataFrame(rows)

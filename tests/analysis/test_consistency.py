@@ -96,7 +96,7 @@ class TestSplitHalves:
         got = mm.split_halves(states(1, shift=0.0), top=0.1, splits=60)
         row = got.table().set_index("statistic").loc["overlap"]
         assert row["mean"] == pytest.approx(row["chance"], abs=0.06)
-        assert row["low"] <= row["shuffled_mean"] <= row["high"]
+        assert row["mean_low"] <= row["shuffled"] <= row["mean_high"]
 
     @pytest.mark.parametrize("scope", ["global", "site"])
     def test_a_split_is_two_rankings_of_neuron_scores(self, scope: str) -> None:

@@ -104,7 +104,7 @@ class TestCosines:
             cosines = data @ r / np.linalg.norm(r) / np.linalg.norm(data, axis=1)
             assert row.cosine == pytest.approx(cosines.mean())
             assert row.sd == pytest.approx(cosines.std(ddof=1))
-            assert row.low < row.cosine < row.high
+            assert row.cosine_low < row.cosine < row.cosine_high
             assert row.n == len(data)
 
     def test_separation_is_refused_for_what_any_of_the_directions_has_seen(self, fitted) -> None:

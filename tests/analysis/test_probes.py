@@ -66,7 +66,15 @@ class TestWhatIsFound:
     def test_the_table_has_every_baseline(self, found) -> None:
         table = found.table()
         assert list(zip(table.stream, table.layer, strict=True)) == SITES
-        for column in ("accuracy", "low", "high", "shuffled", "input_only", "majority", "groups"):
+        for column in (
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "shuffled",
+            "input_only",
+            "majority",
+            "groups",
+        ):
             assert table[column].notna().all()
 
 

@@ -88,7 +88,10 @@ class TestInteraction:
         assert list(kinds["edit"]) == list(kinds["permuted"])
         assert kinds["permuted"]["joint"].value != kinds["edit"]["joint"].value
         table = got.table()
-        assert set(table["kind"]) == {"edit", "permuted"}
+        assert set(zip(table["kind"], table["control"], strict=True)) == {
+            ("edit", ""),
+            ("control", "permuted"),
+        }
         assert (table.loc[table["part"] == "joint", "neurons"] == 12).all()
 
     def test_seen_prompts_and_shared_neurons_are_refused(self, here, edit) -> None:

@@ -70,11 +70,20 @@ class TestNearTies:
         assert got.decided["rephrasings"][0].value == 1.0
 
     def test_several_share_their_bins(self, planted) -> None:
-        got = mm.near_ties({"a": planted, "b": planted.before}, bins=3)
+        got = mm.near_ties(
+            {"a": planted, "b": planted.before}, controls={"random neurons": planted}, bins=3
+        )
+        table = got.table().drop_duplicates("name").set_index("name")
+        assert table["kind"].to_dict() == {
+            "a": "edit",
+            "b": "unedited",
+            "random neurons": "control",
+        }
+        assert table["control"].tolist() == ["", "", "random neurons"]
         table = got.table()
-        assert len(table) == 6
-        assert table["margin_from"].tolist()[:3] == table["margin_from"].tolist()[3:]
-        assert list(got.summary()["name"]) == ["a", "b"]
+        assert len(table) == 9
+        assert table["margin_from"].tolist()[:3] == table["margin_from"].tolist()[3:6]
+        assert list(got.summary()["name"]) == ["a", "b", "random neurons"]
 
     def test_what_is_refused(self, planted) -> None:
         with pytest.raises(mm.PromptError, match=r"unedited model"):

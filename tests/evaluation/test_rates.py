@@ -79,7 +79,7 @@ class TestRates:
     def test_the_table_repeats_the_numbers(self, rates) -> None:
         row = rates.table().set_index("outcome").loc["memorized"]
         share, change = rates.share("memorized"), rates.change("memorized")
-        assert (row["share"], row.low, row.high) == (share.value, share.low, share.high)
+        assert (row["share"], row.share_low, row.share_high) == (share.value, share.low, share.high)
         assert (row.change, row.change_low) == (change.value, change.low)
 
     def test_after_is_what_the_patched_model_does(self, lab, rates, direction) -> None:

@@ -55,7 +55,7 @@ def test_a_token_that_is_impossible_adds_nothing_to_the_kl(here, edit, monkeypat
 
     monkeypatch.setattr(module, "_log_probabilities", barred)
     got = mm.side_effects(here.lab.model, edit, clean=here.test, texts=["w3 w4"], task=None)
-    kl = got.table().query("measure == 'kl'")[["value", "low", "high", "change"]]
+    kl = got.table().query("measure == 'kl'")[["value", "value_low", "value_high", "change"]]
     assert np.isfinite(kl.to_numpy()).all()
 
 

@@ -173,7 +173,9 @@ def test_profiles_show_values_intervals_and_baselines() -> None:
     fig, table = plotting.separation_profile(study.separation), study.separation.table()
     line = trace(fig, "difference of means")
     np.testing.assert_array_equal(line.y, table["auroc"])
-    np.testing.assert_allclose(ends(line.error_y, line.y), [table["low"], table["high"]])
+    np.testing.assert_allclose(
+        ends(line.error_y, line.y), [table["auroc_low"], table["auroc_high"]]
+    )
     band = trace(fig, "random directions (95 % of them)")
     expected = [*table["random_high"], *table["random_low"][::-1]]
     np.testing.assert_array_equal(band.y, expected)
@@ -225,7 +227,7 @@ def test_dose_runs_to_the_left_for_memorized_and_to_the_right_for_generalized() 
         assert share == row["share"].item()
     assert line.x[0] < 0 < line.x[-1]
     assert len(set(line.x)) == len(line.x)
-    assert trace(fig, "generalized, placebo").line.dash == "dash"
+    assert trace(fig, "generalized, control").line.dash == "dash"
 
 
 def test_the_sweep_frames_the_highest_score_of_every_family() -> None:

@@ -61,7 +61,9 @@ class TestWhatIsDrawn:
         bars = [t for t in fig.data if t.name == "chosen neurons"]
         for bar, (_, part) in zip(bars, table.groupby("ranking", sort=False), strict=True):
             np.testing.assert_array_equal(bar.y, part["share"])
-            np.testing.assert_allclose(ends(bar.error_y, bar.y), [part["low"], part["high"]])
+            np.testing.assert_allclose(
+                ends(bar.error_y, bar.y), [part["share_low"], part["share_high"]]
+            )
         null = [t for t in fig.data if t.name.startswith("classes exchanged")]
         np.testing.assert_array_equal(np.concatenate([t.y for t in null]), table["shuffled"])
 

@@ -24,8 +24,8 @@ def fig() -> go.Figure:
             "set": ["all", "all"],
             "outcome": ["memorized", "generalized"],
             "share": [0.75, 0.25],
-            "low": [0.5, 0.125],
-            "high": [0.875, 0.5],
+            "share_low": [0.5, 0.125],
+            "share_high": [0.875, 0.5],
             "n": 8,
             "groups": 4,
         }

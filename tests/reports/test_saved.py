@@ -34,8 +34,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     note.write_text(json.dumps(manifest))
     file = root / "two" / "tables" / "beyond_controls.csv"
     frame = pd.read_csv(file)
-    columns = ["beyond_every_control", "low", "high"]
-    frame[columns] = frame[columns] - frame["low"].max() - 0.01
+    columns = ["beyond_every_control", "beyond_every_control_low", "beyond_every_control_high"]
+    frame[columns] = frame[columns] - frame["beyond_every_control_low"].max() - 0.01
     frame.to_csv(file, index=False)
     return root / "one", root / "two"
 
@@ -113,9 +113,13 @@ def test_two_studies_lie_side_by_side(folders):
     for toward in best.rates:
         gap = best.beyond_every_control(toward)
         row = mine.loc[toward]
-        close([row["beyond"], row["low"], row["high"]], [gap.value, gap.low, gap.high], 1e-12)
+        close(
+            [row["beyond"], row["beyond_low"], row["beyond_high"]],
+            [gap.value, gap.low, gap.high],
+            1e-12,
+        )
         assert (row["n"], row["groups"]) == (gap.n, gap.groups)
-    turned = int((mine["low"] > 0).sum())
+    turned = int((mine["beyond_low"] > 0).sum())
     text = found._count()
     assert f"{turned} of 2 went beyond every control toward" in text or turned == 2
     assert "0 of 2 studies with refits turned the model toward memorized" in text
@@ -263,14 +267,14 @@ def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     frame = pd.DataFrame(
         {"family": ["unedited", "addition"], "label": ["memory"] * 2, "accuracy": [0.5, 0.7],
-         "low": [0.4, 0.6], "high": [0.6, 0.8], "n": [20, 20], "groups": [20, 20],
+         "accuracy_low": [0.4, 0.6], "accuracy_high": [0.6, 0.8], "n": [20, 20], "groups": [20, 20],
          "sign": [None, "toward memory"], "beyond_random": [None, 0.2],
          "beyond_random_low": [None, 0.1], "beyond_random_high": [None, 0.3]}
     )  # fmt: skip
     frame.to_csv(folder / "tables" / "accuracy.csv", index=False)
     found = compare_studies([folders[0], folder])
     row = found.table().set_index("kind").loc["reasoning"]
-    assert (row["beyond"], row["low"], row["high"], row["n"]) == (0.2, 0.1, 0.3, 20)
+    assert (row["beyond"], row["beyond_low"], row["beyond_high"], row["n"]) == (0.2, 0.1, 0.3, 20)
     assert row["toward"] == "memory, toward memory"
     assert "1 of 1 changes of accuracy" in found._count()
     assert replace(load_study(folder)).kind == "reasoning"

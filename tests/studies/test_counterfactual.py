@@ -81,7 +81,7 @@ def test_facts_score_what_training_on_them_gives_and_rules_nothing(model):
     for name in FACTS:
         assert table.loc[name, "score"] == pytest.approx(2 / 3)  # of three prompts one is hard
         assert (table.loc[name, "with"], table.loc[name, "without"]) == (pytest.approx(2 / 3), 0)
-        assert table.loc[name, "low"] == table.loc[name, "high"] == pytest.approx(2 / 3)
+        assert table.loc[name, "score_low"] == table.loc[name, "score_high"] == pytest.approx(2 / 3)
     assert (table.loc[RULES, "score"] == 0).all()
     assert (table["models_with"] == 3).all()
     assert (table["models_without"] == 3).all()

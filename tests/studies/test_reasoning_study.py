@@ -130,7 +130,7 @@ def test_accuracies_are_counted_again_from_the_completions(study):
                 assert row["accuracy"] == pytest.approx(after[mine].mean())
                 assert row["change"] == pytest.approx((after - before)[mine].mean())
                 assert row["beyond_random"] == pytest.approx((after - random)[mine].mean())
-                assert row["low"] <= row["accuracy"] <= row["high"]
+                assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
 
 
 def test_both_signs_are_shown_on_both_classes(study):

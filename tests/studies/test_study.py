@@ -189,7 +189,9 @@ def test_what_became_of_the_prompts_of_the_other_behavior_is_recounted(lab_study
                     hits = [np.array(draw.after.outcomes) == outcome for draw in draws]
                     share = np.mean([hit[before == start].mean() for hit in hits])
                     assert rows.loc[outcome, "share"] == pytest.approx(share)
-                    assert rows.loc[outcome, "low"] <= share <= rows.loc[outcome, "high"]
+                    assert (
+                        rows.loc[outcome, "share_low"] <= share <= rows.loc[outcome, "share_high"]
+                    )
             assert tested.rates[toward].given(start, toward).value == pytest.approx(
                 tested.turned(toward, start)[toward].value
             )

@@ -47,7 +47,7 @@ def test_every_dose_is_what_the_edited_model_does(small, lab_model, lab_task, do
     for toward in ("memorized", "generalized"):
         edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
         placebo = mm.controls(replace(edit, alpha=edit.alpha or 1.0), lab_model, seed=0)
-        tried = {"edit": edit, "placebo": edit if not dose else placebo["random direction"]}
+        tried = {"edit": edit, "control": edit if not dose else placebo["random direction"]}
         for kind, own in tried.items():
             with mm.patched(lab_model, own) as view:
                 seen = mm.observe(view, test, task=lab_task)

@@ -34,8 +34,8 @@ def test_lists_read_as_people_write_them():
 
 
 def test_a_row_gives_its_number_with_the_ends_that_it_has():
-    row = {"share": 0.5, "low": 0.4, "high": 0.6, "gap": 0.1, "gap_low": 0.0, "gap_high": 0.2,
-           "n": 9, "groups": 3}  # fmt: skip
+    row = {"share": 0.5, "share_low": 0.4, "share_high": 0.6, "gap": 0.1,
+           "gap_low": 0.0, "gap_high": 0.2, "n": 9, "groups": 3}  # fmt: skip
     assert words.estimate_of(row, "share") == Estimate(0.5, 0.4, 0.6, 9, 3)
     assert words.estimate_of(row, "gap") == Estimate(0.1, 0.0, 0.2, 9, 3)
 

@@ -43,10 +43,10 @@ def dose_response(
     for toward in found.best.rates:
         for dose in doses:
             edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
-            placebo = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
+            mixed = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
             tried.append((toward, edit, "edit"))
-            kind = edit if dose == 0 else placebo[PLACEBO]
-            tried.append((toward, kind, "placebo"))
+            kind = edit if dose == 0 else mixed[PLACEBO]
+            tried.append((toward, kind, "control"))
     found_at = {
         k: known
         for k, (toward, edit, kind) in enumerate(tried)
@@ -75,7 +75,7 @@ def dose_response(
 
 
 def _known(found: Sweep, toward: str, alpha: float, kind: str, seed: int) -> Rates | None:
-    """What the sweep knows already of an edit or a placebo of this strength."""
+    """What the sweep knows already of an edit or its control at this strength."""
     best = found.best
     if alpha == 0:
         return Rates(found.before, found.before, seed)
@@ -91,10 +91,9 @@ def _dose_rows(rates: Rates, toward: str, alpha: float, kind: str) -> list[dict[
             "toward": toward,
             "alpha": alpha,
             "kind": kind,
+            "control": PLACEBO if kind == "control" else "",
             "outcome": outcome,
-            "share": share.value,
-            "low": share.low,
-            "high": share.high,
+            **share.row("share", counted=False),
             "margin": margin,
             "n": share.n,
             "groups": share.groups,
@@ -133,11 +132,7 @@ def clean_cost(
         rows.append(
             {
                 "setting": name,
-                "accuracy": share.value,
-                "low": share.low,
-                "high": share.high,
-                "n": share.n,
-                "groups": share.groups,
+                **share.row("accuracy"),
             }
         )
     return pd.DataFrame(rows)

@@ -45,7 +45,7 @@ class BehaviorStudy(Study):
         separation: Along those directions, on the flips of the test part.
         probes: On the training flips, cross-validated by group.
         sweep: Edits chosen on validation, tested once.
-        dose: Rates over a range of alphas on the test part, the edit beside a placebo.
+        dose: Rates over a range of alphas on the test part, the edit beside its control.
         clean: Accuracy on ordinary items, unedited and under the chosen edit.
         tokens: The first test flips, token by token along the direction.
         verdict: What may be claimed, from refits on exchanged behaviors.

@@ -52,9 +52,7 @@ def beyond_table(tested: Sequence[Tested]) -> pd.DataFrame:
                 {
                     "family": one.family,
                     "toward": toward,
-                    "beyond_every_control": gap.value,
-                    "low": gap.low,
-                    "high": gap.high,
+                    **gap.row("beyond_every_control", counted=False),
                     "beyond": gap.low > 0,
                     "n": gap.n,
                     "groups": gap.groups,

@@ -85,8 +85,8 @@ class CounterfactualMemorization:
                 "with": value_in,
                 "without": value_out,
                 "score": value_in - value_out,
-                "low": low,
-                "high": high,
+                "score_low": low,
+                "score_high": high,
             }
         )
 

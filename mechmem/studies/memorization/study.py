@@ -129,10 +129,7 @@ class MemorizationStudy(Study):
             along, groups = items["projection"].to_numpy(), items["group"].tolist()
             for score in ("perturbational", "counterfactual"):
                 found = group_correlation(along, items[score].to_numpy(), groups, ranks=True)
-                rows.append(
-                    {"kind": kind, "score": score, "spearman": found.value, "low": found.low,
-                     "high": found.high, "n": found.n}
-                )  # fmt: skip
+                rows.append({"kind": kind, "score": score, **found.row("spearman")})
         return pd.DataFrame(rows)
 
     def changes(self) -> pd.DataFrame:
@@ -156,11 +153,7 @@ class MemorizationStudy(Study):
                             "score": score,
                             "edit": edit,
                             "kind": kind or "all",
-                            "change": estimate.value,
-                            "low": estimate.low,
-                            "high": estimate.high,
-                            "n": estimate.n,
-                            "groups": estimate.groups,
+                            **estimate.row("change"),
                         }
                     )
         return pd.DataFrame(rows)
@@ -178,7 +171,9 @@ class MemorizationStudy(Study):
             ]
             .mean()
         )
-        scores = self.counterfactual.table()[["group", "kind", "low", "high"]]
+        scores = self.counterfactual.table()[["group", "kind", "score_low", "score_high"]].rename(
+            columns=lambda name: name.replace("score", "counterfactual")
+        )
         return means.merge(scores, on="group", validate="one_to_one")
 
     def _along(self) -> dict[str, ScoreCorrelation]:

@@ -33,8 +33,7 @@ def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
         mine = of_label(before, label)
         plain = mean_of(correct(before), mine, before, "share")
         rows.append(
-            {"family": "unedited", "label": label, "accuracy": plain.value, "low": plain.low,
-             "high": plain.high, "n": plain.n, "groups": plain.groups}
+            {"family": "unedited", "label": label, **plain.row("accuracy"),}
         )  # fmt: skip
     for item, sign, label, mine in _each(trial):
         after = correct(item.after[sign])
@@ -48,8 +47,7 @@ def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
         }
         row = {**_about(item, sign), "label": label}
         for name, found in parts.items():
-            prefix = "" if name == "accuracy" else f"{name}_"
-            row |= {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
+            row |= found.row(name, counted=False)
         row |= gap.row("beyond_random")
         row["strongest_random"] = float(moves[np.abs(moves).argmax()])
         rows.append(row | {"n": len(mine), "groups": parts["accuracy"].groups})
@@ -72,8 +70,7 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
             for mode in MODES:
                 share = mean_of(_is_mode(before, mode), mine, before, "share")
                 rows.append({"family": "unedited", "label": label, "mode": mode,
-                             "share": share.value, "low": share.low, "high": share.high,
-                             "n": share.n, "groups": share.groups})  # fmt: skip
+                             **share.row("share"),})  # fmt: skip
     for item, sign, label, of_this in _each(trial):
         mine = np.intersect1d(of_this, np.flatnonzero(both))
         if not len(mine):
@@ -87,9 +84,9 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
                 sizes=(item.after[sign].moved, size_of(item.random[sign])),
             )  # fmt: skip
             rows.append(
-                {**_about(item, sign), "label": label, "mode": mode, "share": share.value,
-                 "low": share.low, "high": share.high, "random_share": float(draws[:, mine].mean()),
-                 **gap.row("beyond_random"), "n": share.n, "groups": share.groups}
+                {**_about(item, sign), "label": label, "mode": mode,
+                 **share.row("share"), "random_share": float(draws[:, mine].mean()),
+                 **gap.row("beyond_random")}
             )  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -14,7 +14,9 @@ def summary_table(reading: Reading, trial: Trial | None, seed: int) -> pd.DataFr
     """What the terminal shows: test accuracy of both classes, or the separation without answers."""
     if trial is None:
         frame = reading.table()
-        return frame[["stream", "layer", "auroc", "low", "high", "input_only", "n"]].round(3)
+        return frame[
+            ["stream", "layer", "auroc", "auroc_low", "auroc_high", "input_only", "n"]
+        ].round(3)
     rows = []
     for row in accuracy_table(trial, seed).to_dict("records"):
         edited = row["family"] != "unedited"
