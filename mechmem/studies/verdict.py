@@ -24,6 +24,8 @@ from mechmem.studies.words import joined
 from mechmem.sweeps.result import Sweep, Tested
 
 LEVEL = 0.05
+FEWEST = 19
+"""Refits below which no p can reach the level."""
 COVARIANCE = "covariance direction"
 TIE = 1e-12
 
@@ -63,6 +65,11 @@ class Verdict:
     def shuffles(self) -> int:
         """Refits that were run; 0 where nothing was tested."""
         return len(self.refits)
+
+    @property
+    def too_few(self) -> bool:
+        """Whether no effect, however large, could have been claimed with so few refits."""
+        return 0 < self.shuffles < FEWEST
 
     @property
     def chosen(self) -> str:
@@ -134,6 +141,11 @@ class Verdict:
         told = joined(
             [f"{100 * value:+.1f} {self.unit.format(name)}" for name, value in own.items()]
         )
+        if self.too_few:
+            return (
+                f"Too few refits to claim anything: {told}; with {self.shuffles} of them p cannot "
+                f"fall below {1 / (self.shuffles + 1):.2g}, and {FEWEST} are needed."
+            )
         if not self.turned:
             return (
                 f"Not turned: {told}, no more than refits on exchanged labels do "
@@ -159,6 +171,8 @@ class Verdict:
             return "Not testable"
         if not self.refits:
             return "Nothing was tested"
+        if self.too_few:
+            return "Too few refits to claim anything"
         if not self.turned:
             return "Not turned beyond refits on exchanged labels"
         if self.both:

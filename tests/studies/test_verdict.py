@@ -84,6 +84,14 @@ def test_without_refits_nothing_is_said_to_be_tested() -> None:
     assert found.p == {}
 
 
+def test_so_few_refits_that_nothing_could_be_claimed_are_said() -> None:
+    found = Verdict(effects(0.9, 0.9), flat(0.0, 0.0, 18), 18, draws=BEYOND)
+    assert found.turned == []
+    assert found.sentence.startswith("Too few refits to claim anything: +90.0 points")
+    assert "with 18 of them p cannot fall below 0.053, and 19 are needed" in found.sentence
+    assert found.headline == "Too few refits to claim anything"
+
+
 def test_the_table_gives_every_refit_and_the_p_again() -> None:
     rng = np.random.default_rng(0)
     refits = [effects(*rng.normal(0, 0.1, 2)) for _ in range(19)]
