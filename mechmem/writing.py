@@ -20,6 +20,10 @@ STALE = 86_400.0
 """Seconds after which a partial file of another machine counts as left behind."""
 
 
+_TORCH_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What `torch.save` says of a disk that is full, in errors without a class of their own."""
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file whole or not at all.
 
@@ -46,7 +50,7 @@ def written_to(target: Path) -> Iterator[None]:
             f"Cannot write {target}: {reason}. Choose a folder you can write to."
         ) from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        if not any(word in str(error) for word in _TORCH_WRITING):
             raise
         raise ArtifactError(
             f"Cannot write {target}: torch could not write all of it, the disk may be full. Choose "

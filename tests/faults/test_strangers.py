@@ -23,7 +23,7 @@ from mechmem.cli.output import clean
 from mechmem.manifests import read_json
 from mechmem.studies.saving import write_manifest, write_whole
 from mechmem.training.record import earlier_files, put_in_place
-from mechmem.writing import write_text
+from mechmem.writing import whole_file, write_text
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\r\x7f"
 
@@ -120,6 +120,15 @@ class TestFilesThatAreNone:
         (tmp_path / "r.json").write_text(text)
         with pytest.raises(mm.ArtifactError):
             mm.Directions.load(tmp_path / "r")
+
+
+@pytest.mark.parametrize("said", ["basic_ios::clear: iostream error", "PytorchStreamWriter failed"])
+def test_what_torch_says_of_a_full_disk_is_one_line_and_other_errors_stay(tmp_path, said):
+    write_text(tmp_path / "r.pt", "before")
+    for text, expected in ((said, mm.ArtifactError), ("shapes differ", RuntimeError)):
+        with pytest.raises(expected), whole_file(tmp_path / "r.pt"):
+            raise RuntimeError(text)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 class TestTerminals:
