@@ -13,11 +13,12 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 @pytest.fixture
 def p2(monkeypatch):
-    monkeypatch.syspath_prepend(str(DOCS))
+    monkeypatch.syspath_prepend(str(DOCS / "pages"))
     import reproduction_p2
 
     yield reproduction_p2
-    sys.modules.pop("reproduction_p2", None)
+    for name in ("reproduction_p2", "helper"):
+        sys.modules.pop(name, None)
 
 
 def test_its_part_on_the_second_paper_is_what_the_pages_say_today(p2) -> None:
@@ -29,6 +30,26 @@ def test_a_table_is_read_cell_by_cell(p2) -> None:
     assert p2.tables_of(page, "One") == [[{"a": "1", "b": "x - y"}, {"a": "2", "b": "z"}]]
     assert p2.tables_of(page, "Two") == [[]]
     assert p2.tables_of(page, "Three") == []
+
+
+def test_a_long_table_goes_to_a_file_as_it_stands_and_a_short_one_stays(p2, tmp_path) -> None:
+    import helper
+
+    rows = [f"| {k}, a | {k} % [0.0, -1.5] |" for k in range(helper.LONG)]
+    long = "\n".join(["| name | x, y |", "|---|---|", *rows])
+    short = "\n".join(["| name |", "|---|", "| 1 |"])
+    page = tmp_path / "a-page.md"
+    text = f"# A page\n\n## One two\n\n{long}\n\nsaid\n\n{long}\n\n## Kept\n\n{long}\n\n{short}\n"
+    helper.write_page(page, text, keep=("Kept",))
+    written = page.read_text(encoding="utf-8")
+    assert written.count(long) == 1
+    assert f"## Kept\n\n{long}\n\n{short}\n" in written
+    assert re.findall(r"\((a-page/.+?)\)", written) == ["a-page/one-two.csv", "a-page/one-two2.csv"]
+    (expected,) = p2.tables_of(text, "Kept")[:1]
+    for name in ("one-two.csv", "one-two2.csv"):
+        assert helper.read_csv(tmp_path / "a-page" / name) == expected
+    helper.write_page(page, written, keep=("Kept",))
+    assert page.read_text(encoding="utf-8") == written
 
 
 def test_every_claim_of_the_overview_has_its_section() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from helper import read_csv, tables_of
+
 SEEDS = ("seed 0", "seed 1", "seed 2")
 
 
@@ -15,7 +17,7 @@ def p2(docs: Path) -> str:
         for name in ("reasoning-lab.md", "memorization.md")
     )
     apart = tables_of(lab, "Are they told apart?")[0]
-    edits = tables_of(lab, "What the edits do to accuracy")[0]
+    edits = read_csv(docs / "reasoning-lab" / "what-the-edits-do-to-accuracy.csv")
     scores = tables_of(other, "What was measured")[1]
     rows = [
         "## P2, from the pages that measured it",
@@ -70,24 +72,6 @@ def p2(docs: Path) -> str:
         ),
     ]
     return "\n".join([*rows, ""])
-
-
-def tables_of(page: str, heading: str) -> list[list[dict[str, str]]]:
-    """The tables of a section, each as rows by column name."""
-    section = re.split(r"^## ", page.partition(f"## {heading}\n")[2], flags=re.M)[0]
-    found: list[list[dict[str, str]]] = []
-    names: list[str] = []
-    for line in [*section.splitlines(), ""]:
-        if not line.startswith("|"):
-            names = []
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not names:
-            names = cells
-            found.append([])
-        elif set(line) - {"|", "-"}:
-            found[-1].append(dict(zip(names, cells, strict=True)))
-    return found
 
 
 def _separates(rows: list[dict[str, str]]) -> str:

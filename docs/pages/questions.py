@@ -1,6 +1,6 @@
 """Writes docs/questions.md: every question of the page, measured again on the lab models.
 
-    python docs/questions.py [--work build/questions] [--only near-ties]
+    python docs/pages/questions.py [--work build/questions] [--only near-ties]
 
 Models for comparison that the work folder holds already are not trained again; delete them to start
 from nothing. With ``--only`` one section is measured again and put in its place in the page.
@@ -17,12 +17,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from helper import write_page
 
 import mechmem as mm
 from mechmem import plotting
 from mechmem.tasks.lab.addition_cued import CUES
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RUNS = {
     "width-32-seed-0": {"seed": 0, "width": 32},
     "width-32-seed-1": {"seed": 1, "width": 32},
@@ -36,9 +37,9 @@ RUNS = {
 HEAD = """# Questions a reviewer asks
 
 Each question has a function, a figure, and an answer of the shipped lab model `lab/addition-cued`.
-This page is written by `python docs/questions.py`; `--only NAME` measures one section again (names
-in brackets). **The mode of the lab model is planted** (see [the lab models](lab-models.md)): the
-numbers show what the functions measure and how to read them, not what large models do.
+This page is written by `python docs/pages/questions.py`; `--only NAME` measures one section again
+(names in brackets). **The mode of the lab model is planted** (see [the lab models](lab-models.md)):
+the numbers show what the functions measure and how to read them, not what large models do.
 
 Set-up of all sections, unless they say otherwise: 600 pairs of prompts (`task.pairs(600, seed=1)`),
 divided by instance; everything is fitted on {flips} flips of 60 % of the instances and measured on
@@ -49,7 +50,7 @@ at the last position, ranked by correlation, alpha 1. Intervals are 95 %, from r
 A control is the same shift on as many random neurons, scaled to the same length.
 In the snippets `edit` is one of the two, `test` those 480 prompts, `acts` and `scores` the states
 and the differences that they were fitted on, `seen` and `rates` what was observed; how each was
-made stands in `docs/questions.py`.
+made stands in `docs/pages/questions.py`.
 """
 
 
@@ -813,7 +814,7 @@ def main() -> None:
     plotting.save_figures(figures, folder, "png", scale=1.2)
     if asked.only is not None:
         parts = replaced(page.read_text(encoding="utf-8"), parts[1])
-    page.write_text("\n".join(parts), encoding="utf-8")
+    write_page(page, "\n".join(parts))
     print(f"wrote {page}")
 
 

@@ -1,6 +1,6 @@
 """Writes docs/lab-models.md: trains every lab model of the page again and studies each.
 
-    python docs/lab_models.py [--work build/lab-models]
+    python docs/pages/lab_models.py [--work build/lab-models]
 
 Models that the work folder holds already are not trained again; delete them to start from nothing.
 """
@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from helper import write_page
+
 import mechmem as mm
 
 RUNS = {"seed 0": (0, 1.0), "seed 1": (1, 1.0), "seed 2": (2, 1.0), "strength 0": (0, 0.0)}
@@ -18,7 +20,7 @@ HEAD = """# The lab models, every seed
 
 The training seeds 0, 1 and 2 were fixed beforehand; all are shown. `lab/addition-cued` is seed 0,
 `lab/addition-uncued` is the negative control: the same seed trained with cue strength 0. This page
-is written by `python docs/lab_models.py`, which trains all four from nothing.
+is written by `python docs/pages/lab_models.py`, which trains all four from nothing.
 
 The recipe (sizes, data design, schedule) was chosen on training seed 10, after an earlier one had
 been tried on seeds 0 to 2; it was then run on 0, 1 and 2 once, and nothing was changed afterwards.
@@ -44,8 +46,8 @@ def main() -> None:
         task = mm.get_task("addition-cued", seed=seed, strength=strength)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         studies[name] = (manifest, mm.run_study(mm.load_model(folder), task=task, seed=0))
-    page = Path(__file__).parent / "lab-models.md"
-    page.write_text("\n".join([HEAD, behavior(studies), probing(studies), steering(studies)]))
+    page = Path(__file__).parents[1] / "lab-models.md"
+    write_page(page, "\n".join([HEAD, behavior(studies), probing(studies), steering(studies)]))
     print(f"wrote {page}")
 
 
@@ -121,7 +123,29 @@ def steering(studies: dict) -> str:
                     f"{points(rates.change(toward))} | "
                     f"{points(tested.beyond_every_control(toward))} |"
                 )
-    return "\n".join([*rows, ""])
+    return "\n".join([*rows, "", *counted(studies), ""])
+
+
+def counted(studies: dict) -> list[str]:
+    """Models on which a family is beyond every control."""
+    held: dict[tuple[str, str], list[str]] = {}
+    for name, (_, study) in studies.items():
+        for tested in study.sweep.tested:
+            for toward in tested.rates:
+                models = held.setdefault((tested.family, toward), [])
+                if tested.beyond_every_control(toward).low >= 0.0005:  # above 0 as printed
+                    models.append(name)
+    rows = ["| family | toward | beyond every control on |", "|---|---|---|"]
+    rows += [
+        f"| {family} | {toward} | {', '.join(models) or 'none'} |"
+        for (family, toward), models in held.items()
+    ]
+    return [
+        *rows,
+        "",
+        "`strength 0` is the negative control: what is beyond every control there is a claim where "
+        "no mode was\nplanted. An interval that begins at +0.0 counts as holding 0.",
+    ]
 
 
 def points(estimate) -> str:

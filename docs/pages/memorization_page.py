@@ -1,6 +1,6 @@
 """Writes docs/memorization.md and its figure: trains the small models and measures both scores.
 
-    python docs/memorization_page.py [--models 12] [--steps 1200] [--work build/memorization]
+    python docs/pages/memorization_page.py [--models 12] [--steps 1200] [--work build/memorization]
 
 What each small model did is kept in the work folder; delete it to start from nothing.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import mechmem as mm
 from mechmem.studies.memorization.run import MemorizationStudy, run_memorization_study
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 HEAD = """# Two other meanings of memorization
 
 P2 asks which prompts need memory, P1 what a model did. The literature has two more meanings, and P2
@@ -87,7 +87,7 @@ separates the other best; the other {len(items)} items are scored, four question
 one of the three numbers moved by one. Counterfactual: {models} models of {steps} steps, each
 trained without half of the scored items. Edits: the difference of means added at that site, both
 ways, and a random direction of the same length; in the small models along their own direction.
-This page was written by `python docs/memorization_page.py`.
+This page was written by `python docs/pages/memorization_page.py`.
 
 ![Both scores per item against the projection](assets/memorization.png)
 """

@@ -1,6 +1,6 @@
 """Writes docs/reproduction.md: the papers' claims beside what the lab models show.
 
-    python docs/reproduction.py [--work build/lab-models-paper]
+    python docs/pages/reproduction.py [--work build/lab-models-paper]
 
 P1's rows are read from the saved results of `lab_models_paper.py` (made first where they lack),
 P2's from the pages `reasoning-lab.md` and `memorization.md`, which have scripts of their own.
@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from helper import write_page
 from paper_lab import TASKS, WORK, Entry, both, entries, head, line, percent, share
 from reproduction_p1 import (
     WAYS,
@@ -31,7 +32,7 @@ from reproduction_p2 import p2
 PAPER_FLIPS = 0.085
 HEAD = """# What holds: the papers' claims, here
 
-Written by `python docs/reproduction.py` from saved results; no number is typed in, except the
+Written by `python docs/pages/reproduction.py` from saved results; no number is typed in, except the
 papers' own. *Second-hand* means that only a reader of the paper says so, *unknown* that no readable
 source has the number. Ours are small models trained here ([the lab models of the paper's
 tasks](lab-models-paper.md), [recall-reasoning](reasoning-lab.md)), the papers' are GPT-2-medium,
@@ -57,9 +58,10 @@ def main() -> None:
     claims += [intervention(studies), random_control(studies), ways(studies), halves(studies)]
     parts = [HEAD, overview(claims, lacking), "## P1, claim by claim\n"]
     parts += [text for _, text in claims]
-    parts += [p2(Path(__file__).parent)]
-    page = Path(__file__).parent / "reproduction.md"
-    page.write_text("\n".join(parts), encoding="utf-8")
+    docs = Path(__file__).parents[1]
+    parts += [p2(docs)]
+    page = docs / "reproduction.md"
+    write_page(page, "\n".join(parts), keep=("P1 at a glance",))
     print(f"wrote {page}")
 
 
