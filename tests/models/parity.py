@@ -1,11 +1,12 @@
 """The parity matrix: batched, padded, cached, hooked runs against plain one-by-one runs.
 
 ``PYTHONPATH=.:tests python -m models.parity docs/reliability.md`` measures every cell and writes
-the tables of the installed TransformerLens.
+the part and the files of the installed TransformerLens.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ LENGTHS = (11, 4, 8)
 """Prompt lengths: ragged, and longer as well as shorter than the sliding window of six."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LIMIT = 1e-4
+SKIPPED = "–"
 
 
 @dataclass(frozen=True)
@@ -313,62 +315,72 @@ def generated(model: mm.Model, ids: list[list[int]], cached: bool) -> list[list[
     return new
 
 
-def table(measured: Sequence[Cell]) -> str:
-    """Markdown: families down, cells across."""
-    best_prefixes = list(dict.fromkeys(cell.family for cell in measured))
+HEADS = {
+    f"{side}, cache {'on' if on else 'off'}": (side, on)
+    for side in ("left", "right")
+    for on in (True, False)
+}
+COLUMNS = ("kind", "dtype", "family", *HEADS, "worst at")
+
+
+def grid(measured: Sequence[Cell]) -> list[list[str]]:
+    """A row per kind, number format and family, as `COLUMNS` says."""
+    rows: dict[tuple[str, str, str], dict[tuple[str, bool], Cell]] = {}
+    for cell in measured:
+        row = rows.setdefault((cell.kind, cell.dtype, cell.family), {})
+        row[cell.side, cell.cached] = cell
+    shown = []
+    for key, found in rows.items():
+        where = "" if key[0] == "generate" else _worst(list(found.values()))
+        shown.append([*key, *(_shown(found[head]) for head in HEADS.values()), where])
+    order = list(dict.fromkeys(cell.family for cell in measured))
+    places = [("read", "edit", "generate"), tuple(DTYPES), tuple(order)]
+    return sorted(shown, key=lambda row: [k.index(x) for k, x in zip(places, row[:3], strict=True)])
+
+
+def largest(rows: Sequence[Sequence[str]]) -> str:
+    """One line: the largest error of every kind and number format."""
+    said: dict[tuple[str, str], str] = {}
+    for kind, dtype, _, *cells, _ in rows:
+        here = [cell for cell in cells if cell != SKIPPED] + [said.get((kind, dtype), "0")]
+        said[kind, dtype] = max(here, key=lambda cell: float(cell.split()[0]))
+    return "; ".join(f"{kind} {dtype} {most}" for (kind, dtype), most in said.items())
+
+
+def lacking(measured: Sequence[Cell]) -> str:
+    """What was not measured, and why."""
+    families = dict.fromkeys(cell.family for cell in measured)
     lines = []
-    for kind in ("read", "edit"):
-        for dtype in DTYPES:
-            unit = "relative error" if dtype == "fp32" else "error / the plain model's own noise"
-            heads = [(side, on) for side in ("left", "right") for on in (True, False)]
-            titles = [f"{side}, cache {'on' if on else 'off'}" for side, on in heads]
-            lines += [f"#### {kind}, {dtype} ({unit})", ""]
-            lines += ["| family | " + " | ".join(titles) + " | worst at |", "| --- " * 6 + "|"]
-            for name in best_prefixes:
-                found = {
-                    (c.side, c.cached): c
-                    for c in measured
-                    if (c.family, c.kind, c.dtype) == (name, kind, dtype)
-                }
-                row = [_shown(found[head]) for head in heads]
-                worst = max(found.values(), key=lambda c: -1 if c.skipped else c.error / c.limit)
-                where = worst.worst if worst.error > 0 else "nowhere"
-                lines.append(f"| {name} | " + " | ".join(row) + f" | {where} |")
-            lines.append("")
-    lines += ["#### generate (prompts continued otherwise, left padding)", ""]
-    lines += ["| family | fp32, cache on | fp32, cache off | bf16, cache on | bf16, cache off |"]
-    lines += ["| --- " * 5 + "|"]
-    for name in best_prefixes:
-        wanted = [(dtype, cached) for dtype in DTYPES for cached in (True, False)]
-        counts = {
-            (c.dtype, c.cached): f"{c.error:.0f} of 9"
-            for c in measured
-            if (c.family, c.kind, c.side) == (name, "generate", "left")
-        }
-        lines.append(f"| {name} | " + " | ".join(counts[key] for key in wanted) + " |")
-    reasons = sorted({(c.kind, c.side, c.cached, c.skipped) for c in measured if c.skipped})
-    lines += ["", "Not measured:", ""]
-    for kind, side, cached, why in reasons:
+    for kind, side, cached, why in sorted(
+        {(c.kind, c.side, c.cached, c.skipped) for c in measured if c.skipped}
+    ):
         who = dict.fromkeys(
             c.family
             for c in measured
             if (c.kind, c.side, c.cached, c.skipped) == (kind, side, cached, why)
         )
-        names = "all" if len(who) == len(best_prefixes) else ", ".join(who)
+        names = "all" if len(who) == len(families) else ", ".join(who)
         lines.append(
             f"- {kind}, {side} padding, cache {'on' if cached else 'off'} ({names}): {why}."
         )
     return "\n".join(lines)
 
 
+def _worst(found: Sequence[Cell]) -> str:
+    worst = max(found, key=lambda c: -1 if c.skipped else c.error / c.limit)
+    return worst.worst if worst.error > 0 else "nowhere"
+
+
 def _shown(cell: Cell) -> str:
     if cell.skipped:
-        return "–"
+        return SKIPPED
+    if cell.kind == "generate":
+        return f"{cell.error:.0f} of 9"
     return f"{cell.error:.1e}" if cell.dtype == "fp32" else f"{cell.error / cell.limit:.2f}"
 
 
-def measure(title: str, best_prefixes: Sequence[str], hooked: bool) -> str:
-    """A titled table of every cell of some families."""
+def measure(title: str, best_prefixes: Sequence[str], hooked: bool, page: Path) -> str:
+    """A titled summary of every cell of some families; the cells go into a file beside the page."""
     measured = []
     for dtype in DTYPES:
         for name in best_prefixes:
@@ -384,19 +396,33 @@ def measure(title: str, best_prefixes: Sequence[str], hooked: bool) -> str:
     count = sum(not cell.skipped for cell in measured)
     summary = f"{held} of {count} measured cells hold; {len(measured) - count} were not measured."
     print(title, summary)
-    return f"### {title}\n\n{summary}\n\n{table(measured)}\n"
+    rows = grid(measured)
+    file = page.with_suffix("") / f"{title.replace(', ', '-')}.csv"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
+    return said(title, summary, rows, f"{page.stem}/{file.name}", lacking(measured))
+
+
+def said(title: str, summary: str, rows: Sequence[Sequence[str]], link: str, why: str) -> str:
+    """The part of the page on one of TransformerLens's classes."""
+    return (
+        f"### {title}\n\n{summary} Largest: {largest(rows)}. Every cell: [{link}]({link}).\n\n"
+        f"Not measured:\n\n{why}\n"
+    )
 
 
 def main(path: str) -> None:
+    target = Path(path)
     known = versions()
     version = known["transformer-lens"]
     about = ", ".join(f"{name} {known[name]}" for name in ("torch", "transformers"))
     body = f"## TransformerLens {version}\n\nMeasured with {about}, on a CPU.\n\n"
-    body += measure(f"TransformerBridge, {version}", list(FAMILIES), hooked=False)
+    body += measure(f"TransformerBridge, {version}", list(FAMILIES), False, target)
     if HAS_HOOKED_TRANSFORMER:
-        body += "\n" + measure(f"HookedTransformer, {version}", list(HOOKED_FAMILIES), hooked=True)
+        hooked = measure(f"HookedTransformer, {version}", list(HOOKED_FAMILIES), True, target)
+        body += f"\n{hooked}"
     start, end = (f"<!-- {word} of TransformerLens {version[0]} -->" for word in ("start", "end"))
-    target = Path(path)
     text = target.read_text(encoding="utf-8")
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)

@@ -137,3 +137,23 @@ def test_the_gradient_at_the_middle_stream_is_that_of_finite_differences(family)
         rise = margin(partial(torch.add, way)) - margin(partial(torch.add, -way))
         expected = rise / (2 * step)
         assert float(slope.gradients[0, 0, unit]) == pytest.approx(expected, rel=5e-3, abs=1e-4)
+
+
+def test_the_files_of_the_page_hold_a_row_per_kind_format_and_family():
+    def cell(kind, side, cached, dtype, error, skipped=""):
+        return parity.Cell("gpt2", kind, side, cached, dtype, error, 2.0, f"{side}", skipped)
+
+    made = [
+        cell(kind, side, cached, dtype, 1.0 + (side == "right"), "why" if side + kind == no else "")
+        for kind, no in (("generate", "rightgenerate"), ("read", ""), ("edit", ""))
+        for dtype in ("bf16", "fp32")
+        for side in ("left", "right")
+        for cached in (True, False)
+    ]
+    rows = parity.grid(made)
+    assert rows[0] == ["read", "fp32", "gpt2", "1.0e+00", "1.0e+00", "2.0e+00", "2.0e+00", "right"]
+    assert rows[1] == ["read", "bf16", "gpt2", "0.50", "0.50", "1.00", "1.00", "right"]
+    assert rows[5] == ["generate", "bf16", "gpt2", "1 of 9", "1 of 9", "–", "–", ""]
+    assert len(rows) == 6
+    assert "read fp32 2.0e+00; read bf16 1.00; " in parity.largest(rows)
+    assert "generate, right padding, cache on (all): why." in parity.lacking(made)
