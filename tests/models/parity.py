@@ -331,7 +331,7 @@ def grid(measured: Sequence[Cell]) -> list[list[str]]:
         row[cell.side, cell.cached] = cell
     shown = []
     for key, found in rows.items():
-        where = "" if key[0] == "generate" else _worst(list(found.values()))
+        where = "" if key[0] == "generate" else _worst_at(list(found.values()))
         shown.append([*key, *(_shown(found[head]) for head in HEADS.values()), where])
     order = list(dict.fromkeys(cell.family for cell in measured))
     places = [("read", "edit", "generate"), tuple(DTYPES), tuple(order)]
@@ -348,25 +348,25 @@ def largest(rows: Sequence[Sequence[str]]) -> str:
 
 
 def lacking(measured: Sequence[Cell]) -> str:
-    """What was not measured, and why."""
+    """What was not measured, by the reason."""
     families = dict.fromkeys(cell.family for cell in measured)
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for c in measured:
+        if c.skipped:
+            what = f"{c.kind}, {c.side} padding, cache {'on' if c.cached else 'off'}"
+            found.setdefault(c.skipped, {}).setdefault(what, {})[c.family] = None
     lines = []
-    for kind, side, cached, why in sorted(
-        {(c.kind, c.side, c.cached, c.skipped) for c in measured if c.skipped}
-    ):
-        who = dict.fromkeys(
-            c.family
-            for c in measured
-            if (c.kind, c.side, c.cached, c.skipped) == (kind, side, cached, why)
-        )
-        names = "all" if len(who) == len(families) else ", ".join(who)
-        lines.append(
-            f"- {kind}, {side} padding, cache {'on' if cached else 'off'} ({names}): {why}."
-        )
+    for why, cells in sorted(found.items()):
+        names: dict[str, list[str]] = {}
+        for what, who in sorted(cells.items()):
+            same = "all" if len(who) == len(families) else ", ".join(who)
+            names.setdefault(same, []).append(what)
+        where = "; ".join(f"{'; '.join(whats)} ({who})" for who, whats in names.items())
+        lines.append(f"- {why}: {where}.")
     return "\n".join(lines)
 
 
-def _worst(found: Sequence[Cell]) -> str:
+def _worst_at(found: Sequence[Cell]) -> str:
     worst = max(found, key=lambda c: -1 if c.skipped else c.error / c.limit)
     return worst.worst if worst.error > 0 else "nowhere"
 
