@@ -10,10 +10,11 @@ LONG = 7
 """Rows from which a table is a file and no longer on the page."""
 
 
-def write_page(page: Path, text: str, *, keep: tuple[str, ...] = ()) -> None:
+def write_page(page: Path, text: str, *, keep: tuple[str, ...] = (), long: int = LONG) -> None:
     """Write a page; every long table as ``<page>/<section>.csv``, linked where it stood.
 
-    Tables of the sections in ``keep`` stay. Text that was written so before comes out the same.
+    Long is from ``long`` rows on. Tables of the sections in ``keep`` stay. Text that was
+    written so before comes out the same.
     """
     folder = page.with_suffix("")
     lines: list[str] = []
@@ -23,7 +24,7 @@ def write_page(page: Path, text: str, *, keep: tuple[str, ...] = ()) -> None:
         if line.startswith("|"):
             table.append(line)
             continue
-        if len(table) - 2 >= LONG and heading not in keep:
+        if len(table) - 2 >= long and heading not in keep:
             slug = "-".join(re.findall(r"[a-z0-9]+", heading.lower())[:6])
             name = next(name for n in ("", *range(2, 99)) if (name := f"{slug}{n}.csv") not in used)
             used.add(name)

@@ -814,7 +814,7 @@ def main() -> None:
     plotting.save_figures(figures, folder, "png", scale=1.2)
     if asked.only is not None:
         parts = replaced(page.read_text(encoding="utf-8"), parts[1])
-    write_page(page, "\n".join(parts))
+    write_page(page, "\n".join(parts), long=5)
     print(f"wrote {page}")
 
 
