@@ -151,18 +151,23 @@ def measured(samples: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def grouped(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The settings of each quantity (and number of groups) together, in words of the page."""
+    rows = []
+    for key, part in frame.groupby(by, sort=False):
+        coverage, ratio = part["coverage"], part["ratio"]
+        said = (f"{coverage.min():.1%}", f"{coverage.mean():.1%}")
+        said += (f"{ratio.median():.2f}", f"{ratio.max():.2f}")
+        rows.append([*key, len(part), *said])
+    names = ["settings", "coverage, least", "mean", "width / oracle, median", "most"]
+    return pd.DataFrame(rows, columns=[*by, *names])
+
+
 def summary(frame: pd.DataFrame) -> str:
-    lines = [
-        "| quantity | groups | settings | coverage, least | mean | width / oracle, median | most |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (quantity, groups), part in frame.groupby(["quantity", "groups"], sort=False):
-        lines.append(
-            f"| {quantity} | {groups} | {len(part)} | {part['coverage'].min():.1%} "
-            f"| {part['coverage'].mean():.1%} | {part['ratio'].median():.2f} "
-            f"| {part['ratio'].max():.2f} |"
-        )
-    return "\n".join(lines)
+    """The table of the page: a row per quantity."""
+    table = grouped(frame, ["quantity"])
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def main() -> None:
@@ -172,6 +177,8 @@ def main() -> None:
     given = parser.parse_args()
     frame = measured(given.samples)
     frame.round(4).to_csv(given.out / "coverage.csv", index=False)
+    by_groups = grouped(frame, ["quantity", "groups"])
+    by_groups.to_csv(given.out / "coverage-by-groups.csv", index=False)
     page = given.out / "coverage.md"
     if page.exists():
         text = page.read_text(encoding="utf-8")

@@ -30,9 +30,8 @@ def write_page(page: Path, text: str, *, keep: tuple[str, ...] = (), long: int =
             used.add(name)
             folder.mkdir(exist_ok=True)
             write_csv(folder / name, table)
-            names = ", ".join(f"*{cell}*" for cell in cells_of(table[0]))
             link = f"[{folder.name}/{name}]({folder.name}/{name})"
-            lines.append(f"{link}, {len(table) - 2} rows: {names}.")
+            lines.append(f"{link}, {len(table) - 2} rows.")
         else:
             lines += table
         table = []

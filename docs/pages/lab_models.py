@@ -104,7 +104,7 @@ def steering(studies: dict) -> str:
         "intervals from resampling sets. *Beyond* is the edit minus the control it beats by least, "
         "the one whose interval reaches lowest (strength 0; and at the same strength: shift "
         "values permuted, random neurons, a random direction, uniform noise "
-        "within the largest difference, three draws each; and the lowest-ranking neurons).",
+        "within the largest difference, 30 draws each; and the lowest-ranking neurons).",
         "",
         "| model | family | edit | toward | before | after | other | change | beyond |",
         "|---|---|---|---|---|---|---|---|---|",
