@@ -11,7 +11,7 @@ DASH = "–"
 """In a cell that has no number."""
 
 FEW = 10
-"""With fewer groups an interval is too narrow, and that is said."""
+"""With fewer groups only a large effect can be seen, and that is said."""
 
 
 def percent(value: float) -> str:
@@ -59,8 +59,8 @@ def estimate_of(row: Mapping[Any, Any], name: str) -> Estimate:
     return Estimate(float(row[name]), low, high, int(row["n"]), int(row["groups"]))
 
 
-def too_narrow(groups: int, what: str) -> list[str]:
+def few_groups(groups: int, what: str) -> list[str]:
     """What has to be said where few groups were asked."""
     if groups >= FEW:
         return []
-    return [f"With {groups} {what} the intervals are too narrow."]
+    return [f"With {groups} {what} only a large effect could be seen."]

@@ -41,7 +41,7 @@ def test_a_row_gives_its_number_with_the_ends_that_it_has():
 
 
 def test_few_groups_are_said_to_be_few():
-    assert words.too_narrow(10, "test groups") == []
-    assert words.too_narrow(9, "test groups") == [
-        "With 9 test groups the intervals are too narrow."
+    assert words.few_groups(10, "test groups") == []
+    assert words.few_groups(9, "test groups") == [
+        "With 9 test groups only a large effect could be seen."
     ]

@@ -11,7 +11,7 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.probes import Probes
 from mechmem.evaluation.rates import Rates
 from mechmem.studies.verdict import Verdict
-from mechmem.studies.words import joined, percent, points, sentence, share, too_narrow
+from mechmem.studies.words import few_groups, joined, percent, points, sentence, share
 from mechmem.sweeps.result import Sweep, Tested
 
 PAPER = "P1"
@@ -94,7 +94,7 @@ def limits(
         yield "The task has no ordinary items, so what the edit costs elsewhere is unknown."
     if not negative:
         yield "No negative control model was studied beside this one."
-    yield from too_narrow(groups, "test instances")
+    yield from few_groups(groups, "test instances")
 
 
 def _gaps(tested: Tested) -> dict[str, Estimate]:

@@ -17,13 +17,13 @@ from mechmem.studies.verdict import Verdict
 from mechmem.studies.words import (
     FEW,
     estimate_of,
+    few_groups,
     hundredths,
     joined,
     percent,
     points,
     ratio,
     sentence,
-    too_narrow,
 )
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.reasoning import Reasoning
@@ -119,7 +119,7 @@ def limits(groups: int, *, planted: bool, seed: int) -> Iterator[str]:
         "Edits were chosen by accuracy on validation questions from a small grid; another grid "
         "may find better ones."
     )
-    yield from too_narrow(groups, "test groups")
+    yield from few_groups(groups, "test groups")
 
 
 def separated(reading: Reading) -> bool:
