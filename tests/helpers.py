@@ -430,7 +430,7 @@ def made_states(
     n = len(classes)
     groups = groups or [f"g{k // 2}" for k in range(n)]
     prompts = mm.PromptSet(
-        mm.Prompt(id=str(k), text=f"w{k % 40}", group=groups[k], behavior=classes[k])
+        mm.Prompt(id=str(k), text=f"w{k % 40} of {groups[k]}", group=groups[k], behavior=classes[k])
         for k in range(n)
     )
     ids = tuple(token_ids) if token_ids is not None else tuple((0, 4 + k % 40) for k in range(n))
