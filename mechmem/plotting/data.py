@@ -59,8 +59,8 @@ def error_bars(frame: pd.DataFrame, value: str, low: str = "", high: str = "") -
     return {
         "type": "data",
         "symmetric": False,
-        "array": np.maximum(as_array(frame[high]) - as_array(frame[value]), 0),
-        "arrayminus": np.maximum(as_array(frame[value]) - as_array(frame[low]), 0),
+        "array": _reach(as_array(frame[high]) - as_array(frame[value])),
+        "arrayminus": _reach(as_array(frame[value]) - as_array(frame[low])),
         "thickness": 1.4,
         "width": 4,
     }
@@ -139,3 +139,8 @@ def site_axis(frame: pd.DataFrame) -> tuple[dict[str, tuple[np.ndarray, list[str
 def _range(values: pd.Series[Any]) -> str:
     low, high = int(min(values)), int(max(values))
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _reach(values: np.ndarray) -> np.ndarray:
+    """Not below 0; where there is no interval, one NaN like another, whatever its sign bit."""
+    return np.where(np.isnan(values), np.nan, np.maximum(values, 0))
