@@ -16,15 +16,16 @@ import mechmem as mm
 from mechmem.cli import main
 from mechmem.studies.behavior import run as study
 
-def small(scores, window, directions):
-    return {"direction": [mm.AddDirection(directions["resid_post", 1], alpha=a) for a in (1, 2)]}
+def small(fit):
+    r = fit.directions["resid_post", 1]
+    return {"direction": [mm.AddDirection(r, alpha=a) for a in (1, 2)]}
 
-study.run_study.__kwdefaults__ |= {"grid": small, "doses": (1.0,)}
+study.run_study.__kwdefaults__ |= {"grid": small, "doses": (1.0,), "draws": 2}
 study.STEERED.update(validation=40, test=40)
 main()
 """
 COMMANDS = {
-    "study": ["study", "addition-cued", "--pairs", "400"],
+    "study": ["study", "addition-cued", "--pairs", "400", "--shuffles", "2"],
     "sweep": [
         "sweep", "addition-cued", "--pairs", "60", "--edit", "direction", "--layer", "1",
         "--alpha", "1", "--alpha", "2", "--draws", "1",
