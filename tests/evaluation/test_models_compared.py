@@ -42,7 +42,7 @@ class TestCompareModels:
         change = got.accuracy_change["other"]
         assert change.value == pytest.approx((hit["other"] - hit["one"]).mean())
         close(got.surprise_change["other"].value, (loss["other"] - loss["one"]).mean(), 1e-4)
-        assert got.accuracy_change["one"].high == 0
+        assert got.accuracy_change["one"].value == 0
         assert list(got.table()["model"]) == ["one", "other"]
 
     def test_what_is_refused(self, two) -> None:
