@@ -144,7 +144,14 @@ class Step:
         return activation + feed.mask(self.where)[..., None] * self.vector
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+# TransformerLens 3 cannot run Qwen3-Next; there it is one ModelError, as below.
+RUNNING = [
+    pytest.param(name, marks=[pytest.mark.tl4] if name == "qwen3_next" else [])
+    for name in RECURRENT
+]
+
+
+@pytest.mark.parametrize("name", RUNNING)
 def test_recurrent_and_hybrid_models_write_and_score_as_plain_transformers(name):
     plain = build(RECURRENT[name]())
     model = loaded(plain)
@@ -165,7 +172,9 @@ def test_recurrent_and_hybrid_models_write_and_score_as_plain_transformers(name)
         )
 
 
-@pytest.mark.parametrize("name", ["mamba", "rwkv", "jamba", "qwen3_next"])
+@pytest.mark.parametrize(
+    "name", ["mamba", "rwkv", "jamba", RUNNING[list(RECURRENT).index("qwen3_next")]]
+)
 def test_recurrent_models_are_observed_one_by_one_as_in_a_batch(name):
     plain = build(RECURRENT[name]())
     model = loaded(plain)
