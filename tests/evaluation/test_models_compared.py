@@ -22,7 +22,7 @@ class TestCompareModels:
         lab = two["one"]
         right = [lab.tokenizer.decode(hf_greedy(lab.hf, lab.ids(text), 1)) for text in texts]
         prompts = mm.PromptSet(
-            replace(p, answer=word if k % 4 else "w0 w0")
+            replace(p, answer=word if word and k % 4 else "w0 w0")
             for k, (p, word) in enumerate(zip(scene().test, right, strict=True))
         )
         prompts = prompts.filter(lambda p: " " not in p.answer and p.answer.startswith("w"))
