@@ -269,7 +269,7 @@ class TestConstantColumns:
         got = preset.edit(scores, top=top, alpha=1.0, toward="memorized").shift(lab.model)
         for layer, shift in want.items():
             own = got.get(mm.Site("resid_post", layer), torch.zeros(1, 16))[0]
-            np.testing.assert_allclose(own.numpy(), shift, atol=1e-6)
+            np.testing.assert_allclose(own.numpy(), shift, rtol=1e-5, atol=1e-5)
         slots = preset.slots(scores, top)
         assert slots == {
             "chosen": int(top * scores.total),
