@@ -117,11 +117,15 @@ class Verdict:
         p = self.p
         if not p or p["any"] > LEVEL:
             return []
-        if p["both"] <= LEVEL and all(
-            name in self.draws and self.draws[name][0] <= LEVEL for name in self.classes
-        ):
+        if p["both"] <= LEVEL and all(map(self._beyond_draws, self.classes)):
             return self.classes
-        return [name for name in self.classes if p[name] <= LEVEL]
+        alone = [name for name in self.classes if p[name] <= LEVEL]
+        if len(alone) < len(self.classes):
+            return alone
+        # Every class would pass by itself; what does not go beyond its draws may only be longer.
+        own = self.effects[self.chosen]
+        beyond = [name for name in alone if self._beyond_draws(name)]
+        return beyond or [max(alone, key=lambda name: own[name])]
 
     @property
     def both(self) -> bool:
@@ -152,11 +156,9 @@ class Verdict:
                 f"({self._rank('any')})."
             )
         if self.both:
-            p = self.p
-            claim = "both" if p["both"] <= LEVEL else "any"
             return (
                 f"Turned both ways: {told}, beyond refits on exchanged labels "
-                f"({self._rank(claim)})."
+                f"({self._rank('both')})."
             )
         rest = [name for name in self.classes if name not in self.turned]
         return (
@@ -203,6 +205,9 @@ class Verdict:
             "draws": {name: list(found) for name, found in self.draws.items()},
             "sentence": self.sentence,
         }
+
+    def _beyond_draws(self, name: str) -> bool:
+        return name in self.draws and self.draws[name][0] <= LEVEL
 
     def _rank(self, claim: str) -> str:
         found = self.table()

@@ -58,6 +58,18 @@ def test_both_ways_needs_each_direction_beyond_draws_of_the_same_covariance(draw
     assert found.turned == [M]
 
 
+@pytest.mark.parametrize(
+    ("draws", "turned"),
+    [({}, [M]), ({M: (0.5, 30), G: (0.03, 30)}, [G]), ({M: (0.5, 30), G: (0.5, 30)}, [M])],
+)
+def test_two_classes_that_pass_alone_are_not_both_ways_without_their_draws(draws, turned) -> None:
+    found = Verdict(effects(0.3, 0.2), flat(0.1, 0.0), 19, draws=draws)
+    assert found.p[M] == found.p[G] == found.p["both"] == 0.05
+    assert found.turned == turned
+    assert not found.both
+    assert "both ways" not in found.sentence
+
+
 def test_a_family_is_judged_against_the_maximum_over_families() -> None:
     found = Verdict(
         effects(0.3, 0.2, other=(0.15, 0.1)),
