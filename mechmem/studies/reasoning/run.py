@@ -37,7 +37,6 @@ SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 MOST_LAYERS = 8
 SMALLEST = 4
 SHUFFLES = 19
-RANDOM_DRAWS = 30
 
 
 def run_reasoning_study(
@@ -119,7 +118,7 @@ def run_reasoning_study(
     if trial is not None:
         verdict = judge_edits(
             model, _candidates(directions), refits, parts, trial.before, reader,
-            {"addition": alphas, "scaled projection": scales}, draws=RANDOM_DRAWS, seed=seed,
+            {"addition": alphas, "scaled projection": scales}, draws=DRAWS, seed=seed,
             reason=reason, how=how, planned=shuffles,
         )  # fmt: skip
     return ReasoningStudy(
