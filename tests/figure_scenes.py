@@ -47,7 +47,7 @@ def results() -> dict[str, Any]:
         "layers": mm.layer_distribution(acts, top=6, draws=20),
         "halves": mm.split_halves(acts, top=6, splits=10),
         "clusters": clusters,
-        "interaction": mm.interaction(model, edit, test, parts=parts),
+        "interaction": mm.interaction(model, edit, test, parts=parts, draws=2),
         "response": mm.margin_response(model, edit, test, doses=(0.5, 1.0)),
         "ties": mm.near_ties(replace(seen, outcomes=tuple(outcomes)), bins=3),
         "probes": mm.probe_transfer(halves, site=("resid_post", 1)),

@@ -165,8 +165,7 @@ def kind_of(seed: int) -> str:
 
 def planned(nulls: int, power: int) -> Iterator[tuple[str, int]]:
     yield from (("nothing", seed) for seed in range(nulls))
-    yield from (("negative control", seed) for seed in range(power))
-    yield from (("planted", seed) for seed in range(power))
+    yield from ((study, seed) for seed in range(power) for study in ("negative control", "planted"))
 
 
 def run(nulls: int, power: int) -> None:

@@ -99,57 +99,22 @@ def steering(studies: dict) -> str:
     rows = [
         "## Turning the model",
         "",
-        "One edit per family, chosen on validation sets, measured once on 40 test sets that no "
-        "fitting and no choice has seen. Changes in points of the share steered to, 95 % "
-        "intervals from resampling sets. *Beyond* is the edit minus the control it beats by least, "
-        "the one whose interval reaches lowest (strength 0; and at the same strength: shift "
-        "values permuted, random neurons, a random direction, uniform noise "
-        "within the largest difference, 30 draws each; and the lowest-ranking neurons).",
+        "What each study may claim, from 19 refits of the whole recipe on exchanged behaviors. "
+        "Edits are chosen on validation sets and measured once on test sets that no fitting and no "
+        "choice has seen. How often such a verdict is wrong, and how often it is given over 30 "
+        "divisions of the prompts: [calibration](calibration.md).",
         "",
-        "| model | family | edit | toward | before | after | other | change | beyond |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | verdict | p, any | p, both | refits |",
+        "|---|---|---|---|---|",
     ]
     for name, (_, study) in studies.items():
-        for tested in study.sweep.tested:
-            about = tested.edit.describe()
-            setting = f"{about['at']}, alpha {about['alpha']:g}"
-            if "top" in about:
-                setting += f", top {about['top']:.0%}"
-            for toward, rates in tested.rates.items():
-                rows.append(
-                    f"| {name} | {tested.family} | {setting} | {toward} | "
-                    f"{mm.Rates(study.sweep.before).share(toward).value:.1%} | "
-                    f"{rates.share(toward).value:.1%} | {rates.share('other').value:.1%} | "
-                    f"{points(rates.change(toward))} | "
-                    f"{points(tested.beyond_every_control(toward))} |"
-                )
-    return "\n".join([*rows, "", *counted(studies), ""])
-
-
-def counted(studies: dict) -> list[str]:
-    """Models on which a family is beyond every control."""
-    held: dict[tuple[str, str], list[str]] = {}
-    for name, (_, study) in studies.items():
-        for tested in study.sweep.tested:
-            for toward in tested.rates:
-                models = held.setdefault((tested.family, toward), [])
-                if tested.beyond_every_control(toward).low >= 0.0005:  # above 0 as printed
-                    models.append(name)
-    rows = ["| family | toward | beyond every control on |", "|---|---|---|"]
-    rows += [
-        f"| {family} | {toward} | {', '.join(models) or 'none'} |"
-        for (family, toward), models in held.items()
-    ]
-    return [
-        *rows,
-        "",
-        "`strength 0` is the negative control: what is beyond every control there is a claim where "
-        "no mode was\nplanted. An interval that begins at +0.0 counts as holding 0.",
-    ]
-
-
-def points(estimate) -> str:
-    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+        p = study.verdict.p
+        cells = [f"{p[claim]:.2f}" if p else "" for claim in ("any", "both")]
+        row = [name, study.verdict.sentence, *cells, str(study.verdict.shuffles)]
+        rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(
+        [*rows, "", "`strength 0` is the negative control: a model in which no mode was planted."]
+    )
 
 
 if __name__ == "__main__":

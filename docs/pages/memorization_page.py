@@ -118,7 +118,9 @@ def numbers(study: MemorizationStudy) -> str:
         cells = [
             "does not vary"
             if within.loc[(kind, score)].isna().any()
-            else "{spearman:.2f} [{low:.2f}, {high:.2f}]".format(**within.loc[(kind, score)])
+            else "{spearman:.2f} [{spearman_low:.2f}, {spearman_high:.2f}]".format(
+                **within.loc[(kind, score)]
+            )
             for score in ("perturbational", "counterfactual")
         ]
         rows.append(f"| {kind}, Spearman | {cells[0]} | {cells[1]} |")
@@ -126,7 +128,9 @@ def numbers(study: MemorizationStudy) -> str:
     changes = study.changes().query("kind == 'all'").set_index(["edit", "score"])
     for edit in dict.fromkeys(changes.index.get_level_values("edit")):
         cells = [
-            "{change:+.3f} [{low:+.3f}, {high:+.3f}]".format(**changes.loc[(edit, score)])
+            "{change:+.3f} [{change_low:+.3f}, {change_high:+.3f}]".format(
+                **changes.loc[(edit, score)]
+            )
             for score in ("perturbational", "counterfactual")
         ]
         rows.append(f"| {edit} | {cells[0]} | {cells[1]} |")

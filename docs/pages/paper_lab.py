@@ -19,6 +19,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.models.shipped import LAB_FOLDER
 from mechmem.reports.saved import load_study
 from mechmem.studies.behavior.run import STEERED
+from mechmem.studies.verdict import FEWEST, LEVEL
 
 WORK = Path("build/lab-models-paper")
 TASKS = ("cipher", "colors", "addition")
@@ -107,6 +108,10 @@ class Entry:
             _write(self.results / "cost.json", spent)
         return load_study(folder).tables()
 
+    def verdict(self) -> dict:
+        """What the study may claim: turned, p by claim and family, sentence. Of a studied model."""
+        return load_study(self.results / "study").manifest["refits"]
+
     def halves(self) -> pd.DataFrame:
         """Do two halves of the training flips choose the same neurons? Of a studied model."""
         file = self.results / "halves.csv"
@@ -132,6 +137,12 @@ def entries(work: Path = WORK) -> Iterator[Entry]:
 def both(found: dict) -> bool:
     """Whether both behaviors are there."""
     return min(found[name][0] for name in ("memorized", "generalized")) >= LEAST
+
+
+def claims(verdict: dict, family: str) -> bool:
+    """Whether a family's larger change is beyond all refits' largest of any family."""
+    p = verdict["family_p"].get(family, 1.0)
+    return verdict["shuffles"] >= FEWEST and p <= LEVEL
 
 
 def percent(value: list[float] | tuple[float, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from paper_lab import TASKS, Entry, head, line, percent, points, row_of, share
+from paper_lab import TASKS, Entry, claims, head, line, percent, points, share
 
 OWN = "P1 as published"
 
@@ -32,20 +32,46 @@ def depth(found: Sequence[Entry]) -> str:
 
 
 def steering(found: Sequence[Entry]) -> str:
+    studies = _studies(found)
+    families = list(dict.fromkeys(studies[0][1]["beyond_controls"]["family"]))
     rows = [
         "## Turning the models",
         "",
+        "What each study may claim, from 19 refits of the whole recipe on exchanged behaviors, and "
+        "how far each family goes among them (p of its larger change against the refits' largest "
+        "of any family; not below 0.05 with 19).",
+        "",
+        *head("model", "verdict", *(f"p, {family}" for family in families)),
+    ]
+    for entry, _ in studies:
+        verdict = entry.verdict()
+        ps = [verdict["family_p"].get(family) for family in families]
+        cells = ["" if p is None else f"{p:.2f}" for p in ps]
+        rows.append(line(entry.title, verdict["sentence"], *cells))
+    rows += ["", "Families beyond all refits, of the models studied:", "", *head("family", *TASKS)]
+    for family in families:
+        held = [
+            [claims(entry.verdict(), family) for entry, _ in studies if entry.task == task]
+            for task in TASKS
+        ]
+        rows.append(line(family, *(f"{sum(mine)} of {len(mine)}" for mine in held)))
+    return "\n".join([*rows, "", *changes(studies), ""])
+
+
+def changes(studies: Sequence[tuple[Entry, dict[str, pd.DataFrame]]]) -> list[str]:
+    """What the edits did, beside the control of the paper's own form."""
+    rows = [
+        "### What the edits did",
+        "",
         "The winner of every family on the test prompts. *Change* is in points of the share "
         "steered to. *Beyond random neurons*: minus the same shift on as many random neurons, "
-        "scaled to the same length. *Beyond all*: minus the control, strength 0 among "
-        "them, whose interval reaches lowest. Nothing "
-        "counts whose interval holds 0. Three families were tried on the same test prompts, so the "
-        "best of the three is a little flattered; *chosen* is the one that validation chose.",
+        "scaled to the same length, over all draws. *chosen* is the family that validation chose. "
+        "A control is needed, and proves nothing that was chosen: the verdict does.",
         "",
         *head("model", "family", "edit", "toward", "before", "after", "other", "change",
-                "beyond random neurons", "beyond all"),
+                "beyond random neurons", "draws", "spread", "size", "control size"),
     ]  # fmt: skip
-    for entry, tables in _studies(found):
+    for entry, tables in studies:
         test, beyond = tables["test"], tables["beyond_controls"]
         plain = test[test["setting"] == "unedited"].iloc[0]
         chosen = beyond["family"].iloc[0]
@@ -53,6 +79,13 @@ def steering(found: Sequence[Entry]) -> str:
             mine = test[(test["family"] == one.family) & (test["toward"] == one.toward)]
             edit = mine[mine["setting"] == "edit"].iloc[0]
             matched = mine[mine["setting"] == "random neurons"]
+            cells = [""] * 5
+            if len(matched):
+                own = matched.iloc[0]
+                cells = [
+                    _minus(own), int(own["draws"]), share(own["spread"]), f"{edit['size']:.2f}",
+                    f"{own['control_size']:.2f}",
+                ]  # fmt: skip
             rows.append(
                 line(
                     entry.title,
@@ -63,17 +96,10 @@ def steering(found: Sequence[Entry]) -> str:
                     share(edit[one.toward]),
                     share(edit["other"]),
                     points((edit["change"], edit["change_low"], edit["change_high"])),
-                    _minus(matched.iloc[0]) if len(matched) else "",
-                    points(
-                        (
-                            one.beyond_every_control,
-                            one.beyond_every_control_low,
-                            one.beyond_every_control_high,
-                        )
-                    ),
+                    *cells,
                 )
             )
-    return "\n".join([*rows, "", _summary(found), ""])
+    return rows
 
 
 def controls(found: Sequence[Entry]) -> str:
@@ -118,30 +144,6 @@ def probing(found: Sequence[Entry]) -> str:
             own = percent([one.accuracy, one.accuracy_low, one.accuracy_high])
             rows.append(line(entry.title, _place(one), own, *cells))
     return "\n".join([*rows, ""])
-
-
-def _summary(found: Sequence[Entry]) -> str:
-    """Counted from the tables, so that no sentence says more than they do."""
-    studies = _studies(found)
-    rows = [
-        "Beyond every control toward memorized and toward generalized, of the models studied:",
-        "",
-        *head("family", *TASKS),
-    ]
-    for family in dict.fromkeys(studies[0][1]["beyond_controls"]["family"]):
-        cells = []
-        for task in TASKS:
-            mine = [tables["beyond_controls"] for entry, tables in studies if entry.task == task]
-            held = [
-                sum(
-                    row_of(one, family=family, toward=toward)["beyond_every_control_low"] > 0
-                    for one in mine
-                )
-                for toward in ("memorized", "generalized")
-            ]
-            cells.append(f"{held[0]} and {held[1]} of {len(mine)}")
-        rows.append(line(family, *cells))
-    return "\n".join(rows)
 
 
 def _studies(found: Sequence[Entry]) -> list[tuple[Entry, dict[str, pd.DataFrame]]]:

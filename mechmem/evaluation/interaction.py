@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import EditError, listed
-from mechmem.evaluation.controls import controls
-from mechmem.evaluation.rows import refuse_seen, sign_toward
+from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.controls import controls, draws_of_one, size_of
+from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.rows import need_margins, refuse_seen, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike, as_prompts
-from mechmem.patching.apply import patched
-from mechmem.patching.base import Edit
-from mechmem.patching.margins import behavior_margins
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS, Task
 
@@ -37,14 +37,16 @@ class Interaction:
 
     Attributes:
         effects: ``effects[toward][kind][name]``; kind is ``"edit"`` or ``"permuted"`` (the same
-            neurons with the shift values exchanged among them). Names are those of the parts, and
-            ``"joint"`` (all parts at once), ``"sum of parts"``, and ``"interaction"``: joint minus
-            sum, prompt by prompt. Above 0 the parts help each other, below 0 they replace each
-            other; 0 means that each acts alone.
+            neurons with the shift values exchanged among them, over all draws). Names are those of
+            the parts, and ``"joint"`` (all parts at once), ``"sum of parts"``, and
+            ``"interaction"``: joint minus sum, prompt by prompt. Above 0 the parts help each other,
+            below 0 they replace each other; 0 means that each acts alone.
+        beyond: ``beyond[toward][name]``: the edit's effect minus that of the draws.
         sizes: Neurons of every part.
     """
 
     effects: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+    beyond: Mapping[str, Mapping[str, Beyond]]
     sizes: Mapping[str, int]
 
     def score(self, toward: str) -> Estimate:
@@ -63,6 +65,7 @@ class Interaction:
                     "part": name,
                     "neurons": self.sizes.get(name, total),
                     **effect.row("effect"),
+                    **(self.beyond[toward][name].row(counted=False) if kind == "edit" else {}),
                 }
                 for toward, kinds in self.effects.items()
                 for kind, parts in kinds.items()
@@ -119,6 +122,7 @@ def interaction(
     parts: Mapping[str, Part] | None = None,
     task: Task | None = None,
     toward: Sequence[str] = BEHAVIORS,
+    draws: int = DRAWS,
     allow_seen: bool = False,
     seed: int = 0,
 ) -> Interaction:
@@ -135,8 +139,9 @@ def interaction(
             clusters of `neuron_clusters`.
         task: Writes the answers as the model would.
         toward: Classes to steer to.
+        draws: Draws of the control.
         allow_seen: Measure on fitted prompts all the same.
-        seed: Keys the control and the resampling of groups.
+        seed: Keys the control.
 
     Raises:
         LeakageError: When the edit has seen a prompt or a group of the set.
@@ -156,40 +161,48 @@ def interaction(
         raise EditError("The parts share a neuron, so their sum would count it twice.")
     chosen = {name: _coordinates(item) for name, item in names.items()}
     whole = replace(edit, shifts=_joined(names))
-    before = behavior_margins(model, asked, task=task)
+    before = observe(model, asked, task=task)
+    scored = need_margins(before.margins, "An interaction")
+    groups = [asked[int(row)].group for row in scored]
     effects: dict[str, dict[str, dict[str, Estimate]]] = {}
+    further: dict[str, dict[str, Beyond]] = {}
     for target in toward:
         sign = sign_toward(target)
-        effects[target] = {}
-        made = controls(replace(whole, toward=target), model, seed=seed)
-        if "permuted" not in made:
+        aimed = replace(whole, toward=target)
+        if "permuted" not in controls(aimed, model, seed=seed):
             raise EditError(
                 "The parts have one shift value per site and position, so there is nothing to "
                 "exchange for a control; choose more neurons."
             )
-        mixed = made["permuted"]
-        assert isinstance(mixed, ShiftNeurons)
-        for kind, joint in (("edit", replace(whole, toward=target)), ("permuted", mixed)):
-
-            def moved(item: Edit, sign: int = sign) -> np.ndarray:
-                with patched(model, item) as view:
-                    after = behavior_margins(view, asked, task=task)
-                change: np.ndarray = sign * (after - before)
-                return change
-
-            each = {name: moved(part) for name, part in split_shift(joint, model, chosen).items()}
-            total, together = np.sum(list(each.values()), axis=0), moved(joint)
-            each |= {
-                "joint": together,
-                "sum of parts": total,
-                "interaction": together - total,
-            }
-            effects[target][kind] = {
-                name: group_mean(values, asked.groups, kind="mean") for name, values in each.items()
-            }
-    return Interaction(
-        effects, {name: sum(map(len, part.values())) for name, part in chosen.items()}
-    )
+        _, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name="permuted")
+        tried = [
+            edit
+            for joint in (aimed, *mixed)
+            if isinstance(joint, ShiftNeurons)
+            for edit in (*split_shift(joint, model, chosen).values(), joint)
+        ]
+        seen = [
+            rates.after
+            for rates in evaluate_each(
+                model, asked, tried, task=task, before=before, allow_seen=True
+            )
+        ]
+        moved = sign * np.stack([(one.margins - before.margins)[scored] for one in seen])
+        moved = moved.reshape(1 + len(mixed), len(names) + 1, len(scored))
+        total, together = moved[:, :-1].sum(1), moved[:, -1]
+        of = dict(zip(names, moved[:, :-1].swapaxes(0, 1), strict=True))
+        of |= {"joint": together, "sum of parts": total, "interaction": together - total}
+        effects[target] = {
+            "edit": {k: group_mean(v[0], groups, kind="mean") for k, v in of.items()},
+            "permuted": {k: mean_of_draws(v[1:], groups, kind="mean") for k, v in of.items()},
+        }
+        own, *others = seen[len(names) :: len(names) + 1]
+        sizes = own.moved, size_of(others)
+        further[target] = {
+            k: beyond_draws(v[0], v[1:], groups, kind="mean", sizes=sizes) for k, v in of.items()
+        }
+    counts = {name: sum(map(len, part.values())) for name, part in chosen.items()}
+    return Interaction(effects, further, counts)
 
 
 def _coordinates(edit: ShiftNeurons) -> dict[Site, list[int]]:

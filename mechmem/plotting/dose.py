@@ -24,7 +24,7 @@ def dose_response(
     """Share of every outcome against alpha; left of zero the model is steered toward
     ``negative``.
 
-    Filled points are the edit, open points on dashed lines a random direction of the same norm.
+    Filled points are the edit, open points on dashed lines random directions of the same norm.
 
     Args:
         dose: `Study.dose`: toward, alpha, kind (edit or control), outcome, share with its ends.
@@ -71,5 +71,8 @@ def dose_response(
         title=f"← toward {negative}            alpha            toward {right} →", zeroline=False
     )
     fig.update_yaxes(title="share of the prompts", tickformat=".0%", range=[0, 1.02])
-    about = f"{counted(frame)}; lines: 95 % interval. Placebo: random direction, same norm"
+    draws = (
+        f"{frame['draws'].max():.0f} random directions" if "draws" in frame else "random direction"
+    )
+    about = f"{counted(frame)}; lines: 95 % interval. Control: {draws}, same norm"
     return house_style(fig, theme, "How the rates follow the strength", about, 460, bottom=62)

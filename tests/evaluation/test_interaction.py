@@ -9,6 +9,7 @@ from helpers import close
 from question_scene import hand_margins, scene
 
 import mechmem as mm
+from mechmem.evaluation.controls import draws_of_one
 
 FIRST, LAST = mm.Site("resid_post", 0), mm.Site("resid_post", 1)
 
@@ -53,7 +54,7 @@ class TestInteraction:
     def test_effects_are_those_of_plain_transformers(self, here, edit) -> None:
         index = edit.neurons(here.lab.model).index
         parts = {"early": {FIRST: index[FIRST].tolist()}, "late": {LAST: index[LAST].tolist()}}
-        got = mm.interaction(here.lab.model, edit, here.test, parts=parts)
+        got = mm.interaction(here.lab.model, edit, here.test, parts=parts, draws=2)
         before = hand_margins(here, here.test)
         for toward, sign in (("memorized", 1), ("generalized", -1)):
             shift = replace(edit, toward=toward).shift(here.lab.model)
@@ -77,16 +78,29 @@ class TestInteraction:
         # After the last block come only a norm and a linear map: small shifts there add up, but
         # shifts that must pass a block together do not.
         tiny = mm.ShiftNeurons(here.scores, top=4, alpha=0.01, at=LAST, positions="last")
-        got = mm.interaction(here.lab.model, tiny, here.test, toward=["memorized"])
+        got = mm.interaction(here.lab.model, tiny, here.test, toward=["memorized"], draws=2)
         effects = got.effects["memorized"]["edit"]
         assert abs(effects["interaction"].value) < 0.02 * abs(effects["joint"].value)
 
     def test_the_control_exchanges_the_values_on_the_same_neurons(self, here, edit) -> None:
-        got = mm.interaction(here.lab.model, edit, here.test, toward=["memorized"])
+        got = mm.interaction(here.lab.model, edit, here.test, toward=["memorized"], draws=5)
         kinds = got.effects["memorized"]
         assert list(kinds) == ["edit", "permuted"]
         assert list(kinds["edit"]) == list(kinds["permuted"])
         assert kinds["permuted"]["joint"].value != kinds["edit"]["joint"].value
+        _, draws = draws_of_one(
+            replace(edit, toward="memorized"), here.lab.model, draws=5, name="permuted"
+        )
+        before = hand_margins(here, here.test)
+        joint = [(hand_margins(here, here.test, one.shift(here.lab.model)) - before).mean()
+                 for one in draws]  # fmt: skip
+        found = got.beyond["memorized"]["joint"]
+        close(kinds["permuted"]["joint"].value, np.mean(joint), 1e-4)
+        close(found.value, kinds["edit"]["joint"].value - np.mean(joint), 1e-4)
+        close(found.spread, np.std(joint, ddof=1), 1e-4)
+        assert found.draws == len(draws) == 5
+        assert found.rank == 1 + sum(value >= kinds["edit"]["joint"].value for value in joint)
+        close(found.size, found.control_size, 1e-4)  # the same values on the same neurons
         table = got.table()
         assert set(zip(table["kind"], table["control"], strict=True)) == {
             ("edit", ""),
@@ -103,5 +117,5 @@ class TestInteraction:
             mm.interaction(here.lab.model, edit, here.test, parts=parts)
         with pytest.raises(mm.MechmemError, match=r"toward='odd' is no behavior"):
             mm.interaction(here.lab.model, edit, here.test, toward=["odd"])
-        assert np.isfinite(mm.interaction(here.lab.model, edit, here.fit, allow_seen=True).score(
-            "memorized").value)  # fmt: skip
+        got = mm.interaction(here.lab.model, edit, here.fit, allow_seen=True, draws=2)
+        assert np.isfinite(got.score("memorized").value)

@@ -44,23 +44,34 @@ def test_edits_are_tried_on_as_many_prompts_as_asked_and_nothing_else_is_cut(sma
 def test_every_dose_is_what_the_edited_model_does(small, lab_model, lab_task, dose) -> None:
     """Strength 0 and the chosen one are taken from the sweep, the others run: all are recounted."""
     chosen, test = small.sweep.best.edit, small.sweep.before.prompts
+
+    def done(edit: mm.Edit) -> mm.Observations:
+        with mm.patched(lab_model, edit) as view:
+            return mm.observe(view, test, task=lab_task)
+
     for toward in ("memorized", "generalized"):
         edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
-        placebo = mm.controls(replace(edit, alpha=edit.alpha or 1.0), lab_model, seed=0)
-        tried = {"edit": edit, "control": edit if not dose else placebo["random direction"]}
-        for kind, own in tried.items():
-            with mm.patched(lab_model, own) as view:
-                seen = mm.observe(view, test, task=lab_task)
-            rows = small.dose[
-                (small.dose["toward"] == toward)
-                & np.isclose(small.dose["alpha"], edit.alpha)
-                & (small.dose["kind"] == kind)
-            ].set_index("outcome")
-            assert len(rows) == 3
-            for name in seen.allowed:
-                assert rows.loc[name, "share"] == pytest.approx(seen.outcomes.count(name) / 60)
-            if kind == "edit":
-                assert rows["margin"].iloc[0] == pytest.approx(np.mean(seen.margins), abs=1e-4)
+        own = done(edit)
+        draws = [own] if not dose else [
+            done(mm.controls(edit, lab_model, seed=k)["random direction"]) for k in range(3)
+        ]  # fmt: skip
+        rows = small.dose[
+            (small.dose["toward"] == toward) & np.isclose(small.dose["alpha"], edit.alpha)
+        ].set_index(["kind", "outcome"])
+        assert len(rows) == 6
+        for name in own.allowed:
+            counts = [one.outcomes.count(name) / 60 for one in draws]
+            edited = rows.loc["edit", name]
+            assert edited["share"] == pytest.approx(own.outcomes.count(name) / 60)
+            assert rows.loc["control", name]["share"] == pytest.approx(np.mean(counts))
+            assert edited["beyond"] == pytest.approx(edited["share"] - np.mean(counts))
+            assert edited["margin"] == pytest.approx(np.mean(own.margins), abs=1e-4)
+            assert edited["draws"] == len(draws)
+            if dose:
+                assert edited["spread"] == pytest.approx(np.std(counts, ddof=1))
+                assert edited["size"] == pytest.approx(own.moved)
+                moved = np.mean([one.moved for one in draws])
+                assert edited["control_size"] == pytest.approx(moved)
 
 
 def test_margins_are_those_of_the_test_part(small) -> None:

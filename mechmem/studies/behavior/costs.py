@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pandas as pd
 
-from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.controls import controls
+from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.controls import beyond, draws_of_one, share_of_draws
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import Rates
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
+from mechmem.patching.base import Edit
 from mechmem.sweeps.result import Sweep
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
@@ -31,75 +33,81 @@ def dose_response(
     doses: Sequence[float],
     token_budget: int = DEFAULT_TOKEN_BUDGET,
 ) -> pd.DataFrame:
-    """Rates of the chosen edit and of a norm-matched random direction over a range of alphas.
+    """Rates of the chosen edit and of random directions of its size over a range of alphas.
 
     What the sweep has measured on the same prompts is taken from there: strength 0, the chosen
-    strength, and its first random direction.
+    strength, and as many draws of the control as it has.
     """
-    chosen: Any = found.best.edit
+    best = found.best
+    chosen: Any = best.edit
     if not hasattr(chosen, "alpha"):
         return pd.DataFrame()  # an edit without a strength has one dose
-    tried: list[tuple[str, Any, str]] = []
-    for toward in found.best.rates:
+    known: dict[tuple[str, float], list[Observations]] = {}
+    planned: list[tuple[str, float]] = []
+    tried: list[list[Edit]] = []
+    for toward in best.rates:
         for dose in doses:
+            if dose in (0.0, 1.0):
+                known[toward, dose] = _known(found, toward, dose)
+                continue
             edit = replace(chosen, toward=toward, alpha=chosen.alpha * dose)
-            mixed = controls(replace(edit, alpha=edit.alpha or 1.0), model, seed=seed)
-            tried.append((toward, edit, "edit"))
-            kind = edit if dose == 0 else mixed[PLACEBO]
-            tried.append((toward, kind, "control"))
-    found_at = {
-        k: known
-        for k, (toward, edit, kind) in enumerate(tried)
-        if (known := _known(found, toward, edit.alpha, kind, seed)) is not None
-    }
-    for margins in (True, False):
-        mine = [
-            k
-            for k, (_, _, kind) in enumerate(tried)
-            if (kind == "edit") == margins and k not in found_at
-        ]
-        if not mine:
-            continue
-        rates = evaluate_each(
-            model, test, [tried[k][1] for k in mine], task=task, before=found.before,
-            margins=margins, seed=seed, token_budget=token_budget,
-        )  # fmt: skip
-        found_at |= zip(mine, rates, strict=True)
+            draws = len(best.controls[toward][PLACEBO])
+            _, mixed = draws_of_one(edit, model, draws=draws, seed=seed, name=PLACEBO)
+            planned.append((toward, dose))
+            tried.append([edit, *mixed])
+    plain = [group[0] for group in tried], [one for group in tried for one in group[1:]]
+    edits, controls = (
+        evaluate_each(
+            model, test, part, task=task, before=found.before, margins=margins, seed=seed,
+            token_budget=token_budget,
+        )
+        if part
+        else []
+        for part, margins in zip(plain, (True, False), strict=True)
+    )  # fmt: skip
+    mine, others = iter(edits), iter(controls)
+    for place, group in zip(planned, tried, strict=True):
+        known[place] = [next(mine).after, *(next(others).after for _ in group[1:])]
     return pd.DataFrame(
         [
             row
-            for k, (toward, edit, kind) in enumerate(tried)
-            for row in _dose_rows(found_at[k], toward, edit.alpha, kind)
+            for toward in best.rates
+            for dose in doses
+            for row in _dose_rows(known[toward, dose], toward, chosen.alpha * dose)
         ]
     )
 
 
-def _known(found: Sweep, toward: str, alpha: float, kind: str, seed: int) -> Rates | None:
-    """What the sweep knows already of an edit or its control at this strength."""
+def _known(found: Sweep, toward: str, dose: float) -> list[Observations]:
+    """What the sweep knows of the edit and its control at strength 0, or at the chosen one."""
+    if not dose:
+        return [found.before, found.before]
     best = found.best
-    if alpha == 0:
-        return Rates(found.before, found.before, seed)
-    if alpha != best.edit.alpha:  # type: ignore[attr-defined]
-        return None
-    return best.rates[toward] if kind == "edit" else best.controls[toward][PLACEBO][0]
+    return [best.rates[toward].after, *(one.after for one in best.controls[toward][PLACEBO])]
 
 
-def _dose_rows(rates: Rates, toward: str, alpha: float, kind: str) -> list[dict[str, Any]]:
-    margin = float(pd.Series(rates.after.margins).mean())
-    return [
-        {
-            "toward": toward,
-            "alpha": alpha,
-            "kind": kind,
-            "control": PLACEBO if kind == "control" else "",
-            "outcome": outcome,
-            **share.row("share", counted=False),
-            "margin": margin,
-            "n": share.n,
-            "groups": share.groups,
-        }
-        for outcome, share in ((name, rates.share(name)) for name in rates.after.allowed)
-    ]
+def _dose_rows(seen: Sequence[Observations], toward: str, alpha: float) -> Iterator[dict[str, Any]]:
+    own, draws = seen[0], seen[1:]
+    drawn = bool(alpha)
+    for kind in ("edit", "control"):
+        for outcome in own.allowed:
+            share = (
+                Rates(own).share(outcome)
+                if kind == "edit"
+                else share_of_draws(draws, outcome, drawn=drawn)
+            )
+            yield {
+                "toward": toward,
+                "alpha": alpha,
+                "kind": kind,
+                "control": PLACEBO if kind == "control" else "",
+                "outcome": outcome,
+                **share.row("share", counted=False),
+                "margin": float(pd.Series(own.margins).mean()) if kind == "edit" else nan,
+                **(beyond(own, draws, outcome, drawn=drawn).row() if kind == "edit" else {}),
+                "n": share.n,
+                "groups": share.groups,
+            }
 
 
 def clean_cost(

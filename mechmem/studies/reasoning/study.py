@@ -184,7 +184,11 @@ class ReasoningStudy(Study):
                 }
                 for name, part in self.splits.items()
             },
-            "topics": {"by_topic": self.topics.by_topic, "majority": self.topics.majority},
+            "topics": {
+                "by_topic": self.topics.by_topic,
+                "majority": self.topics.majority,
+                "dealt": self.topics.dealt,
+            },
             "families": FAMILIES,
             "chosen": [
                 {"pick": item.pick, **item.setting.edit(item.setting.signs[0]).describe()}

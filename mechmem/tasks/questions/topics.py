@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from mechmem.errors import PromptError
-from mechmem.seeding import keyed_order
+from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.prompts import PromptSet
 
 NO_TOPIC = "(none)"
@@ -24,39 +26,66 @@ class TopicBalance:
     Attributes:
         counts: Prompts by topic (rows) and label (columns).
         majority: Share of the most frequent label: what guessing without the topic gets right.
-        by_topic: Share that guessing each topic's most frequent label gets right. A probe that
-            does no better may have learned the topic.
+        by_topic: Share that guessing each topic's most frequent label gets right, counted on the
+            prompts themselves. A probe that does no better may have learned the topic.
+        dealt: The same with the labels dealt out anew among the groups, middle and 97.5 % point of
+            199 draws: small topics give a label away by chance.
         one_sided: Topics in which only one label occurs.
     """
 
     counts: pd.DataFrame
     majority: float
     by_topic: float
+    dealt: tuple[float, float]
     one_sided: tuple[str, ...]
 
+    @property
+    def confounded(self) -> bool:
+        """Whether topics give more away than they would if labels were dealt out anew."""
+        return self.by_topic > self.dealt[1]
 
-def topic_balance(prompts: PromptSet, by: str = "category") -> TopicBalance:
+
+def topic_balance(prompts: PromptSet, by: str = "category", seed: int = 0) -> TopicBalance:
     """Counts of topic by label over the labeled prompts.
 
     Args:
         prompts: With labels; those without one are left out.
         by: Key of the meta that holds the topic.
+        seed: Keys the dealing.
 
     Raises:
         PromptError: When no prompt has a label.
     """
-    rows = [(_topic(p.meta.get(by)), p.label) for p in prompts if p.label is not None]
+    rows = [(_topic(p.meta.get(by)), p.label, p.group) for p in prompts if p.label is not None]
     if not rows:
         raise PromptError("No prompt has a label; read a set that has them, or apply Labels.")
-    frame = pd.DataFrame(rows, columns=[by, "label"])
+    frame = pd.DataFrame(rows, columns=[by, "label", "group"])
     counts = pd.crosstab(frame[by], frame["label"])
-    total = len(rows)
     return TopicBalance(
         counts,
-        float(counts.sum().max() / total),
-        float(counts.max(axis=1).sum() / total),
+        float(counts.sum().max() / len(rows)),
+        _by_topic(counts.to_numpy()),
+        _dealt(frame.sort_values([by, "group"]), by, seed),
         tuple(str(name) for name in counts.index[(counts > 0).sum(axis=1) < 2]),
     )
+
+
+def _by_topic(counts: Int[np.ndarray, "topic label"]) -> float:
+    return float(counts.max(axis=1).sum() / counts.sum())
+
+
+def _dealt(frame: pd.DataFrame, by: str, seed: int) -> tuple[float, float]:
+    """A group keeps its prompts together and takes the label of another group."""
+    topics, labels = (pd.factorize(frame[name], sort=True)[0] for name in (by, "label"))
+    groups, _ = pd.factorize(frame["group"])
+    own = labels[np.unique(groups, return_index=True)[1]]
+    rng = keyed_rng(seed, "topic balance")
+    found = []
+    for _ in range(199):
+        counts = np.zeros((topics.max() + 1, labels.max() + 1), dtype=int)
+        np.add.at(counts, (topics, rng.permutation(own)[groups]), 1)
+        found.append(_by_topic(counts))
+    return float(np.median(found)), float(np.quantile(found, 0.975))
 
 
 def balanced_by_topic(prompts: PromptSet, by: str = "category", seed: int = 0) -> PromptSet:
