@@ -84,7 +84,7 @@ def import_directions(
         )
     start = away or read.about.get("away") or f"not {goal}"
     placed = _placed(file, read, model, site, stream, layers)
-    known = Seen() if seen is None else Seen.of(seen, model.tokenize(seen))
+    known = Seen() if seen is None else Seen.of(seen, model.encode(seen).rows)
     made = Provenance(model.info, known, "unknown", "", ())
     method = read.about.get("method") or f"imported from {file.suffix[1:]}"
     unknown = float("nan")

@@ -15,7 +15,7 @@ from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 
 __all__ = ["TokenProjections", "project_tokens"]
 
@@ -88,7 +88,7 @@ def project_tokens(
         ModelError: For completions inside `patched`, where they would count as prompt.
         SiteError: When the direction is zero, or not as wide as the states at its site.
     """
-    asked = as_prompts(prompts).require("project")
+    asked = model.encode(prompts, "project")
     if completions is not None and len(completions) != len(asked):
         raise PromptError(
             f"{len(asked)} prompts were given with {len(completions)} completion(s); give one "
@@ -101,10 +101,10 @@ def project_tokens(
         )
     (site,) = model.sites([direction.site])
     frames = []
-    for k, head in enumerate(model.tokenize(asked)):
+    for k, head in enumerate(asked.rows):
         tail: tuple[int, ...] = ()
         if completions is not None and completions[k]:
-            tail = model.tokens.continuation(asked[k], completions[k])
+            tail = asked.following(k, completions[k])
         ids = (*head.ids, *tail)
         if model.tokens.n_ctx is not None and len(ids) > model.tokens.n_ctx:
             raise PromptError(

@@ -57,8 +57,8 @@ def cache_activations(
         PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
     """
     check_dtype(dtype)
-    asked = as_prompts(prompts).require("cache")
-    tokenized = model.tokenize(asked)
+    asked = model.encode(prompts, "cache")
+    tokenized = asked.rows
     where = Positions.parse(positions)
     columns = where.check_stackable(tokenized)
     wanted = model.sites(sites)
@@ -159,7 +159,8 @@ def moments_of(
 ) -> Moments:
     """The statistics of one set of prompts."""
     names = class_names(asked, by)
-    tokenized = model.tokenize(asked)
+    asked = model.encode(asked)
+    tokenized = asked.rows
     where = Positions.parse(positions)
     columns = where.check_stackable(tokenized)
     provenance = Provenance(model.info, Seen.of(asked, tokenized), where.spec, by)

@@ -24,7 +24,7 @@ from mechmem.models.engine.site_check import require_sites
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 from mechmem.progress import Progress
 
 __all__ = ["extract_activations", "extract_moments", "merge_moments"]
@@ -68,7 +68,7 @@ def extract_activations(
         PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
     """
     check_dtype(dtype)
-    asked = as_prompts(prompts).require("extract")
+    asked = model.encode(prompts, "extract")
     wanted = model.sites(sites)
     require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
 
@@ -128,7 +128,7 @@ def extract_moments(
     Returns:
         The merged moments, or ``None`` while shards of other processes are missing.
     """
-    asked = as_prompts(prompts).require("extract")
+    asked = model.encode(prompts, "extract")
     if not any(class_names(asked, by)):
         raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
     wanted = model.sites(sites)

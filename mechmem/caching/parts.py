@@ -266,10 +266,9 @@ def unknown_prompts(
         for part in known
         for name, tokens in zip(part.prompts.ids, part.token_ids, strict=True)
     }
-    again = [prompt for prompt in prompts if prompt.id in ids]
+    again = prompts.filter(lambda prompt: prompt.id in ids)
     if again:
-        tokenized = model.tokenize(PromptSet(again))
-        other = [item.id for item in tokenized if item.ids != ids[item.id]]
+        other = [item.id for item in model.encode(again).rows if item.ids != ids[item.id]]
         if other:
             raise ArtifactError(
                 f"Prompts {listed(other, 5)} are stored already, with other tokens; give new "
@@ -288,4 +287,4 @@ def unknown_prompts(
                     f"Prompts {listed(moved, 5)} are counted already, with another {by} or group; "
                     "choose another folder."
                 )
-    return PromptSet(prompt for prompt in prompts if prompt.id not in ids)
+    return prompts.filter(lambda prompt: prompt.id not in ids)

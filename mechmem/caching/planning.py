@@ -14,7 +14,7 @@ from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import SiteSpec
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 
 __all__ = ["ExtractionPlan", "plan_extraction"]
 
@@ -69,8 +69,8 @@ def plan_extraction(
     Raises:
         PromptError, SiteError, PositionError: As those would.
     """
-    asked = as_prompts(prompts).require("plan")
-    tokenized = model.tokenize(asked)
+    asked = model.encode(prompts, "plan")
+    tokenized = asked.rows
     where = Positions.parse(positions)
     where.check_stackable(tokenized)
     wanted = model.sites(sites)

@@ -92,7 +92,7 @@ def run_shards(
     fresh = unknown_prompts(model, prompts, known, own.get("by"))
     for part in known:
         if part.missing():
-            tokenized = model.tokenize(part.prompts)
+            tokenized = model.encode(part.prompts).rows
             plan = _plan(model, tokenized, own)
             if plan.digest != part.index["plan"]:
                 raise ArtifactError(
@@ -103,7 +103,7 @@ def run_shards(
                 )
             _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
     while len(fresh):
-        tokenized = model.tokenize(fresh)
+        tokenized = model.encode(fresh).rows
         columns = Positions.parse(own["positions"]).check_stackable(tokenized)
         if known and columns != known[0].index["columns"]:
             raise PositionError(

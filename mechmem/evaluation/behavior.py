@@ -15,7 +15,7 @@ from mechmem.errors import ModelError, PromptError, TaskError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model, ModelInfo
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import PatchedModel
 from mechmem.patching.margins import behavior_margins, choice_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading
@@ -81,8 +81,8 @@ class Observations:
         out = []
         for one, other in self.behaving.pairs():
             if {one.behavior, other.behavior} == set(self.behaviors):
-                out += [one, other]
-        return PromptSet(out)
+                out += [one.id, other.id]
+        return self.behaving.select(out)
 
     @property
     def flip_rate(self) -> float:
@@ -143,11 +143,11 @@ def observe(
         TaskError: Without a task or by choice, when prompts lack their answers.
     """
     check_kinds(model, task)
-    asked = as_prompts(prompts).require("observe")
+    asked = model.encode(prompts, "observe")
     reader = reader_for(asked, task, reading)
     if reader.choice is not None:
         scored = choice_margins(model, asked, reader, token_budget=token_budget)
-        observed = as_observed(model, asked, model.tokenize(asked), reader, None, scored)
+        observed = as_observed(model, asked, reader, None, scored)
         if progress is not None:
             progress(len(asked))
         return observed
@@ -155,7 +155,6 @@ def observe(
     observed = as_observed(
         model,
         asked,
-        model.tokenize(asked),
         reader,
         done,
         _margins(model, asked, reader, token_budget) if margins else np.full(len(asked), np.nan),
@@ -172,8 +171,7 @@ def reader_for(prompts: PromptSet, task: Task | None, reading: str | Choice | No
 
 def as_observed(
     model: Model,
-    prompts: PromptSet,
-    tokenized: Sequence[TokenizedPrompt],
+    prompts: EncodedPrompts,
     task: Task,
     done: Sequence[Completion] | None,
     margins: np.ndarray,
@@ -207,7 +205,7 @@ def as_observed(
         task.outcomes,
         task.name,
         model.info,
-        tuple(tokenized),
+        prompts.rows,
         tuple(not completion.finished for completion in done),
         task.behaviors,
         task.reading,
@@ -229,13 +227,13 @@ def check_kinds(model: object, task: object) -> None:
         )
 
 
-def _margins(model: Model, prompts: PromptSet, task: Task, token_budget: int) -> np.ndarray:
+def _margins(model: Model, prompts: EncodedPrompts, task: Task, token_budget: int) -> np.ndarray:
     margins = np.full(len(prompts), np.nan)
     rows = [
         k for k, p in enumerate(prompts) if p.memorized is not None and p.generalized is not None
     ]
     if not rows:
         return margins
-    chosen = PromptSet(prompts[k] for k in rows)
+    chosen = model.encode(prompts.select(prompts[k].id for k in rows))
     margins[rows] = behavior_margins(model, chosen, task=task, token_budget=token_budget)
     return margins

@@ -11,10 +11,9 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.evaluation.behavior import observe
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import Task
-from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Determinism", "determinism"]
 
@@ -61,10 +60,10 @@ def determinism(
         task: Reads the completions.
         seed: Keys the other order.
     """
-    asked = as_prompts(prompts).require("repeat")
+    asked = model.encode(prompts, "repeat")
     order = keyed_rng(seed, "determinism").permutation(len(asked))
-    mixed = PromptSet(asked[int(k)] for k in order)
-    longest = max(len(item.ids) for item in model.tokenize(asked))
+    mixed = asked.select(asked.ids[int(k)] for k in order)
+    longest = max(len(item.ids) for item in asked.rows)
     first = observe(model, asked, task=task, margins=False)
     plain = model.logits(asked).double().numpy()
     same, gaps = {}, {}

@@ -18,7 +18,7 @@ from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rows import need_margins, refuse_seen, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS, Task
 
@@ -147,9 +147,9 @@ def interaction(
         LeakageError: When the edit has seen a prompt or a group of the set.
         EditError: For parts that share a neuron, or that the edit does not have.
     """
-    asked = as_prompts(prompts).require("measure the interaction")
+    asked = model.encode(prompts, "measure the interaction")
     if not allow_seen:
-        refuse_seen(model, edit, asked, "measure an interaction")
+        refuse_seen(edit, asked, "measure an interaction")
     names = split_shift(edit, model, parts)
     index = [
         (site, k)

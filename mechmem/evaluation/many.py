@@ -18,7 +18,7 @@ from mechmem.models.engine.grid import Grid, Next, many_next
 from mechmem.models.engine.scoring import many_generate, many_logprobs, one_token
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 from mechmem.patching.apply import PatchedModel, patched_each
 from mechmem.patching.base import Edit, as_edits
 from mechmem.patching.margins import answer_ids, choice_ids, margins_of_scores
@@ -57,15 +57,14 @@ def evaluate_each(
     Raises:
         LeakageError, EditError, PromptError: As in `evaluate`, for any of the edits.
     """
-    asked = as_prompts(prompts).require("evaluate")
     check_kinds(model, task)
+    asked = model.encode(prompts, "evaluate")
     task = reader_for(asked, task, reading)
-    tokenized = model.tokenize(asked)
     if not allow_seen:
         for edit in edits:
-            refuse_seen(as_edits(edit), asked, tokenized)
+            refuse_seen(as_edits(edit), asked, asked.rows)
     if before is not None:
-        check_before(before, model, asked, tokenized, task)
+        check_before(before, model, asked, asked.rows, task)
     with patched_each(model, edits) as views:
         plain = [PatchedModel.view(model)] if before is None else []
         bench = Bench(
@@ -102,13 +101,14 @@ class Bench:
     ) -> None:
         for view in views:
             check_kinds(view, task)
-        self.views, self.prompts, self.margins = list(views), prompts, list(margins)
+        self.views, self.margins = list(views), list(margins)
         self.reader = reader_for(prompts, task)
         self.token_budget = token_budget
         if not self.views:
             raise PromptError("There is no edit to try; give at least one.")
         self.model: Model = self.views[0]
-        self.tokenized = self.model.tokenize(prompts)
+        self.prompts = self.model.encode(prompts)
+        self.tokenized = self.prompts.rows
         self.grid = Grid(
             self.model.backend, self.tokenized, [view.interventions for view in self.views],
             pad_id=self.model.tokens.pad_id, token_budget=token_budget, reuse=reuse,
@@ -155,7 +155,6 @@ class Bench:
             out[cell] = as_observed(
                 self.views[cell],
                 self.prompts,
-                self.tokenized,
                 self.reader,
                 self.texts.get(cell),
                 margins[cell],
@@ -201,7 +200,7 @@ class Bench:
 
     def _answer_ids(self) -> list[tuple[tuple[int, ...], ...]]:
         """Of the scored prompts: of both behaviors' answers, or of all choices."""
-        chosen = PromptSet(self.prompts[k] for k in self._scored)
+        chosen = self.prompts.select(self.prompts[k].id for k in self._scored)
         if not len(chosen):
             return []
         if self.chooses:

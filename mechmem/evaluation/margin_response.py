@@ -23,7 +23,7 @@ from mechmem.evaluation.rows import (
     steered,
 )
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
 
@@ -135,7 +135,7 @@ def margin_response(
         LeakageError: When the edit has seen a prompt or a group of the set.
         EditError: For an edit without ``alpha`` or ``toward``, or fewer than two strengths.
     """
-    asked = as_prompts(prompts).require("measure the response")
+    asked = model.encode(prompts, "measure the response")
     dosed: Any = edit
     if not hasattr(dosed, "alpha") or not dosed.alpha:
         raise EditError(
@@ -146,7 +146,7 @@ def margin_response(
     if len(steps) < 2 or steps[0] < 0:
         raise EditError(f"doses must be positive multiples of alpha, got {tuple(doses)}.")
     if not allow_seen:
-        refuse_seen(model, edit, asked, "measure the response to an edit")
+        refuse_seen(edit, asked, "measure the response to an edit")
     start = observe(model, asked, task=task)
     rows = need_margins(start.margins, "The response of the margin")
     groups = [asked[int(row)].group for row in rows]

@@ -13,7 +13,7 @@ from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.evaluation.rows import hits
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import Prompt, PromptSet
@@ -93,7 +93,7 @@ def prompting(
         PromptError: When a rewrite changes which item a prompt is, or does not fit the context.
         LeakageError: When an edit has seen one of the prompts.
     """
-    asked = as_prompts(prompts).require("rewrite")
+    asked = model.encode(prompts, "rewrite")
     before = observe(model, asked, task=task)
     rates: dict[str, Rates] = {"unchanged": Rates(before, before, seed)}
     kinds = {"unchanged": "rewrite"}

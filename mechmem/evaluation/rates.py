@@ -14,7 +14,7 @@ from mechmem.caching.provenance import Seen
 from mechmem.errors import PromptError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, check_kinds, observe, reader_for
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import Task
@@ -166,19 +166,18 @@ def evaluate(
         EditError: When the edit never reached the model.
         PromptError: When ``before`` belongs to other prompts or another model.
     """
-    asked = as_prompts(prompts).require("evaluate")
     check_kinds(model, task)
+    asked = model.encode(prompts, "evaluate")
     task = reader_for(asked, task, reading)
     if edit is None:
         return Rates(observe(model, asked, task=task, margins=margins), None, seed)
     edits = as_edits(edit)
-    tokenized = model.tokenize(asked)
     if not allow_seen:
-        refuse_seen(edits, asked, tokenized)
+        refuse_seen(edits, asked, asked.rows)
     if before is None:
         before = observe(model, asked, task=task, margins=margins)
     else:
-        check_before(before, model, asked, tokenized, task)
+        check_before(before, model, asked, asked.rows, task)
     with patched(model, edits) as view:
         after = observe(view, asked, task=task, margins=margins)
     return Rates(after, before, seed)

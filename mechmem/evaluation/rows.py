@@ -11,10 +11,9 @@ import numpy as np
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
 from mechmem.evaluation.behavior import Observations
-from mechmem.models.model import Model
+from mechmem.models.tokens import EncodedPrompts
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS
-from mechmem.tasks.prompts import PromptSet
 
 __all__ = [
     "can_steer",
@@ -62,12 +61,12 @@ def steered(edit: Edit, toward: str) -> Edit:
     return replace(changed, toward=toward)  # type: ignore[no-any-return]
 
 
-def refuse_seen(model: Model, edit: Edit | Sequence[Edit], prompts: PromptSet, what: str) -> None:
+def refuse_seen(edit: Edit | Sequence[Edit], prompts: EncodedPrompts, what: str) -> None:
     """Raise when one of the prompts, or a rephrasing, was seen in making an edit."""
     seen = Seen()
     for item in as_edits(edit):
         seen = seen | item.seen
-    seen.refuse(prompts, model.tokenize(prompts), what)
+    seen.refuse(prompts, prompts.rows, what)
 
 
 def need_margins(margins: np.ndarray, what: str) -> np.ndarray:

@@ -14,9 +14,8 @@ from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Sampler, generate
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import EncodedPrompts, PromptsLike
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
-from mechmem.tasks.prompts import PromptSet
 
 __all__ = ["Sampling", "sampling"]
 
@@ -108,7 +107,7 @@ def sampling(
     """
     if draws < 2:
         raise MechmemError(f"Agreement between draws needs at least two, got {draws}; 10 is usual.")
-    asked = as_prompts(prompts).require("sample")
+    asked = model.encode(prompts, "sample")
     reader = task if task is not None else PromptAnswers.for_prompts(asked)
     greedy = observe(model, asked, task=reader, margins=False, token_budget=token_budget)
     found = {
@@ -120,14 +119,14 @@ def sampling(
 
 def _drawn(
     model: Model,
-    asked: PromptSet,
+    asked: EncodedPrompts,
     reader: Task,
     temperature: float,
     draws: int,
     seed: int,
     token_budget: int,
 ) -> tuple[tuple[str, ...], ...]:
-    tokenized = [item for item in model.tokenize(asked) for _ in range(draws)]
+    tokenized = [item for item in asked.rows for _ in range(draws)]
     keys = [f"{prompt.id}\x1f{draw}" for prompt in asked for draw in range(draws)]
     done = generate(
         model.backend,

@@ -174,12 +174,15 @@ def select_direction(
     seen = Seen()
     for many in sets.values():
         seen = seen | many.provenance.seen
-    held, rest = _classes(validation, first, by or first.provenance.by or "behavior")
-    other = rest if neutral is None else neutral.require("choose on")
+    held, rest = (
+        model.encode(part)
+        for part in _classes(validation, first, by or first.provenance.by or "behavior")
+    )
+    other = rest if neutral is None else model.encode(neutral, "choose on")
     for prompts in (held, rest, other):
-        seen.refuse(prompts, model.tokenize(prompts), "choose a direction")
+        seen.refuse(prompts, prompts.rows, "choose a direction")
     for prompts in (held, rest, other):
-        seen = seen | Seen.of(prompts, model.tokenize(prompts))
+        seen = seen | Seen.of(prompts, prompts.rows)
 
     measure = score if score is not None else _margin(first.toward, task)
     plain = model.logits(other)

@@ -17,7 +17,7 @@ from mechmem.evaluation.controls import draws_of_one
 from mechmem.evaluation.rows import can_steer, hits, refuse_seen, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt, as_prompts
+from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
@@ -126,10 +126,10 @@ def side_effects(
             "side_effects measures on clean= prompts, on texts=, or on both; for example "
             "clean=task.clean_prompts(400)."
         )
-    asked = None if clean is None else as_prompts(clean).require("measure side effects")
-    neutral = None if texts is None else as_prompts(texts).require("measure side effects")
+    asked = None if clean is None else model.encode(clean, "measure side effects")
+    neutral = None if texts is None else model.encode(texts, "measure side effects")
     if asked is not None:
-        refuse_seen(model, edit, asked, "measure side effects")
+        refuse_seen(edit, asked, "measure side effects")
     plain_logits = None if asked is None else _log_probabilities(model, asked)
     unedited = _measure(model, asked, neutral, plain_logits, task)
     edited: dict[str, _Costs] = {}
@@ -169,8 +169,8 @@ def _log_probabilities(model: Model, prompts: PromptSet) -> np.ndarray:
 
 def _measure(
     model: Model,
-    asked: PromptSet | None,
-    neutral: PromptSet | None,
+    asked: EncodedPrompts | None,
+    neutral: EncodedPrompts | None,
     plain: np.ndarray | None,
     task: Task | None,
 ) -> _Costs:
@@ -188,16 +188,16 @@ def _measure(
             wanted = [
                 (reader if task is None else task).continuation(p, str(p.answer)) for p in asked
             ]
-            ids = [model.tokens.continuation(p, t) for p, t in zip(asked, wanted, strict=True)]
-            loss = -model.logprobs(asked, wanted).numpy()
+            ids = [asked.following(row, answer) for row, answer in enumerate(wanted)]
+            loss = -model.answer_scores(asked.rows, ids).numpy()
             answer = (loss, np.array([len(item) for item in ids], dtype=float))
     text = None if neutral is None else _text_loss(model, neutral)
     return _Costs(kl, right, answer, text)
 
 
-def _text_loss(model: Model, texts: PromptSet) -> tuple[np.ndarray, np.ndarray]:
+def _text_loss(model: Model, texts: EncodedPrompts) -> tuple[np.ndarray, np.ndarray]:
     """Nats and number of the tokens after the first."""
-    tokens = model.tokenize(texts)
+    tokens = texts.rows
     short = [item.id for item in tokens if len(item.ids) < 2]
     if short:
         raise PromptError(

@@ -24,7 +24,7 @@ from mechmem.evaluation.controls import (
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import check_before
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import PromptsLike
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.projections import ScaleProjection
@@ -119,15 +119,15 @@ def steering_grid(
     """
     need(model, Model, "model", "model = mm.load_model(...)")
     need(directions, Directions, "directions", "mm.fit_directions(acts, toward=...)")
-    asked = as_prompts(prompts).require("steer")
+    asked = model.encode(prompts, "steer")
     sizes = sorted({float(alpha) for alpha in alphas})
     if not sizes or sizes[0] <= 0:
         raise EditError(f"alphas must be numbers above 0, got {list(alphas)!r}; both signs follow.")
     fitted = directions.provenance.seen
     if not allow_seen:
-        fitted.refuse(asked, model.tokenize(asked), "evaluate an edit")
+        fitted.refuse(asked, asked.rows, "evaluate an edit")
     start = observe(model, asked, task=task, margins=False) if before is None else before
-    check_before(start, model, asked, model.tokenize(asked))
+    check_before(start, model, asked, asked.rows)
     counted = start.allowed[0] if outcome is None else outcome
     if counted not in start.allowed:
         raise TaskError(
@@ -169,7 +169,7 @@ def steering_grid(
                 progress(f"{direction.site}, alpha {alpha:g}")
     if not rows:
         raise EditError("Every direction is zero, so there is nothing to steer along.")
-    seen = fitted | Seen.of(asked, model.tokenize(asked))
+    seen = fitted | Seen.of(asked, asked.rows)
     toward = next(iter(directions)).toward
     return SteeringGrid(pd.DataFrame(rows), counted, toward, draws, seen)
 

@@ -20,7 +20,13 @@ from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.sites import Site, SiteSpec, parse_sites
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt, Tokens, as_prompts
+from mechmem.models.tokens import (
+    EncodedPrompts,
+    PromptsLike,
+    TokenizedPrompt,
+    Tokens,
+    as_prompts,
+)
 
 
 @dataclass(frozen=True)
@@ -142,13 +148,23 @@ class Model:
         """Sites of this model from what users type; see `mechmem.models.sites.parse_sites`."""
         return parse_sites(spec, self.n_layers)
 
+    def encode(self, prompts: PromptsLike, purpose: str = "run") -> EncodedPrompts:
+        """Prompts with the ids and span positions that the model reads, to be handed on: whoever
+        asks about them, or about a part of them, does not tokenize them again.
+
+        Raises:
+            PromptError: For no prompts (saying for what purpose), for one without tokens, or for
+                one longer than the context.
+        """
+        return self.tokens.encode(as_prompts(prompts).require(purpose))
+
     def tokenize(self, prompts: PromptsLike) -> list[TokenizedPrompt]:
-        """Ids and span positions of every prompt, in order."""
-        return self.tokens.encode(as_prompts(prompts).require("run"))
+        """Ids and span positions of every prompt, in order: the rows of `encode`."""
+        return list(self.encode(prompts).rows)
 
     def token_ids(self, prompt: PromptsLike) -> list[int]:
         """Exactly the ids the model is fed for one prompt, BOS and chat template included."""
-        return list(self.tokenize(prompt)[0].ids)
+        return list(self.encode(prompt).rows[0].ids)
 
     def logits(
         self, prompts: PromptsLike, *, token_budget: int = DEFAULT_TOKEN_BUDGET
@@ -161,7 +177,7 @@ class Model:
         """
         return last_logits(
             self.backend,
-            self.tokenize(prompts),
+            self.encode(prompts).rows,
             interventions=self.interventions,
             pad_id=self.tokens.pad_id,
             token_budget=token_budget,
@@ -199,7 +215,7 @@ class Model:
             )
         return generate(
             self.backend,
-            self.tokenize(prompts),
+            self.encode(prompts).rows,
             self.tokens.decode,
             max_new_tokens=max_new_tokens,
             stop=[stop] if isinstance(stop, str) else stop,
@@ -226,19 +242,15 @@ class Model:
         Raises:
             PromptError: When there are more or fewer answers than prompts, or one does not fit.
         """
-        asked = as_prompts(prompts).require("score")
+        asked = self.encode(prompts, "score")
         texts = [answers] if isinstance(answers, str) else list(answers)
         if len(texts) != len(asked):
             raise PromptError(
                 f"{len(asked)} prompts need as many answers, got {len(texts)} answer(s); "
                 "give one continuation for every prompt, in order."
             )
-        tokenized = self.tokenize(asked)
-        wanted = [
-            self.tokens.continuation(prompt, text)
-            for prompt, text in zip(asked, texts, strict=True)
-        ]
-        return self.answer_scores(tokenized, wanted, token_budget)
+        wanted = [asked.following(row, text) for row, text in enumerate(texts)]
+        return self.answer_scores(asked.rows, wanted, token_budget)
 
     def answer_scores(
         self,

@@ -5,66 +5,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from mechmem.errors import MechmemWarning, ModelError, PromptError, listed
+from mechmem.models.encoded import EncodedPrompts as EncodedPrompts
+from mechmem.models.encoded import PromptsLike as PromptsLike
+from mechmem.models.encoded import TokenizedPrompt as TokenizedPrompt
+from mechmem.models.encoded import as_prompts as as_prompts
 from mechmem.models.spelling import pieces, token_text
 from mechmem.models.templates import rendered
-from mechmem.tasks.prompts import Prompt, PromptSet
+from mechmem.tasks.prompts import Prompt
 
-__all__ = ["PromptsLike", "TokenizedPrompt", "Tokens", "as_prompts"]
-
-_Encoded = tuple[list[int], list[tuple[int, int]]]
-_SHORT, _REMEMBERED = 500, 8192
-
-PromptsLike = PromptSet | Prompt | str | Iterable[Prompt | str]
-
-
-@dataclass(frozen=True)
-class TokenizedPrompt:
-    """A prompt as the model reads it.
-
-    Attributes:
-        id: The prompt's id.
-        ids: Token ids, special tokens included.
-        spans: Token indices of every named span.
-        straddling: Spans whose first or last token reaches beyond the span's characters.
-        group: The prompt's group, so that an edit can tell another instance from a rephrasing.
-        cut: Tokens that were cut to fit the context, where that was asked for.
-    """
-
-    id: str
-    ids: tuple[int, ...]
-    spans: Mapping[str, tuple[int, ...]]
-    straddling: tuple[str, ...] = ()
-    group: str = ""
-    cut: int = 0
-
-    @property
-    def digest(self) -> str:
-        """A short hash of the token ids: two prompts with the same one are the same input."""
-        return hashlib.sha256(",".join(map(str, self.ids)).encode()).hexdigest()[:16]
-
-
-def as_prompts(prompts: PromptsLike) -> PromptSet:
-    """A `PromptSet` from what users hand over: a set, one prompt, one text, or a list of either."""
-    if isinstance(prompts, PromptSet):
-        return prompts
-    if isinstance(prompts, (str, Prompt)):
-        prompts = [prompts]
-    if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping)):
-        raise PromptError(
-            "prompts must be a PromptSet, a Prompt, a text, or a list of prompts or texts; got "
-            f"{type(prompts).__name__} {prompts!r:.60}."
-        )
-    items: list[Any] = list(prompts)
-    return PromptSet(
-        Prompt(id=str(index), text=item) if isinstance(item, str) else item
-        for index, item in enumerate(items)
-    )
+_Spelled = tuple[list[int], list[tuple[int, int]]]
 
 
 class Tokens:
@@ -103,24 +57,26 @@ class Tokens:
             )
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
-        self._short_ids = lru_cache(_REMEMBERED)(self._fresh_ids)
 
-    def encode(self, prompts: PromptsLike) -> list[TokenizedPrompt]:
-        """Tokenise prompts, in order.
+    def encode(self, prompts: PromptsLike) -> EncodedPrompts:
+        """Tokenize prompts, in order; what this encoded already comes back as it is.
 
         Raises:
             PromptError: For a prompt without tokens or longer than the context, naming it.
         """
-        out = [self._encode_one(prompt) for prompt in as_prompts(prompts)]
-        cut = [prompt.id for prompt in out if prompt.cut]
+        if isinstance(prompts, EncodedPrompts) and prompts.tokens is self:
+            return prompts
+        asked = as_prompts(prompts)
+        rows = [self._encode_one(prompt) for prompt in asked]
+        cut = [row.id for row in rows if row.cut]
         if cut:
             warnings.warn(
-                f"{len(cut)} of {len(out)} prompts were cut on the {self.truncate} to "
+                f"{len(cut)} of {len(rows)} prompts were cut on the {self.truncate} to "
                 f"{self.n_ctx} tokens, as asked: {listed(cut, 5)}.",
                 MechmemWarning,
                 stacklevel=3,
             )
-        return out
+        return EncodedPrompts(asked, rows, self)
 
     def truncating(self, side: str) -> Tokens:
         """The same, but prompts longer than the context lose tokens on one side instead of being
@@ -147,15 +103,23 @@ class Tokens:
         """Every token as the text that it adds; see `mechmem.models.spelling.pieces`."""
         return pieces(self.tokenizer, ids)
 
-    def continuation(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+    def continuation(
+        self, prompt: Prompt, text: str, row: TokenizedPrompt | None = None
+    ) -> tuple[int, ...]:
         """Ids of ``text`` when it follows the prompt: from the joined text where the prompt's own
         tokens stay the same, otherwise from ``text`` alone.
 
         SentencePiece puts a blank before a text that stands alone. Behind a prompt that ends in a
         blank this would be a second one, so there the text is taken from behind a line break.
+
+        Args:
+            prompt: What comes before.
+            text: What follows it.
+            row: The prompt's own tokens, where they are known.
         """
         text_before, plain = rendered(self.tokenizer, prompt)[0], prompt.chat is not None
-        head = self._ids(text_before, plain=plain)[0]
+        whole = row is not None and not row.cut
+        head = list(row.ids) if row and whole else self._ids(text_before, plain=plain)[0]
         joined = self._ids(text_before + text, plain=plain)[0]
         if joined[: len(head)] == head and len(joined) > len(head):
             return self._embedded(prompt, joined[len(head) :])
@@ -241,18 +205,12 @@ class Tokens:
         del ids[gone], offsets[gone]
         return ids, offsets, cut
 
-    def _ids(self, text: str, with_offsets: bool = False, plain: bool = False) -> _Encoded:
-        """Ids and character offsets. An edit is evaluated on the same short prompts over and over,
-        so these are remembered.
+    def _ids(self, text: str, with_offsets: bool = False, plain: bool = False) -> _Spelled:
+        """Ids and character offsets.
 
         Args:
             plain: A text whose template has put its special tokens already.
         """
-        known = self._short_ids if len(text) <= _SHORT else self._fresh_ids
-        ids, offsets = known(text, with_offsets, plain)
-        return list(ids), list(offsets)
-
-    def _fresh_ids(self, text: str, with_offsets: bool, plain: bool) -> _Encoded:
         if with_offsets and not getattr(self.tokenizer, "is_fast", False):
             raise ModelError(
                 "Named spans need a fast tokenizer (character offsets); this one is "
@@ -295,7 +253,7 @@ class Tokens:
             )
         return tuple(ids)
 
-    def _with_one_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> _Encoded:
+    def _with_one_bos(self, ids: list[int], offsets: list[tuple[int, int]]) -> _Spelled:
         bos = self.bos_id
         if bos is None:
             return ids, offsets

@@ -29,17 +29,17 @@ def behavior_margins(
     Raises:
         PromptError: When a prompt lacks one of the two answers.
     """
-    first, second = answer_ids(model, prompts, task)
+    asked = model.encode(prompts)
+    first, second = answer_ids(model, asked, task)
     if all(len(ids) == 1 for ids in (*first, *second)):
         # Both answers are one token: the normalization cancels, and one pass gives both.
-        logits = model.logits(prompts, token_budget=token_budget).double().numpy()
-        rows = np.arange(len(prompts))
+        logits = model.logits(asked, token_budget=token_budget).double().numpy()
+        rows = np.arange(len(asked))
         margin: np.ndarray = (
             logits[rows, [ids[0] for ids in first]] - logits[rows, [ids[0] for ids in second]]
         )
         return margin
-    texts = _answers(prompts, task)
-    one, other = (model.logprobs(prompts, text, token_budget=token_budget) for text in texts)
+    one, other = (model.answer_scores(asked.rows, ids, token_budget) for ids in (first, second))
     difference: np.ndarray = (one - other).numpy()
     return difference
 
@@ -52,11 +52,12 @@ def answer_ids(
     Raises:
         PromptError: When a prompt lacks one of the two answers.
     """
-    memorized, generalized = _answers(prompts, task)
-    return (
-        [model.tokens.continuation(p, text) for p, text in zip(prompts, memorized, strict=True)],
-        [model.tokens.continuation(p, text) for p, text in zip(prompts, generalized, strict=True)],
+    asked = model.encode(prompts)
+    memorized, generalized = (
+        [asked.following(row, text) for row, text in enumerate(texts)]
+        for texts in _answers(asked, task)
     )
+    return memorized, generalized
 
 
 def choice_margins(
@@ -73,17 +74,17 @@ def choice_margins(
     (`margins_of_scores`). It says which of these answers is likelier, not that the model would
     write one of them.
     """
-    answers = choice_ids(model, prompts, task)
-    scores = np.full((len(prompts), max(map(len, answers))), np.nan)
+    asked = model.encode(prompts)
+    answers = choice_ids(model, asked, task)
+    scores = np.full((len(asked), max(map(len, answers))), np.nan)
     if all(len(ids) == 1 for several in answers for ids in several):
-        every = model.logits(prompts, token_budget=token_budget).double().log_softmax(-1).numpy()
+        every = model.logits(asked, token_budget=token_budget).double().log_softmax(-1).numpy()
         for row, several in enumerate(answers):
             scores[row, : len(several)] = every[row, [ids[0] for ids in several]]
     else:
         at = [(row, k) for row, several in enumerate(answers) for k in range(len(several))]
-        asked = model.tokenize(prompts)
         flat = model.answer_scores(
-            [asked[row] for row, _ in at], [answers[row][k] for row, k in at], token_budget
+            [asked.rows[row] for row, _ in at], [answers[row][k] for row, k in at], token_budget
         )
         scores[tuple(np.array(at).T)] = flat.numpy()
     return margins_of_scores(scores, answers, task)
@@ -116,12 +117,13 @@ def margins_of_scores(
 
 def choice_ids(model: Model, prompts: PromptSet, task: Task) -> list[tuple[tuple[int, ...], ...]]:
     """Token ids of every prompt's `Task.choices`."""
+    asked = model.encode(prompts)
     return [
         tuple(
-            model.tokens.continuation(prompt, task.continuation(prompt, answer))
+            asked.following(row, task.continuation(prompt, answer))
             for answer in task.choices(prompt)
         )
-        for prompt in prompts
+        for row, prompt in enumerate(asked)
     ]
 
 

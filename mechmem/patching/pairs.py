@@ -9,7 +9,7 @@ from mechmem.caching.activations import class_names
 from mechmem.errors import PositionError, PromptError, listed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokens import EncodedPrompts, PromptsLike
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import PromptSet
 
@@ -31,8 +31,8 @@ class AlignedPairs:
         counts: Number of tokens of every part, per pair; equal in both members.
     """
 
-    recipients: PromptSet
-    donors: PromptSet
+    recipients: EncodedPrompts
+    donors: EncodedPrompts
     parts: tuple[Positions, ...]
     counts: tuple[tuple[int, ...], ...]
 
@@ -45,6 +45,11 @@ class AlignedPairs:
         for row, counts in enumerate(self.counts):
             found.setdefault(counts, []).append(row)
         return list(found.values())
+
+    def side(self, name: str, rows: Sequence[int]) -> PromptSet:
+        """Some of the ``"recipients"`` or ``"donors"``."""
+        members: EncodedPrompts = getattr(self, name)
+        return members.select(members.ids[row] for row in rows)
 
     def strangers(self, rows: Sequence[int], seed: int, name: str) -> dict[int, int]:
         """For every row a row of another group among ``rows``; left out where there is none."""
@@ -68,15 +73,15 @@ def align_pairs(
         PromptError: When there is no such pair.
         PositionError: When a position means more tokens in one member of a pair than in the other.
     """
-    asked = as_prompts(prompts).require("patch")
+    asked = model.encode(prompts, "patch")
     classes = dict(zip(asked.ids, class_names(asked, by), strict=True))
     recipients, donors = [], []
     for pair in asked.pairs():
         other = [p for p in pair if classes[p.id] not in (None, toward)]
         chosen = [p for p in pair if classes[p.id] == toward]
         if len(chosen) == len(other) == 1:
-            recipients += other
-            donors += chosen
+            recipients += [p.id for p in other]
+            donors += [p.id for p in chosen]
     if not recipients:
         raise PromptError(
             f"No pair has exactly one member of {by} {toward!r} and one of another; "
@@ -91,10 +96,8 @@ def align_pairs(
                 "integer or the name of a span."
             )
     counts = []
-    members = zip(
-        model.tokenize(PromptSet(recipients)), model.tokenize(PromptSet(donors)), strict=True
-    )
-    for one, other_member in members:
+    takers, givers = (model.encode(asked.select(ids)) for ids in (recipients, donors))
+    for one, other_member in zip(takers.rows, givers.rows, strict=True):
         mine, theirs = (
             tuple(len(part.columns(member)) for part in parts) for member in (one, other_member)
         )
@@ -106,4 +109,4 @@ def align_pairs(
                     "of one length, or only pairs of one length."
                 )
         counts.append(mine)
-    return AlignedPairs(PromptSet(recipients), PromptSet(donors), parts, tuple(counts))
+    return AlignedPairs(takers, givers, parts, tuple(counts))

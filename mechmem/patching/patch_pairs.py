@@ -88,7 +88,7 @@ def activation_patching(
                     with patched(model, PatchActivations(states[side], names, at=site)) as view:
                         margins[name][mine, s, k] = behavior_margins(
                             view,
-                            PromptSet(setup.pairs.recipients[row] for row in mine),
+                            setup.pairs.side("recipients", mine),
                             task=task,
                             token_budget=token_budget,
                         )
@@ -128,10 +128,10 @@ def attribution_patching(
     setup = _Setup.of(model, prompts, toward, sites, positions, by, task, seed, token_budget)
     margins = setup.empty(controls)
     for rows in setup.pairs.buckets():
-        recipients = PromptSet(setup.pairs.recipients[row] for row in rows)
+        recipients = model.encode(setup.pairs.side("recipients", rows))
         slopes = margin_gradients(
             model.backend,
-            model.tokenize(recipients),
+            recipients.rows,
             *answer_ids(model, recipients, task),
             setup.sites,
             setup.pairs.parts,
@@ -215,7 +215,7 @@ class _Setup:
         """States of one side of the pairs, in full precision."""
         return cache_activations(
             self.model,
-            PromptSet(getattr(self.pairs, side)[row] for row in rows),
+            self.pairs.side(side, rows),
             sites=self.sites,
             positions=list(part.parts),
             dtype=torch.float64 if self.model.info.dtype == "float64" else torch.float32,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from mechmem.analysis.directions import Direction, Directions
@@ -12,6 +10,7 @@ from mechmem.analysis.token_projections import TokenProjections, project_tokens
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations
 from mechmem.models.model import Model
+from mechmem.models.tokens import EncodedPrompts
 from mechmem.patching.directions import AddDirection
 from mechmem.sweeps.result import Sweep
 from mechmem.tasks.prompts import Prompt, PromptSet
@@ -92,37 +91,38 @@ def read_answers(
     before = found.before
     shown = shown_answers(before)
     written = dict(zip(before.prompts.ids, before.completions, strict=True))
+    asked = before.prompts.select(prompt.id for prompt in shown)
     return _read(
-        model, _direction(directions, probes, found), shown, [written[p.id] for p in shown]
+        model, _direction(directions, probes, found), asked, [written[p.id] for p in shown]
     )
 
 
 def read_questions(model: Model, direction: Direction, part: PromptSet) -> TokenProjections | None:
     """Every token of the questions that are shown, in the form in which states are read."""
-    return _read(model, direction, shown_questions(part), None)
+    asked = part.select(prompt.id for prompt in shown_questions(part))
+    return _read(model, direction, asked, None)
 
 
 def _read(
-    model: Model, direction: Direction, shown: Sequence[Prompt], completions: list[str] | None
+    model: Model, direction: Direction, shown: PromptSet, completions: list[str] | None
 ) -> TokenProjections | None:
     if direction.norm == 0:
         return None
+    asked = model.encode(shown)
     if completions is not None:
-        completions = [
-            _readable(model, prompt, text) for prompt, text in zip(shown, completions, strict=True)
-        ]
-    return project_tokens(model, direction, PromptSet(shown), completions)
+        completions = [_readable(model, asked, row, text) for row, text in enumerate(completions)]
+    return project_tokens(model, direction, asked, completions)
 
 
-def _readable(model: Model, prompt: Prompt, text: str) -> str:
+def _readable(model: Model, asked: EncodedPrompts, row: int, text: str) -> str:
     """The text, or nothing where it cannot be read again: no tokens of its own (a lone line break
     for some tokenizers), or one too many for the context, as the last one written can be."""
     try:
-        tail = model.tokens.continuation(prompt, text)
+        tail = asked.following(row, text)
     except PromptError:
         return ""
     limit = model.tokens.n_ctx
-    return text if limit is None or len(model.token_ids(prompt)) + len(tail) <= limit else ""
+    return text if limit is None or len(asked.rows[row].ids) + len(tail) <= limit else ""
 
 
 def _direction(directions: Directions, probes: Probes, found: Sweep) -> Direction:

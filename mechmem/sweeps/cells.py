@@ -97,24 +97,25 @@ class CellRun:
         """
         if not settings:
             return []
+        asked = self.model.encode(prompts)
         check_sharing(self.folder, self.rank, self.world)
-        reader = self.task if self.task is not None else PromptAnswers.for_prompts(prompts)
+        reader = self.task if self.task is not None else PromptAnswers.for_prompts(asked)
         store = None if self.folder is None else CellStore(self.folder)
-        keys = [""] * len(settings) if store is None else self._keys(settings, prompts)
+        keys = [""] * len(settings) if store is None else self._keys(settings, asked)
         out: dict[int, Done] = {}
         with patched_each(self.model, [setting.edit for setting in settings]) as views:
             bench = Bench(
-                views, prompts, task=reader, margins=[item.margins for item in settings],
+                views, asked, task=reader, margins=[item.margins for item in settings],
                 reuse=self.reuse, token_budget=self.token_budget,
             )  # fmt: skip
-            known = (bench.tokenized, reader, self.model.info)
+            known = (reader, self.model.info)
             watched = self._watched(bench)
 
             def find(unit: Sequence[int]) -> bool:
                 """Whether all cells of a unit are stored; then they are read."""
                 if store is None or not all(store.has(keys[cell]) for cell in unit):
                     return False
-                out.update({cell: store.read(keys[cell], prompts, *known) for cell in unit})
+                out.update({cell: store.read(keys[cell], asked, *known) for cell in unit})
                 return True
 
             with counted(len(settings), "trying edits", "edit") as more:
@@ -228,7 +229,7 @@ def _difference(
     worst = float(((got - own).abs().amax(1) / spread).max())
     if not bench.writes:
         return worst
-    asked = PromptSet(bench.prompts[row] for row in rows)
+    asked = bench.prompts.select(bench.prompts[row].id for row in rows)
     done = view.complete(asked, bench.reader.max_new_tokens, stop=bench.reader.stop)
     for k, row in enumerate(rows):
         gap = _gap(view, prompts[k], done[k].ids, texts[row].ids)

@@ -88,7 +88,7 @@ def setting_digest(
     del info["name"]  # where it was loaded from does not matter
     about: dict[str, Any] = {"model": info, "settings": dict(settings), "task": ""}
     about["mechmem"] = versions()["mechmem"]
-    about["prompts"] = [*prompts.to_records(), [item.ids for item in model.tokenize(prompts)]]
+    about["prompts"] = [*prompts.to_records(), [item.ids for item in model.encode(prompts).rows]]
     digests = Digests()
     outer = [item.edit for item in model.interventions if isinstance(item, Firing)]
     about["edits"] = [digests.of(edit) for edit in outer]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from mechmem.errors import ArtifactError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.manifests import checked, json_text, opened, read_json, sealed
 from mechmem.models.model import ModelInfo
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokens import EncodedPrompts
 from mechmem.tasks.base import Task
-from mechmem.tasks.prompts import PromptSet
 from mechmem.writing import write_text
 
 __all__ = ["CellStore", "Done"]
@@ -97,8 +95,7 @@ class CellStore:
     def read(
         self,
         key: str,
-        prompts: PromptSet,
-        tokenized: Sequence[TokenizedPrompt],
+        prompts: EncodedPrompts,
         task: Task,
         model: ModelInfo,
     ) -> Done:
@@ -128,7 +125,7 @@ class CellStore:
         completions, outcomes, truncated = (tuple(column) for column in columns)
         seen = Observations(
             prompts, completions, outcomes, np.array(margins), task.outcomes, task.name, model,
-            tuple(tokenized), truncated, task.behaviors, task.reading, moved,
+            prompts.rows, truncated, task.behaviors, task.reading, moved,
         )  # fmt: skip
         return Done(seen, difference)
 

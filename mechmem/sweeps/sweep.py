@@ -123,9 +123,11 @@ def sweep(
     seen = Seen()
     for edit in edits:
         seen = seen | edit.seen
-    seen.refuse(validation.require("choose on"), model.tokenize(validation), "choose an edit")
-    seen = seen | Seen.of(validation, model.tokenize(validation))
-    seen.refuse(test.require("test on"), model.tokenize(test), "test the chosen edit")
+    chosen_on = model.encode(validation, "choose on")
+    seen.refuse(chosen_on, chosen_on.rows, "choose an edit")
+    seen = seen | Seen.of(chosen_on, chosen_on.rows)
+    tested_on = model.encode(test, "test on")
+    seen.refuse(tested_on, tested_on.rows, "test the chosen edit")
 
     task = task if task is None and reading is None else reader_for(validation, task, reading)
     toward = toward or (BEHAVIORS if task is None else task.behaviors)
@@ -134,7 +136,7 @@ def sweep(
     check_sharing(place, rank, world)
     for name in toward:
         _toward(edits[0], name).changes(model)  # refuses a class that it does not know
-    start = observe(model, validation, task=task, margins=False, token_budget=token_budget)
+    start = observe(model, chosen_on, task=task, margins=False, token_budget=token_budget)
     goals = _goals(toward, counts, start.allowed, objective)
     checked: list[dict[str, Any]] = []
 
@@ -144,7 +146,7 @@ def sweep(
             for item in tried
             for name in toward
         ]
-        done = run.run(settings, validation, _teller(progress))
+        done = run.run(settings, chosen_on, _teller(progress))
         checked.extend(_differences(settings, done))
         cells = []
         for k, item in enumerate(tried):
@@ -168,13 +170,13 @@ def sweep(
         for factor in (refine or {}).get(item.family, ())
     ]
     found += zip(again, validate(again), strict=True)
-    before = observe(model, test, task=task, token_budget=token_budget)
+    before = observe(model, tested_on, task=task, token_budget=token_budget)
     plans = [
         (item, cell, list(_test_plan(item, cell, model, toward, draws, seed)))
         for item, cell in _winners(found)
     ]
     settings = [setting for *_, plan in plans for _, _, setting in plan]
-    done = run.run(settings, test, _teller(progress))
+    done = run.run(settings, tested_on, _teller(progress))
     checked += _differences(settings, done)
     results = iter(done)
     tested: list[list[Tested]] = [[] for _ in grids]

@@ -70,7 +70,7 @@ class Task(ABC):
         both sides."""
         wanted = set(self.behaviors)
         flips = [pair for pair in prompts.pairs() if {p.behavior for p in pair} == wanted]
-        return PromptSet(prompt for pair in flips for prompt in pair)
+        return prompts.select(prompt.id for pair in flips for prompt in pair)
 
     def stratum(self, prompt: Prompt) -> str:
         """What must be alike where whole groups exchange their behaviors in a shuffled refit."""

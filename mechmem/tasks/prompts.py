@@ -61,7 +61,7 @@ class PromptSet(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> PromptSet: ...
     def __getitem__(self, index: int | slice) -> Prompt | PromptSet:
         if isinstance(index, slice):
-            return PromptSet(self._prompts[index])
+            return self._part(self._prompts[index])
         return self._prompts[index]
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -74,10 +74,14 @@ class PromptSet(Sequence[Prompt]):
         return hash(tuple(self.ids))
 
     def __add__(self, other: PromptSet) -> PromptSet:
-        return PromptSet((*self, *other))
+        return self._part((*self, *other))
 
     def __repr__(self) -> str:
         return f"PromptSet({len(self)} prompts, {len(set(self.groups))} groups)"
+
+    def _part(self, prompts: Iterable[Prompt]) -> PromptSet:
+        """A set of some of these prompts, or of theirs and others."""
+        return PromptSet(prompts)
 
     @property
     def ids(self) -> list[str]:
@@ -100,7 +104,7 @@ class PromptSet(Sequence[Prompt]):
 
     def filter(self, keep: Callable[[Prompt], bool]) -> PromptSet:
         """The prompts for which ``keep`` is true, in order."""
-        return PromptSet(prompt for prompt in self if keep(prompt))
+        return self._part(prompt for prompt in self if keep(prompt))
 
     def select(self, ids: Iterable[str]) -> PromptSet:
         """The prompts with these ids, in the order asked for."""
@@ -111,7 +115,7 @@ class PromptSet(Sequence[Prompt]):
             raise PromptError(
                 f"No prompt with id {listed(missing)} in {self!r}; its ids are {listed(by_id, 5)}."
             )
-        return PromptSet(by_id[name] for name in wanted)
+        return self._part(by_id[name] for name in wanted)
 
     def by_group(self) -> dict[str, list[Prompt]]:
         """Prompts of each group, both in order of first appearance."""
@@ -131,7 +135,7 @@ class PromptSet(Sequence[Prompt]):
 
     def with_behaviors(self, behaviors: Mapping[str, str | None]) -> PromptSet:
         """A copy whose prompts carry the observed behavior under their id."""
-        return PromptSet(
+        return self._part(
             replace(prompt, behavior=behaviors.get(prompt.id, prompt.behavior)) for prompt in self
         )
 

@@ -71,8 +71,9 @@ def encode(texts: Sequence[TrainingText], tokens: Tokens) -> list[Item]:
     out = []
     for text in texts:
         prompt = Prompt(id="training", text=text.prompt)
-        head = unlimited.encode(prompt)[0].ids
-        ids = (*head, *tokens.continuation(prompt, text.target), *(() if end is None else (end,)))
+        row = unlimited.encode(prompt).rows[0]
+        head, tail = row.ids, tokens.continuation(prompt, text.target, row)
+        ids = (*head, *tail, *(() if end is None else (end,)))
         if tokens.n_ctx is not None and len(ids) > tokens.n_ctx:
             raise TaskError(
                 f"A training item has {len(ids)} tokens, but the model reads at most "

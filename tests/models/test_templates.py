@@ -55,7 +55,7 @@ def chat(text="hello", **kwargs):
 
 
 def ids(tok, prompt, **kwargs):
-    return list(Tokens(tok, **kwargs).encode([prompt])[0].ids)
+    return list(Tokens(tok, **kwargs).encode([prompt]).rows[0].ids)
 
 
 class TestWhatIsFed:

@@ -14,7 +14,7 @@ BOS = 0
 
 
 def _ids(tokenizer, text: str, **options) -> list[int]:
-    return list(Tokens(tokenizer, **options).encode(text)[0].ids)
+    return list(Tokens(tokenizer, **options).encode(text).rows[0].ids)
 
 
 class TestBeginningOfSequence:
@@ -42,7 +42,7 @@ class TestBeginningOfSequence:
     def test_byte_level_text_is_fed_exactly_and_comes_back(self, text) -> None:
         tokenizer = bpe_tokenizer()
         tokens = Tokens(tokenizer)
-        ids = tokens.encode(text)[0].ids
+        ids = tokens.encode(text).rows[0].ids
         assert list(ids) == tokenizer(text)["input_ids"]
         assert tokens.decode(ids) == text
 
@@ -50,7 +50,7 @@ class TestBeginningOfSequence:
 class TestLength:
     def test_a_prompt_of_exactly_the_context_is_taken_and_one_more_is_refused(self) -> None:
         tokens = Tokens(word_tokenizer(), n_ctx=8)
-        assert len(tokens.encode(sentence(7))[0].ids) == 8
+        assert len(tokens.encode(sentence(7)).rows[0].ids) == 8
         with pytest.raises(mm.PromptError, match=r"'long' has 9 tokens.*at most 8\. Shorten"):
             tokens.encode(mm.Prompt(id="long", text=sentence(8)))
 
@@ -58,7 +58,7 @@ class TestLength:
         tokenizer = word_tokenizer()
         tokenizer.model_max_length = 4
         tokenizer(sentence(20), truncation=True, max_length=3)  # leaves state in the fast core
-        assert len(Tokens(tokenizer).encode(sentence(10))[0].ids) == 11
+        assert len(Tokens(tokenizer).encode(sentence(10)).rows[0].ids) == 11
 
     def test_a_text_without_tokens_is_refused_by_name(self) -> None:
         with pytest.raises(mm.PromptError, match=r"'blank' has no tokens: its text is ''"):
@@ -80,17 +80,17 @@ class TestChatTemplate:
     def test_the_template_system_turn_and_prefix_are_fed_with_one_bos(self, adds) -> None:
         tokenizer = word_tokenizer(adds, chat=True)
         words = ["<bos>", "[system]", "w9", "w2", "[user]", "w1", "w2", "[assistant]", "w7"]
-        found = Tokens(tokenizer).encode(self.PROMPT)[0]
+        found = Tokens(tokenizer).encode(self.PROMPT).rows[0]
         assert list(found.ids) == tokenizer.convert_tokens_to_ids(words)
 
     def test_a_span_is_found_in_the_users_turn_and_not_where_its_words_also_stand(self) -> None:
-        found = Tokens(word_tokenizer(chat=True)).encode(self.PROMPT)[0]
+        found = Tokens(word_tokenizer(chat=True)).encode(self.PROMPT).rows[0]
         assert found.spans == {"second": (6,)}
         assert found.straddling == ()
 
     def test_a_short_text_is_not_looked_for_in_the_template_itself(self) -> None:
         prompt = mm.Prompt(id="a", text="a", spans={"all": (0, 1)}, chat=mm.Chat(system="a a"))
-        found = Tokens(word_tokenizer(chat=True)).encode(prompt)[0]
+        found = Tokens(word_tokenizer(chat=True)).encode(prompt).rows[0]
         # <bos> [system] a a [user] a [assistant]
         assert found.spans == {"all": (5,)}
 
@@ -115,7 +115,7 @@ class TestSpans:
     def test_spans_are_the_tokens_of_their_characters(self) -> None:
         text = "w1 w22 w3 w4"
         prompt = mm.Prompt(id="s", text=text, spans={"two": (3, 9), "one": (0, 2), "part": (4, 5)})
-        found = Tokens(word_tokenizer()).encode(prompt)[0]
+        found = Tokens(word_tokenizer()).encode(prompt).rows[0]
         assert found.spans == {"two": (2, 3), "one": (1,), "part": (2,)}
         assert found.straddling == ("part",)
 
@@ -127,7 +127,7 @@ class TestSpans:
     def test_spans_stay_right_when_a_spelled_out_bos_is_dropped_or_kept(self) -> None:
         prompt = mm.Prompt(id="s", text="<bos> w1 w2", spans={"two": (9, 11)})
         for force, place in ((None, 2), (True, 2), (False, 1)):
-            found = Tokens(word_tokenizer(), prepend_bos=force).encode(prompt)[0]
+            found = Tokens(word_tokenizer(), prepend_bos=force).encode(prompt).rows[0]
             assert found.spans == {"two": (place,)}
 
     @settings(max_examples=80, deadline=None)
@@ -138,7 +138,7 @@ class TestSpans:
         end = data.draw(st.integers(start + 1, len(text)))
         tokenizer = bpe_tokenizer()
         prompt = mm.Prompt(id="s", text=text, spans={"cue": (start, end)})
-        found = Tokens(tokenizer).encode(prompt)[0]
+        found = Tokens(tokenizer).encode(prompt).rows[0]
         # By the bytes: which bytes of the text does each token stand for?
         owner: list[int] = []
         for k, token in enumerate(tokenizer.convert_ids_to_tokens(list(found.ids))):
@@ -185,9 +185,9 @@ class TestTheCallersTokenizer:
     def test_changing_it_later_changes_nothing_here(self) -> None:
         tokenizer = word_tokenizer()
         tokens = Tokens(tokenizer)
-        before = tokens.encode("w1 w2")
+        before = tokens.encode("w1 w2").rows
         tokenizer.add_tokens(["w1 w2"])
-        assert tokens.encode("w1 w2") == before
+        assert tokens.encode("w1 w2").rows == before
 
 
 class TestContinuation:

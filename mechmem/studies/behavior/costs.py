@@ -121,7 +121,7 @@ def clean_cost(
     is written."""
     if task is None or task.choice or type(task).clean_prompts is Task.clean_prompts:
         return pd.DataFrame()
-    items = task.clean_prompts(400, seed)
+    items = model.encode(task.clean_prompts(400, seed))
     reader = PromptAnswers("answer")
     reader.max_new_tokens, reader.stop = task.max_new_tokens, task.stop
     plain = observe(model, items, task=reader, margins=False, token_budget=token_budget)

@@ -130,7 +130,7 @@ def run_study(
     name = task.name if task is not None else OWN
     task = reader_for(prompts, task, reading)
     first, second = task.behaviors
-    parts = prompts.split(**SHARES, seed=seed)._asdict()
+    parts = model.encode(prompts).split(**SHARES, seed=seed)._asdict()
     if name == OWN:
         _advise(first_look(model, parts["train"], task, token_budget=token_budget))
     observed = {}
@@ -243,7 +243,7 @@ def _first_groups(part: PromptSet, most: int) -> PromptSet:
     if len(part) <= most:
         return part
     kept = set(part[:most].groups)
-    return PromptSet(prompt for prompt in part if prompt.group in kept)
+    return part.filter(lambda prompt: prompt.group in kept)
 
 
 def _advise(look: FirstLook | None) -> None:
