@@ -1,8 +1,9 @@
 """mechmem: is this language model remembering or thinking, where does it decide, can we turn it?
 
 The names below are the public API; each is loaded when it is first used, so that importing mechmem
-costs nothing. Classes of results that nobody makes by hand are in their rooms, `mechmem.analysis`
-and the others.
+costs nothing. What is typed rarely is in its room: questions put to a finding in
+`mechmem.evaluation` (``mm.evaluation.near_ties``), classes of results that nobody makes by hand in
+`mechmem.analysis` and the others.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ _HOME = {
         "activation_patching attribution_patching bake export_vectors p1_preset patched"
     ),
     "evaluation": (
-        "Observations Rates compare_models controls determinism edit_transfer effect_by_model "
-        "evaluate evaluate_each graded_answers interaction margin_response near_ties observe "
-        "perturbational_memorization probe_transfer prompting sampling select_direction "
-        "side_effects steering_grid"
+        "Observations Rates controls evaluate evaluate_each observe select_direction side_effects "
+        "steering_grid"
     ),
     "sweeps": "sweep",
     "training": "TrainingSettings train train_lab_model",

@@ -5,21 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "ArtifactError",
-    "EditError",
-    "LeakageError",
-    "MechmemError",
-    "MechmemWarning",
-    "ModelError",
-    "PositionError",
-    "PromptError",
-    "SiteError",
-    "TaskError",
-    "did_you_mean",
-    "listed",
-]
-
 
 class MechmemError(ValueError):
     """Base of every error that mechmem raises on purpose.

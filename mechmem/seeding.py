@@ -13,8 +13,6 @@ import torch
 
 from mechmem.errors import MechmemError
 
-__all__ = ["caller_state_kept", "keyed_order", "keyed_rng", "keyed_seed"]
-
 
 def keyed_seed(seed: int, *names: object) -> int:
     """A 63-bit seed that depends on ``seed`` and every name, and on nothing else.

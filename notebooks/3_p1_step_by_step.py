@@ -171,7 +171,7 @@ mm.plotting.rates_bars(found)
 
 # %%
 chosen = found.best.edit
-response = mm.margin_response(model, chosen, test, task=task, doses=[0, 0.5, 1, 1.5, 2])
+response = mm.evaluation.margin_response(model, chosen, test, task=task, doses=[0, 0.5, 1, 1.5, 2])
 mm.plotting.margin_response(response)
 
 # %% [markdown]
@@ -185,7 +185,7 @@ for toward, rates in found.best.rates.items():
     turned[f"toward {toward}"] = rates
     placebo = mm.controls(replace(chosen, toward=toward), model, seed=0)["random neurons"]
     controls[f"random neurons, {toward}"] = mm.evaluate(model, test, task=task, edit=placebo)
-ties = mm.near_ties(turned, controls=controls)
+ties = mm.evaluation.near_ties(turned, controls=controls)
 mm.plotting.near_ties(ties)
 
 # %% [markdown]

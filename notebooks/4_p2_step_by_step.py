@@ -240,7 +240,7 @@ for case in cases:
 # %%
 items = test.filter(lambda question: question.label == "reasoning")[:60]
 variants = task.perturbations(items)
-limem = mm.perturbational_memorization(model, items, variants, task=task)
+limem = mm.evaluation.perturbational_memorization(model, items, variants, task=task)
 limem.summary().round(3)
 
 # %% [markdown]

@@ -173,7 +173,7 @@ pd.DataFrame(rows)
 # is noise.
 
 # %%
-response = mm.margin_response(
+response = mm.evaluation.margin_response(
     model, edits["ShiftNeurons"], test, task=task, doses=[0, 0.5, 1, 1.5, 2]
 )
 mm.plotting.margin_response(response)

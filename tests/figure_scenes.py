@@ -47,15 +47,17 @@ def results() -> dict[str, Any]:
         "layers": mm.layer_distribution(acts, top=6, draws=20),
         "halves": mm.split_halves(acts, top=6, splits=10),
         "clusters": clusters,
-        "interaction": mm.interaction(model, edit, test, parts=parts, draws=2),
-        "response": mm.margin_response(model, edit, test, doses=(0.5, 1.0)),
-        "ties": mm.near_ties(replace(seen, outcomes=tuple(outcomes)), bins=3),
-        "probes": mm.probe_transfer(halves, site=("resid_post", 1)),
-        "edits": mm.edit_transfer(model, edits, {"a": test[:10], "b": test[10:]}),
+        "interaction": mm.evaluation.interaction(model, edit, test, parts=parts, draws=2),
+        "response": mm.evaluation.margin_response(model, edit, test, doses=(0.5, 1.0)),
+        "ties": mm.evaluation.near_ties(replace(seen, outcomes=tuple(outcomes)), bins=3),
+        "probes": mm.evaluation.probe_transfer(halves, site=("resid_post", 1)),
+        "edits": mm.evaluation.edit_transfer(model, edits, {"a": test[:10], "b": test[10:]}),
         "costs": mm.side_effects(model, edit, clean=test, texts=["w1 w2 w3"]),
-        "prompting": mm.prompting(model, test, {"in front": "w3 w4 "}, edits={"edit": edit}),
-        "sampling": mm.sampling(model, test, temperatures=(0.5, 1.0), draws=3),
-        "models": mm.compare_models({"a": model, "b": model}, test),
+        "prompting": mm.evaluation.prompting(
+            model, test, {"in front": "w3 w4 "}, edits={"edit": edit}
+        ),
+        "sampling": mm.evaluation.sampling(model, test, temperatures=(0.5, 1.0), draws=3),
+        "models": mm.evaluation.compare_models({"a": model, "b": model}, test),
     }
 
 
@@ -179,7 +181,7 @@ def graded() -> mm.evaluation.GradedAnswers:
     prompts = mm.PromptSet(
         replace(p, memorized=f"w{k}", generalized=f"v{k}") for k, p in enumerate(here.test)
     )
-    return mm.graded_answers(replace(seen, prompts=prompts))
+    return mm.evaluation.graded_answers(replace(seen, prompts=prompts))
 
 
 def effects() -> mm.evaluation.EffectByModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -199,6 +200,10 @@ class TestPublicNames:
     def test_every_room_keeps_its_own_list(self, room: str) -> None:
         module = importlib.import_module(f"mechmem.{room}")
         assert [name for name in getattr(module, "__all__", ()) if not hasattr(module, name)] == []
+
+    def test_they_are_as_many_as_one_can_know(self) -> None:
+        rooms = [name for name in mm.__all__ if inspect.ismodule(getattr(mm, name))]
+        assert len(mm.__all__) - len(rooms) - len(["__version__"]) <= 100
 
     def test_an_unknown_name_is_an_attribute_error(self) -> None:
         with pytest.raises(AttributeError, match="no attribute 'cache_everything'"):

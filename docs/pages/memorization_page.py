@@ -33,7 +33,9 @@ import mechmem as mm
 model = mm.load_model("lab/recall-reasoning")
 task = mm.get_task("recall-reasoning")
 items = task.questions(96, seed=0)
-found = mm.perturbational_memorization(model, items, task.perturbations(items), task=task)
+found = mm.evaluation.perturbational_memorization(
+    model, items, task.perturbations(items), task=task
+)
 print(found.summary())
 ```
 

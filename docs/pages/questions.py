@@ -174,7 +174,7 @@ def layers(scene: Scene) -> tuple[str, object]:
 
 def graded(scene: Scene) -> tuple[str, object]:
     found = {
-        name: mm.margin_response(scene.model, edit, scene.test, task=scene.task)
+        name: mm.evaluation.margin_response(scene.model, edit, scene.test, task=scene.task)
         for name, edit in (("window", scene.window), ("published", scene.published))
     }
     rows = []
@@ -220,7 +220,9 @@ def together(scene: Scene) -> tuple[str, object]:
     several = [size for size in found.sizes if size > 1]
     exchanged = found.shuffled
     parts = {f"cluster {k}": found.members(k) for k in range(len(found.sizes))}
-    effects = mm.interaction(scene.model, scene.published, scene.test, parts=parts, task=scene.task)
+    effects = mm.evaluation.interaction(
+        scene.model, scene.published, scene.test, parts=parts, task=scene.task
+    )
     rows = []
     for toward, kinds in effects.effects.items():
         for kind, values in kinds.items():
@@ -300,8 +302,8 @@ def transfer(scene: Scene) -> tuple[str, object]:
         return prompts.filter(lambda p: p.meta["shows_sum"] == shown)
 
     states = {name: scene.window_acts.select(part(scene.flips, k)) for name, k in kinds.items()}
-    probes = mm.probe_transfer(states, site=("resid_post", 0))
-    edits = mm.edit_transfer(
+    probes = mm.evaluation.probe_transfer(states, site=("resid_post", 0))
+    edits = mm.evaluation.edit_transfer(
         scene.model,
         {name: window_of(acts) for name, acts in states.items()},
         {name: part(scene.test, k) for name, k in kinds.items()},
@@ -328,7 +330,7 @@ def transfer(scene: Scene) -> tuple[str, object]:
     forced["seed 1"] = window_of(mm.cache_activations(other, own, positions=scene.spans))
     known = set(scene.flips.groups)
     prompts = parts.test.filter(lambda p: p.group not in known)
-    away = mm.edit_transfer(other, forced, {"seed 1": prompts}, task=other_task)
+    away = mm.evaluation.edit_transfer(other, forced, {"seed 1": prompts}, task=other_task)
     between = [
         [
             name,
@@ -429,7 +431,7 @@ def cue(scene: Scene, rank: float) -> Callable[[mm.Prompt], mm.Prompt]:
 
 def prompts(scene: Scene) -> tuple[str, object]:
     example = scene.task.clean_prompts(1, seed=3)[0]
-    found = mm.prompting(
+    found = mm.evaluation.prompting(
         scene.model,
         scene.test,
         {
@@ -464,8 +466,8 @@ def prompts(scene: Scene) -> tuple[str, object]:
 
 def repeat(scene: Scene) -> tuple[str, object]:
     some = scene.test[:200]
-    same = mm.determinism(scene.model, some, task=scene.task)
-    drawn = mm.sampling(
+    same = mm.evaluation.determinism(scene.model, some, task=scene.task)
+    drawn = mm.evaluation.sampling(
         scene.model, scene.test, task=scene.task, temperatures=(0.25, 0.5, 1.0, 2.0)
     )
     rows = [
@@ -512,7 +514,7 @@ def ties(scene: Scene) -> tuple[str, object]:
         results[f"toward {toward}"], controls[f"random neurons, {toward}"] = mm.evaluate_each(
             scene.model, scene.test, [aimed, control], task=scene.task, before=scene.seen
         )
-    found = mm.near_ties(results, controls=controls)
+    found = mm.evaluation.near_ties(results, controls=controls)
     head = [
         "turned by",
         *(f"{a:.1f} to {b:.1f}" for a, b in zip(found.edges, found.edges[1:], strict=False)),
@@ -538,7 +540,10 @@ def ties(scene: Scene) -> tuple[str, object]:
 def partly(scene: Scene) -> tuple[str, object]:
     strong = replace(scene.window, alpha=2.0)
     rates = mm.evaluate(scene.model, scene.test, task=scene.task, edit=strong, before=scene.seen)
-    usual, edited = mm.graded_answers(scene.seen), mm.graded_answers(rates.after)
+    usual, edited = (
+        mm.evaluation.graded_answers(scene.seen),
+        mm.evaluation.graded_answers(rates.after),
+    )
     rows = []
     for name, item in (("unedited", usual), ("window, alpha 2", edited)):
         for row in item.summary().to_dict("records"):
@@ -576,7 +581,7 @@ def training(scene: Scene) -> tuple[str, object]:
         without, task = scene.trained(f"no-special-seed-{seed}")
         with_ = scene.model if seed == 0 else scene.trained(f"width-64-seed-{seed}")[0]
         models = {"ordinary sums only": without, "with special sums": with_}
-        found = mm.compare_models(models, task.clean_prompts(1000, seed=1), task=task)
+        found = mm.evaluation.compare_models(models, task.clean_prompts(1000, seed=1), task=task)
         change = found.accuracy_change["with special sums"]
         rows.append(
             [
@@ -619,7 +624,7 @@ def sizes(scene: Scene) -> tuple[str, object]:
     def fit(model: mm.Model, flips: mm.PromptSet) -> mm.Edit:
         return window_of(mm.cache_activations(model, flips, positions=scene.spans))
 
-    found = mm.effect_by_model(models, fit, n=600, seed=1)
+    found = mm.evaluation.effect_by_model(models, fit, n=600, seed=1)
     rows = []
     for name in models:
         seen = found.observed[name]
@@ -670,7 +675,7 @@ SECTIONS = [
         "graded",
         "Is the shift a switch or a dial?",
         "A label is one or the other; does the margin of a prompt jump, or move steadily?",
-        "found = mm.margin_response(model, edit, test, task=task)\n"
+        "found = mm.evaluation.margin_response(model, edit, test, task=task)\n"
         "mm.plotting.margin_response(found)",
         graded,
     ),
@@ -682,7 +687,7 @@ SECTIONS = [
         "clusters = mm.neuron_clusters(acts, scores.top(0.1))\n"
         "mm.plotting.neuron_clusters(clusters)\n"
         "parts = {f'cluster {k}': clusters.members(k) for k in range(len(clusters.sizes))}\n"
-        "found = mm.interaction(model, edit, test, parts=parts, task=task)\n"
+        "found = mm.evaluation.interaction(model, edit, test, parts=parts, task=task)\n"
         "mm.plotting.interaction(found)",
         together,
     ),
@@ -698,8 +703,10 @@ SECTIONS = [
         "transfer",
         "Do probes and edits carry over?",
         "From one kind of instance, or one task, to another; from one model to another?",
-        "mm.plotting.transfer_matrix(mm.probe_transfer(states, site=('resid_post', 0)))\n"
-        "mm.plotting.transfer_matrix(mm.edit_transfer(model, edits, prompts, task=task))",
+        "mm.plotting.transfer_matrix("
+        "mm.evaluation.probe_transfer(states, site=('resid_post', 0)))\n"
+        "mm.plotting.transfer_matrix("
+        "mm.evaluation.edit_transfer(model, edits, prompts, task=task))",
         transfer,
     ),
     Section(
@@ -714,23 +721,25 @@ SECTIONS = [
         "prompts",
         "How does a changed prompt compare?",
         "An instruction, other cue words or examples, on the same items as the edit.",
-        "found = mm.prompting(model, test, {'instruction': 'Remember. '}, edits={'edit': edit},"
-        "\n                     task=task)\nmm.plotting.prompting(found)",
+        "found = mm.evaluation.prompting(\n"
+        "    model, test, {'instruction': 'Remember. '}, edits={'edit': edit}, task=task\n"
+        ")\nmm.plotting.prompting(found)",
         prompts,
     ),
     Section(
         "repeat",
         "Does the same prompt twice give the same answer?",
         "With greedy decoding, and when answers are sampled.",
-        "mm.determinism(model, test, task=task).table()\n"
-        "mm.plotting.sampling(mm.sampling(model, test, task=task))",
+        "mm.evaluation.determinism(model, test, task=task).table()\n"
+        "mm.plotting.sampling(mm.evaluation.sampling(model, test, task=task))",
         repeat,
     ),
     Section(
         "near-ties",
         "Do only near-ties turn?",
         "Flip rate against how decided the answer was.",
-        "found = mm.near_ties({'rephrasings': seen, 'edit': rates}, controls={'random': mixed})\n"
+        "found = mm.evaluation.near_ties(\n"
+        "    {'rephrasings': seen, 'edit': rates}, controls={'random': mixed}\n)\n"
         "mm.plotting.near_ties(found)",
         ties,
     ),
@@ -738,7 +747,7 @@ SECTIONS = [
         "partly",
         "What about partly remembered answers?",
         "A graded score beside the three classes.",
-        "graded = mm.graded_answers(seen)\nmm.plotting.graded_answers(graded)",
+        "graded = mm.evaluation.graded_answers(seen)\nmm.plotting.graded_answers(graded)",
         partly,
     ),
     Section(
@@ -746,7 +755,7 @@ SECTIONS = [
         "What does training the memorized part cost?",
         "On clean items, against a model trained without it.",
         "mm.train_lab_model('addition-cued', 'without', special=False)\n"
-        "found = mm.compare_models({'without': without, 'with': model},\n"
+        "found = mm.evaluation.compare_models({'without': without, 'with': model},\n"
         "                          task.clean_prompts(1000, seed=1), task=task)\n"
         "mm.plotting.model_accuracy(found)",
         training,
@@ -757,7 +766,7 @@ SECTIONS = [
         "Three widths of the lab recipe.",
         "mm.train_lab_model('addition-cued', 'small', width=32)\n"
         "models = {'width 32': (small, task), 'width 64': (model, task)}\n"
-        "found = mm.effect_by_model(models, fit)"
+        "found = mm.evaluation.effect_by_model(models, fit)"
         "\nmm.plotting.effect_by_model(found)",
         sizes,
     ),

@@ -18,8 +18,6 @@ from mechmem.errors import MechmemError, PromptError
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_order, keyed_rng
 
-__all__ = ["NeuronClusters", "neuron_clusters"]
-
 DRAWS = 200
 
 
@@ -150,7 +148,7 @@ def neuron_clusters(
     layers forms a cluster by construction; choose at one site to see clusters that are not.
 
     What it does not prove: that neurons which vary together act together; shift them singly and
-    jointly for that (`mechmem.interaction`).
+    jointly for that (`mechmem.evaluation.interaction`).
 
     Args:
         acts: States at the sites and positions that the neurons were chosen at.

@@ -16,8 +16,6 @@ from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, ModelError, PromptError, listed
 from mechmem.seeding import keyed_rng
 
-__all__ = ["NeuronOverlap", "SplitHalves", "neuron_overlap", "split_halves"]
-
 
 @dataclass(frozen=True)
 class NeuronOverlap:

@@ -14,8 +14,6 @@ from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
 
-__all__ = ["RANKINGS", "Contrast", "count_top", "top_masks"]
-
 RANKINGS = ("mean_difference", "scaled", "correlation")
 CHUNK = 32
 

@@ -17,16 +17,6 @@ from mechmem.analysis.intervals import group_mean
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError, SiteError, listed
 
-__all__ = [
-    "CosineProfile",
-    "DirectionCosines",
-    "PrincipalCosines",
-    "compare_directions",
-    "cosine_profile",
-    "principal_cosines",
-    "random_cosine",
-]
-
 
 @dataclass(frozen=True)
 class CosineProfile:

@@ -10,8 +10,6 @@ from jaxtyping import Float
 
 from mechmem.errors import MechmemError
 
-__all__ = ["Scatter", "oas_shrinkage", "shrunk", "solved"]
-
 Shrinkage = float | str
 Vector = Float[np.ndarray, " d"]
 Matrix = Float[np.ndarray, "d d"]

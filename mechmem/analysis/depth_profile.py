@@ -12,8 +12,6 @@ from mechmem.analysis.contrasts import CHUNK, Contrast
 from mechmem.caching.activations import Activations
 from mechmem.models.sites import Site
 
-__all__ = ["DepthProfile", "depth_profile"]
-
 
 @dataclass(frozen=True)
 class DepthProfile:

@@ -16,8 +16,6 @@ from threadpoolctl import threadpool_limits
 from mechmem.analysis.covariance import Scatter, shrunk, solved
 from mechmem.errors import MechmemError, PromptError, did_you_mean, listed
 
-__all__ = ["METHODS", "Contrast", "Fitted", "method_of", "register_method"]
-
 Options = Mapping[str, Any]
 
 

@@ -18,8 +18,6 @@ from mechmem.caching.moments import Moments
 from mechmem.errors import MechmemWarning, PromptError, listed, need
 from mechmem.models.sites import Site
 
-__all__ = ["fit_directions"]
-
 
 def fit_directions(
     states: Activations | Moments,

@@ -23,8 +23,6 @@ from mechmem.models.model import Model
 from mechmem.models.sites import DEPTH, Site
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["import_directions"]
-
 LARGEST = 4 << 30
 """Bytes of the largest file of directions that is read, unpacked."""
 

@@ -14,8 +14,6 @@ from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, listed
 from mechmem.models.sites import Site
 
-__all__ = ["LayerDistribution", "layer_distribution"]
-
 
 @dataclass(frozen=True)
 class LayerDistribution:

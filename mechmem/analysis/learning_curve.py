@@ -16,8 +16,6 @@ from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_order
 
-__all__ = ["LearningCurve", "learning_curve"]
-
 SMALLEST = 4
 
 

@@ -31,8 +31,6 @@ from mechmem.caching.provenance import PROVENANCE, Provenance
 from mechmem.errors import ArtifactError, MechmemError, SiteError, listed
 from mechmem.models.sites import Site
 
-__all__ = ["NeuronScores", "NeuronSet", "neuron_mean_difference"]
-
 
 @dataclass(frozen=True)
 class NeuronSet:

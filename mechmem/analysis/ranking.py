@@ -14,17 +14,6 @@ from mechmem.caching.moments import Moments
 from mechmem.errors import MechmemError
 from mechmem.models.sites import Site
 
-__all__ = [
-    "RANKINGS",
-    "area_under_curve",
-    "areas",
-    "how_many",
-    "largest",
-    "ranking_score",
-    "ratio",
-    "welch_p",
-]
-
 RANKINGS = ("correlation", "mean_difference", "effect_size", "auc")
 """Words for ``by=`` in `mechmem.NeuronScores.top`; each ranks by its absolute value, ``auc`` by its
 distance from one half."""

@@ -14,8 +14,6 @@ from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PositionError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
 
-__all__ = ["StateMap", "state_map"]
-
 
 @dataclass(frozen=True)
 class StateMap:

@@ -17,8 +17,6 @@ from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 
-__all__ = ["TokenProjections", "project_tokens"]
-
 
 @dataclass(frozen=True)
 class TokenProjections:

@@ -23,8 +23,6 @@ from mechmem.errors import (
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Activations", "class_names"]
-
 _SHAPE = {
     "prompts": [dict],
     "sites": [str],

@@ -19,8 +19,6 @@ from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
 
-__all__ = ["Bootstrap", "WeightedMean", "group_weights"]
-
 
 def group_weights(
     groups: Iterable[str], replicates: int, seed: int

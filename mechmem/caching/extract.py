@@ -22,8 +22,6 @@ from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.progress import Progress
 from mechmem.tasks.prompts import Prompt, PromptSet
 
-__all__ = ["cache_activations", "cache_moments"]
-
 
 def cache_activations(
     model: Model,

@@ -14,8 +14,6 @@ from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import NORMED, Site
 from mechmem.models.tokens import PromptsLike
 
-__all__ = ["hidden_states"]
-
 
 def hidden_states(
     model: Model, prompts: PromptsLike, *, positions: PositionSpec = "last", **options: Any

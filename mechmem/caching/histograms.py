@@ -13,8 +13,6 @@ from mechmem.caching.moments import Moments
 from mechmem.errors import MechmemError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
 
-__all__ = ["Histograms"]
-
 
 @dataclass
 class Histograms:

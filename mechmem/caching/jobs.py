@@ -27,8 +27,6 @@ from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 from mechmem.progress import Progress
 
-__all__ = ["extract_activations", "extract_moments", "merge_moments"]
-
 
 def extract_activations(
     model: Model,

@@ -17,8 +17,6 @@ from mechmem.caching.provenance import PROVENANCE, Provenance
 from mechmem.errors import ArtifactError, MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 
-__all__ = ["ClassMoments", "Moments"]
-
 _SHAPE = {
     "provenance": PROVENANCE,
     "columns": [str],

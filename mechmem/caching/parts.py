@@ -33,8 +33,6 @@ from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 from mechmem.writing import new_folder, whole_file, write_text
 
-__all__ = ["Part", "begin_part", "check_settings", "parts_of", "unknown_prompts"]
-
 FORMAT = 2
 INDEX = {
     "settings": {

@@ -16,8 +16,6 @@ from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import SiteSpec
 from mechmem.models.tokens import PromptsLike
 
-__all__ = ["ExtractionPlan", "plan_extraction"]
-
 
 @dataclass(frozen=True)
 class ExtractionPlan:

@@ -13,9 +13,6 @@ from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import Prompt, PromptSet
 
-__all__ = ["Provenance", "Seen"]
-
-
 PROVENANCE = {
     "model": shape_of(ModelInfo),
     "seen": {"groups": [str], "digests": [str], "ids": [str]},

@@ -29,13 +29,6 @@ from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = [
-    "dealt",
-    "described_edits",
-    "run_shards",
-    "share_of_work",
-]
-
 
 def share_of_work(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
     """Which share of the shards is this process's: ``RANK`` and ``WORLD_SIZE``, as set by torchrun.

@@ -22,8 +22,6 @@ from mechmem.errors import ArtifactError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["ActivationStore", "StoredStates"]
-
 Rows = int | slice | Sequence[int] | Tensor
 
 

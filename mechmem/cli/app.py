@@ -13,8 +13,6 @@ import typer
 from mechmem.cli.config import Command, configured
 from mechmem.cli.output import clean, say
 
-__all__ = ["Seed", "app", "command", "progress_bar", "step_of"]
-
 SILENCE = 20.0
 """Seconds after which a step that goes on is told again where nobody sees a bar."""
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from mechmem.models import Model
     from mechmem.tasks import PromptSet, Task
 
-__all__ = ["PAIRS", "Asked", "HowRead", "Reading", "load_asked", "read_prompts"]
-
 PAIRS = 600
 READERS = {".csv": "from_csv", ".jsonl": "from_jsonl", ".parquet": "from_parquet"}
 _TINY = 256

@@ -14,8 +14,6 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
-__all__ = ["Command", "configured", "save_config"]
-
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _effective: ContextVar[dict[str, Any]] = ContextVar("effective")

@@ -14,8 +14,6 @@ from mechmem.cli.app import app
 from mechmem.cli.output import clean, say
 from mechmem.errors import MechmemError
 
-__all__ = ["main"]
-
 ERROR, USAGE, STOPPED, PIPE = 1, 2, 130, 141
 
 

@@ -15,8 +15,6 @@ from mechmem.cli.output import say
 if TYPE_CHECKING:
     from mechmem.analysis import Directions
 
-__all__ = ["bake", "export"]
-
 Saved = Annotated[
     Path, typer.Argument(help="Saved directions, for example STUDY/artifacts/directions.")
 ]

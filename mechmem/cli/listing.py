@@ -10,8 +10,6 @@ import typer
 from mechmem.cli.app import command, progress_bar
 from mechmem.cli.output import Format, Output, print_result, say
 
-__all__ = ["check", "tasks"]
-
 
 @command()
 def check(

@@ -15,8 +15,6 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Format", "Output", "clean", "is_first", "is_shared", "print_result", "say"]
-
 _COMMANDS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )

@@ -13,8 +13,6 @@ from mechmem.cli.asking import read_prompts
 from mechmem.cli.config import save_config
 from mechmem.cli.output import say
 
-__all__ = ["extract", "merge"]
-
 
 @command()
 def extract(

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from mechmem.sweeps.result import Sweep
 
-__all__ = ["sweep"]
-
 
 class Family(StrEnum):
     """What kinds of edits a grid can hold."""

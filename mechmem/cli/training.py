@@ -12,8 +12,6 @@ from mechmem.cli.app import command, progress_bar
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, print_result, say
 
-__all__ = ["train"]
-
 
 @command()
 def train(

@@ -22,8 +22,6 @@ from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Observations", "as_observed", "check_kinds", "observe", "reader_for"]
-
 
 @dataclass(frozen=True)
 class Observations:
@@ -194,8 +192,8 @@ def as_observed(
         if outcome not in task.outcomes:
             raise TaskError(
                 f"Task {task.name!r} classified prompt {prompt.id!r} as {outcome!r}; its "
-                "outcomes "
-                f"are {listed(task.outcomes)}. Return one of them, or declare it in `outcomes`."
+                f"outcomes are {listed(task.outcomes)}. Return one of them, or declare it in "
+                "`outcomes`."
             )
     return Observations(
         prompts,

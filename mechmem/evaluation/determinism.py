@@ -15,8 +15,6 @@ from mechmem.models.tokens import PromptsLike
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import Task
 
-__all__ = ["Determinism", "determinism"]
-
 
 @dataclass(frozen=True)
 class Determinism:

@@ -14,8 +14,6 @@ from mechmem.evaluation.behavior import Observations
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import BEHAVIORS
 
-__all__ = ["GradedAnswers", "graded_answers", "similarity"]
-
 
 @dataclass(frozen=True)
 class GradedAnswers:

@@ -22,8 +22,6 @@ from mechmem.models.tokens import PromptsLike
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS, Task
 
-__all__ = ["Interaction", "Part", "interaction", "split_shift"]
-
 Part = Mapping[Site, Sequence[int]]
 """Coordinates by site, positions flattened, as in `NeuronSet.index` and
 `NeuronClusters.members`."""

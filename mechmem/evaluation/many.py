@@ -26,8 +26,6 @@ from mechmem.tasks.base import Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Bench", "evaluate_each"]
-
 
 def evaluate_each(
     model: Model,

@@ -27,8 +27,6 @@ from mechmem.models.tokens import PromptsLike
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, Task
 
-__all__ = ["MarginResponse", "margin_response"]
-
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 

@@ -23,8 +23,6 @@ from mechmem.patching.base import Edit
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["EffectByModel", "ModelComparison", "compare_models", "effect_by_model"]
-
 MIN_FLIPS = 10
 
 

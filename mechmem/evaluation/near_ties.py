@@ -15,8 +15,6 @@ from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import need_margins
 from mechmem.tasks.base import BEHAVIORS
 
-__all__ = ["NearTies", "near_ties"]
-
 
 @dataclass(frozen=True)
 class NearTies:

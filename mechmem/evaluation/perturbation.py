@@ -19,8 +19,6 @@ from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.perturb import ORIGINAL
 
-__all__ = ["PerturbationalMemorization", "perturbational_memorization"]
-
 
 @dataclass(frozen=True)
 class PerturbationalMemorization:

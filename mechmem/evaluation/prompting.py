@@ -18,8 +18,6 @@ from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import Prompt, PromptSet
 
-__all__ = ["Prompting", "Rewrite", "prompting", "rewritten"]
-
 Rewrite = str | Callable[[Prompt], "Prompt | str"]
 """Text to put in front of every prompt, or a function from a prompt to a prompt or its text."""
 

@@ -21,8 +21,6 @@ from mechmem.tasks.base import Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Rates", "check_before", "evaluate", "refuse_seen"]
-
 
 @dataclass(frozen=True)
 class Rates:

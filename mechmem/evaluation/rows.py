@@ -15,15 +15,6 @@ from mechmem.models.tokens import EncodedPrompts
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS
 
-__all__ = [
-    "can_steer",
-    "hits",
-    "need_margins",
-    "refuse_seen",
-    "sign_toward",
-    "steered",
-]
-
 
 def hits(seen: Observations, outcome: str) -> np.ndarray:
     """1 where a prompt came out so."""

@@ -17,8 +17,6 @@ from mechmem.models.model import Model
 from mechmem.models.tokens import EncodedPrompts, PromptsLike
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 
-__all__ = ["Sampling", "sampling"]
-
 
 @dataclass(frozen=True)
 class Sampling:

@@ -26,8 +26,6 @@ from mechmem.patching.projections import ProjectOut
 from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Candidate", "Score", "Selection", "next_token_kl", "select_direction"]
-
 Score = Callable[[Model, PromptSet], Float[np.ndarray, " example"]]
 """How far the model leans toward the directions' class on every prompt, above 0 when it does."""
 

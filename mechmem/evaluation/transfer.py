@@ -29,8 +29,6 @@ from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["EditTransfer", "ProbeTransfer", "edit_transfer", "probe_transfer"]
-
 FOLDS = 5
 
 

@@ -15,8 +15,6 @@ from mechmem.models.booting import first_words, kept_still
 from mechmem.models.shipped import shipped_folder
 from mechmem.models.whole import check_whole
 
-__all__ = ["is_adapter_folder", "is_peft_model", "merged", "open_adapter"]
-
 
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds an adapter and no model of its own."""

@@ -11,8 +11,6 @@ from mechmem.models.engine.site_check import check_stream
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.sites import STREAMS, Site
 
-__all__ = ["CheckReport", "check_model"]
-
 
 @dataclass(frozen=True)
 class CheckReport:

@@ -8,8 +8,6 @@ from torch import Tensor
 from mechmem.errors import SiteError
 from mechmem.models.model import Model
 
-__all__ = ["final_norm"]
-
 
 @torch.no_grad()
 def final_norm(model: Model, states: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["quiet_transformers"]
-
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:

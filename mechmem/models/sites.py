@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
 
-__all__ = ["DEPTH", "MODULES", "NORMED", "STREAMS", "Site", "SiteSpec", "named", "parse_sites"]
-
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 """Every stream, in the order in which a sequential block computes them."""
 

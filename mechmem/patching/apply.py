@@ -18,8 +18,6 @@ from mechmem.models.sites import Site
 from mechmem.patching.base import Change, Edit, Watcher, as_edits
 from mechmem.patching.report import EditReport, Fired
 
-__all__ = ["Firing", "PatchedModel", "patched", "patched_each", "refuse_silent"]
-
 _MANY = 1 << 16
 """Tokens whose lengths are kept before they are added up."""
 

@@ -14,8 +14,6 @@ from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["answer_ids", "behavior_margins", "choice_ids", "choice_margins", "margins_of_scores"]
-
 
 def behavior_margins(
     model: Model,

@@ -13,8 +13,6 @@ from mechmem.models.tokens import EncodedPrompts, PromptsLike
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["CONTROLS", "AlignedPairs", "align_pairs"]
-
 CONTROLS = {
     "unrelated": "a donor of the same class as the true one, from another group",
     "same behavior": "a donor of the recipient's own class, from another group",

@@ -25,8 +25,6 @@ from mechmem.patching.patching_result import PatchingResult
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["activation_patching", "attribution_patching"]
-
 Progress = Callable[[int], None]
 
 

@@ -15,8 +15,6 @@ from mechmem.models.model import ModelInfo
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["PatchingResult"]
-
 
 @dataclass(frozen=True)
 class PatchingResult:

@@ -17,8 +17,6 @@ from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
-__all__ = ["MODES", "Donors", "Replacement", "Source", "Values"]
-
 MODES = ("zero", "mean", "resample")
 
 Source = Activations | Moments | NeuronScores

@@ -94,7 +94,7 @@ def interaction(effects: Interaction | pd.DataFrame, *, theme: str = "light") ->
     """What the parts of a shift do singly, and what they do at once.
 
     Args:
-        effects: From `mechmem.interaction`, or its saved table.
+        effects: From `mechmem.evaluation.interaction`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ("toward", "kind", "part", "neurons", *ended("effect"))

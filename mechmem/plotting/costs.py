@@ -56,7 +56,7 @@ def model_accuracy(models: ModelComparison | pd.DataFrame, *, theme: str = "ligh
     """Accuracy of several models on the same items, and the surprise at the right answer.
 
     Args:
-        models: From `mechmem.compare_models`, or its saved table.
+        models: From `mechmem.evaluation.compare_models`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ["model", *ended("accuracy")]
@@ -77,7 +77,7 @@ def effect_by_model(effects: EffectByModel | pd.DataFrame, *, theme: str = "ligh
     """Change of the share steered to, against the number of weights, beside the control's.
 
     Args:
-        effects: From `mechmem.effect_by_model`, or its saved table.
+        effects: From `mechmem.evaluation.effect_by_model`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ["model", "parameters", "toward", *ended("change")]

@@ -19,7 +19,7 @@ def margin_response(response: MarginResponse | pd.DataFrame, *, theme: str = "li
     The pale region holds the middle 80 % of the prompts; lines through points are intervals.
 
     Args:
-        response: From `mechmem.margin_response`, or its saved table.
+        response: From `mechmem.evaluation.margin_response`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ["toward", "kind", "alpha", *ended("change")]
@@ -71,7 +71,7 @@ def near_ties(ties: NearTies | pd.DataFrame, *, theme: str = "light") -> go.Figu
     """Share of the answers that turned, against how decided they were.
 
     Args:
-        ties: From `mechmem.near_ties`, or its saved table.
+        ties: From `mechmem.evaluation.near_ties`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ("name", "kind", "margin_from", "margin_to", *ended("share"))

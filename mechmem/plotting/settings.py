@@ -17,7 +17,7 @@ def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go
     """Shares of the outcomes under rewritten prompts and under edits, on the same items.
 
     Args:
-        settings: From `mechmem.prompting`, or its saved table.
+        settings: From `mechmem.evaluation.prompting`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ("name", "kind", "outcome", *ended("share"))
@@ -53,7 +53,7 @@ def graded_answers(graded: GradedAnswers | pd.DataFrame, *, theme: str = "light"
     """How much of each answer the completions of every outcome hold, beside chance.
 
     Args:
-        graded: From `mechmem.graded_answers`, or its saved `summary`.
+        graded: From `mechmem.evaluation.graded_answers`, or its saved `summary`.
         theme: ``"light"`` or ``"dark"``.
     """
     columns = ["outcome", "answer", *ended("similarity")]
@@ -89,7 +89,7 @@ def sampling(sampled: Sampling | pd.DataFrame, *, theme: str = "light") -> go.Fi
     """How much a prompt's draws agree, against the temperature.
 
     Args:
-        sampled: From `mechmem.sampling`, or its saved table.
+        sampled: From `mechmem.evaluation.sampling`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     names = {

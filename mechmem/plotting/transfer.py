@@ -21,7 +21,7 @@ def transfer_matrix(
     show the change of the share beyond the control's.
 
     Args:
-        transfer: From `mechmem.probe_transfer` or `mechmem.edit_transfer`, or the saved table.
+        transfer: From `mechmem.evaluation.probe_transfer` or `edit_transfer`, or the saved table.
         theme: ``"light"`` or ``"dark"``.
     """
     edits = isinstance(transfer, EditTransfer) or (

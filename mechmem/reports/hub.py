@@ -15,8 +15,6 @@ from mechmem.caching.moments import Moments
 from mechmem.errors import ArtifactError, listed
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["from_hub", "push_to_hub"]
-
 KINDS: dict[str, Any] = {
     "activations": Activations,
     "directions": Directions,

@@ -32,8 +32,6 @@ from mechmem.sweeps.store import CellStore, Done
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["CellRun", "Setting", "check_sharing"]
-
 UNIT = 16
 """Cells that run together; the most that a kill can lose."""
 CHECKED_CELLS, CHECKED_PROMPTS = 4, 8

@@ -21,8 +21,6 @@ from mechmem.patching.apply import Firing
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["Digests", "setting_digest", "task_digest"]
-
 _PLAIN = (str, bytes, int, float, bool, type(None), np.generic)
 
 

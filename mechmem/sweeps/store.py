@@ -18,8 +18,6 @@ from mechmem.models.tokens import EncodedPrompts
 from mechmem.tasks.base import Task
 from mechmem.writing import write_text
 
-__all__ = ["CellStore", "Done"]
-
 KIND = "sweep cell"
 FORMAT = 2
 _SHAPE = {

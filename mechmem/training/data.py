@@ -14,8 +14,6 @@ from mechmem.tasks.paper1.official import OfficialTask, TrainingText
 from mechmem.tasks.prompts import Prompt
 from mechmem.training.settings import TrainingSettings
 
-__all__ = ["Items", "collate", "encode"]
-
 Item = tuple[tuple[int, ...], int]
 """Token ids of prompt, answer and end; and how many of them are the prompt's."""
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Progress", "deterministic"]
-
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 

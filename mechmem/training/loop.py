@@ -16,8 +16,6 @@ from mechmem.training.deterministic import Progress
 from mechmem.training.settings import TrainingSettings
 from mechmem.writing import written_to
 
-__all__ = ["Row", "fit", "kept_row"]
-
 Row = dict[str, float]
 Watch = Callable[[Any, int], Row]
 _WHOLE = "whole"

@@ -17,8 +17,6 @@ from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 from mechmem.writing import written_to
 
-__all__ = ["fresh_model", "small_gpt2", "start", "with_adapters", "write_model"]
-
 SPLITS = {"colors": "words"}
 SAMPLE = 500
 

@@ -15,9 +15,6 @@ from mechmem.manifests import checked, read_json
 from mechmem.sweeps.digests import Digests
 from mechmem.writing import inside, written_to
 
-__all__ = ["earlier_files", "put_in_place", "same_run", "source_of"]
-
-
 _SHAPE = {
     "task": str,
     "settings": dict,

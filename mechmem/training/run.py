@@ -35,8 +35,6 @@ from mechmem.training.record import (
 )
 from mechmem.training.settings import TrainingSettings
 
-__all__ = ["Training", "behavior_watch", "train"]
-
 _RECORD, _CURVES, _FIGURE = "training.json", "curves.csv", "curves.html"
 _WORK, _MADE = "work", "made"
 _COLUMNS = ("step", "epoch", "loss", "validation_loss")

@@ -9,8 +9,6 @@ from typing import Any
 
 from mechmem.errors import TaskError, did_you_mean, listed
 
-__all__ = ["TrainingSettings"]
-
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("full", "lora"),
     "loss": ("instance", "answer"),

@@ -7,8 +7,6 @@ from typing import Any
 
 from mechmem.errors import TaskError
 
-__all__ = ["SPECIAL", "build_tokenizer"]
-
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 _MARK = "▁"  # stands for the blank before a word
 

@@ -55,7 +55,7 @@ def test_a_sweep_compares_with_draws_one_by_one(here, edit) -> None:
 
 def test_transfer_and_models_compared_say_what_they_compare_with(here, edit) -> None:
     model = here.lab.model
-    found = mm.edit_transfer(model, {"a": edit}, {"b": here.test}, draws=3, seed=1)
+    found = mm.evaluation.edit_transfer(model, {"a": edit}, {"b": here.test}, draws=3, seed=1)
     row = found.table().set_index("toward").loc["memorized"]
     aimed = replace(edit, toward="memorized")
     _, many = draws_of_one(aimed, model, draws=3, seed=1)
@@ -68,7 +68,9 @@ def test_transfer_and_models_compared_say_what_they_compare_with(here, edit) -> 
 
 
 def test_a_margin_is_compared_at_every_strength(here, edit) -> None:
-    found = mm.margin_response(here.lab.model, edit, here.test, doses=[0.5, 1.0], draws=5)
+    found = mm.evaluation.margin_response(
+        here.lab.model, edit, here.test, doses=[0.5, 1.0], draws=5
+    )
     table = found.table().query("kind == 'edit'")
     assert set(table.columns) >= COLUMNS
     assert (table["draws"] == 5).all()

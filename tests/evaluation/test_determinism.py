@@ -13,7 +13,7 @@ import mechmem as mm
 class TestDeterminism:
     def test_greedy_answers_repeat(self) -> None:
         here = scene()
-        got = mm.determinism(here.lab.model, here.test)
+        got = mm.evaluation.determinism(here.lab.model, here.test)
         assert list(got.same) == ["again", "another order", "one at a time"]
         for share in got.same.values():
             assert 0.5 < share.low < share.value == share.high == 1
@@ -41,14 +41,14 @@ class TestDeterminism:
         calls = [0, 0]
         plain = scene().lab.model
         model = Moody(plain.backend, plain.tokens, plain.name)
-        got = mm.determinism(model, scene().test)
+        got = mm.evaluation.determinism(model, scene().test)
         assert got.same["again"].value == pytest.approx(1 - 5 / len(scene().test))
         assert got.same["another order"].value == 1.0
         assert got.logits["again"][0] == pytest.approx(1.0, rel=1e-5)
 
     def test_it_leaves_the_callers_random_state(self) -> None:
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-        mm.determinism(scene().lab.model, replace_ids(scene().test[:4]))
+        mm.evaluation.determinism(scene().lab.model, replace_ids(scene().test[:4]))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.random.get_state()[1].tolist() == before[1]
 

@@ -83,7 +83,7 @@ def seen():
 
 class TestGradedAnswers:
     def test_both_answers_are_graded(self, seen) -> None:
-        got = mm.graded_answers(seen)
+        got = mm.evaluation.graded_answers(seen)
         table = got.table()
         assert table["memorized_similarity"].tolist()[:3] == [1.0, 0.5, 0.0]
         assert table["generalized_similarity"].tolist()[2:4] == [1.0, 1.0]
@@ -93,28 +93,28 @@ class TestGradedAnswers:
         np.testing.assert_allclose(got.preference, 1 / (1 + np.exp(-seen.margins)))
 
     def test_chance_is_the_answer_of_another_group(self, seen) -> None:
-        got = mm.graded_answers(seen)
+        got = mm.evaluation.graded_answers(seen)
         assert got.chance["memorized"][0] < 1.0  # its own answer would be 1
-        assert mm.graded_answers(seen).chance["memorized"].tolist() == (
+        assert mm.evaluation.graded_answers(seen).chance["memorized"].tolist() == (
             got.chance["memorized"].tolist()
         )
 
     def test_partly_counts_what_is_closer_than_chance(self) -> None:
         seen = written(["12345999", "87654999", "24682999", "zz", "zz", "zz"], ["other"] * 6)
-        got = mm.graded_answers(seen)
+        got = mm.evaluation.graded_answers(seen)
         assert got.partly().value == pytest.approx(0.5)
         done = replace(seen, outcomes=("memorized",) * 6)
-        assert mm.graded_answers(done).partly().n == 0
+        assert mm.evaluation.graded_answers(done).partly().n == 0
 
     def test_the_summary_averages_within_outcomes(self, seen) -> None:
-        summary = mm.graded_answers(seen).summary().set_index(["outcome", "answer"])
+        summary = mm.evaluation.graded_answers(seen).summary().set_index(["outcome", "answer"])
         assert summary.loc[("generalized", "generalized"), "similarity"] == 1.0
         assert summary.loc[("other", "memorized"), "n"] == 3
 
     def test_what_is_refused(self, seen) -> None:
         bare = mm.PromptSet(replace(p, memorized=None) for p in seen.prompts)
         with pytest.raises(mm.PromptError, match=r"missing on 'm0'"):
-            mm.graded_answers(replace(seen, prompts=bare))
+            mm.evaluation.graded_answers(replace(seen, prompts=bare))
         same = mm.PromptSet(replace(p, memorized="one") for p in seen.prompts)
         with pytest.raises(mm.PromptError, match=r"another answer than 'one'"):
-            mm.graded_answers(replace(seen, prompts=same))
+            mm.evaluation.graded_answers(replace(seen, prompts=same))

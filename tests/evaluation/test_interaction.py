@@ -49,12 +49,12 @@ class TestInteraction:
     def test_nothing_to_exchange_is_refused(self, here) -> None:
         one = mm.ShiftNeurons(here.scores, top=1, alpha=2.0, scope="site", positions="last")
         with pytest.raises(mm.EditError, match=r"one shift value per site and position"):
-            mm.interaction(here.lab.model, one, here.test)
+            mm.evaluation.interaction(here.lab.model, one, here.test)
 
     def test_effects_are_those_of_plain_transformers(self, here, edit) -> None:
         index = edit.neurons(here.lab.model).index
         parts = {"early": {FIRST: index[FIRST].tolist()}, "late": {LAST: index[LAST].tolist()}}
-        got = mm.interaction(here.lab.model, edit, here.test, parts=parts, draws=2)
+        got = mm.evaluation.interaction(here.lab.model, edit, here.test, parts=parts, draws=2)
         before = hand_margins(here, here.test)
         for toward, sign in (("memorized", 1), ("generalized", -1)):
             shift = replace(edit, toward=toward).shift(here.lab.model)
@@ -78,12 +78,12 @@ class TestInteraction:
         # After the last block come only a norm and a linear map: small shifts there add up, but
         # shifts that must pass a block together do not.
         tiny = mm.ShiftNeurons(here.scores, top=4, alpha=0.01, at=LAST, positions="last")
-        got = mm.interaction(here.lab.model, tiny, here.test, toward=["memorized"], draws=2)
+        got = mm.evaluation.interaction(here.lab.model, tiny, here.test, toward=["memorized"], draws=2)
         effects = got.effects["memorized"]["edit"]
         assert abs(effects["interaction"].value) < 0.02 * abs(effects["joint"].value)
 
     def test_the_control_exchanges_the_values_on_the_same_neurons(self, here, edit) -> None:
-        got = mm.interaction(here.lab.model, edit, here.test, toward=["memorized"], draws=5)
+        got = mm.evaluation.interaction(here.lab.model, edit, here.test, toward=["memorized"], draws=5)
         kinds = got.effects["memorized"]
         assert list(kinds) == ["edit", "permuted"]
         assert list(kinds["edit"]) == list(kinds["permuted"])
@@ -110,12 +110,12 @@ class TestInteraction:
 
     def test_seen_prompts_and_shared_neurons_are_refused(self, here, edit) -> None:
         with pytest.raises(mm.LeakageError, match=r"Cannot measure an interaction"):
-            mm.interaction(here.lab.model, edit, here.fit)
+            mm.evaluation.interaction(here.lab.model, edit, here.fit)
         first = edit.neurons(here.lab.model).index[FIRST].tolist()
         parts = {"a": {FIRST: first[:2]}, "b": {FIRST: first[1:3]}}
         with pytest.raises(mm.EditError, match=r"share a neuron"):
-            mm.interaction(here.lab.model, edit, here.test, parts=parts)
+            mm.evaluation.interaction(here.lab.model, edit, here.test, parts=parts)
         with pytest.raises(mm.MechmemError, match=r"toward='odd' is no behavior"):
-            mm.interaction(here.lab.model, edit, here.test, toward=["odd"])
-        got = mm.interaction(here.lab.model, edit, here.fit, allow_seen=True, draws=2)
+            mm.evaluation.interaction(here.lab.model, edit, here.test, toward=["odd"])
+        got = mm.evaluation.interaction(here.lab.model, edit, here.fit, allow_seen=True, draws=2)
         assert np.isfinite(got.score("memorized").value)

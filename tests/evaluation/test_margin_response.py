@@ -25,7 +25,7 @@ def edit(here):
 
 @pytest.fixture(scope="module")
 def found(here, edit):
-    return mm.margin_response(here.lab.model, edit, here.test, doses=DOSES)
+    return mm.evaluation.margin_response(here.lab.model, edit, here.test, doses=DOSES)
 
 
 class TestResponse:
@@ -74,13 +74,13 @@ class TestResponse:
 class TestRefusals:
     def test_edits_and_strengths(self, here, edit) -> None:
         with pytest.raises(mm.LeakageError, match=r"response to an edit"):
-            mm.margin_response(here.lab.model, edit, here.fit)
+            mm.evaluation.margin_response(here.lab.model, edit, here.fit)
         with pytest.raises(mm.EditError, match=r"needs an alpha other than 0"):
-            mm.margin_response(here.lab.model, replace(edit, alpha=0.0), here.test)
+            mm.evaluation.margin_response(here.lab.model, replace(edit, alpha=0.0), here.test)
         with pytest.raises(mm.EditError, match=r"positive multiples"):
-            mm.margin_response(here.lab.model, edit, here.test, doses=[-1.0])
+            mm.evaluation.margin_response(here.lab.model, edit, here.test, doses=[-1.0])
         with pytest.raises(mm.EditError, match=r"no control 'placebo'.*'random neurons'"):
-            mm.margin_response(here.lab.model, edit, here.test, control="placebo")
+            mm.evaluation.margin_response(here.lab.model, edit, here.test, control="placebo")
         r = mm.difference_of_means(here.acts, toward="generalized")["resid_post", 0]
         with pytest.raises(mm.EditError, match=r"needs an alpha"):
-            mm.margin_response(here.lab.model, mm.ProjectOut(r), here.test)
+            mm.evaluation.margin_response(here.lab.model, mm.ProjectOut(r), here.test)

@@ -26,7 +26,7 @@ class TestCompareModels:
             for k, (p, word) in enumerate(zip(scene().test, right, strict=True))
         )
         prompts = prompts.filter(lambda p: " " not in p.answer and p.answer.startswith("w"))
-        got = mm.compare_models({name: b.model for name, b in two.items()}, prompts)
+        got = mm.evaluation.compare_models({name: b.model for name, b in two.items()}, prompts)
         hit, loss = {}, {}
         for name, b in two.items():
             words, nats = [], []
@@ -48,18 +48,18 @@ class TestCompareModels:
     def test_what_is_refused(self, two) -> None:
         models = {name: b.model for name, b in two.items()}
         with pytest.raises(mm.ModelError, match=r"No model named 'third'"):
-            mm.compare_models(models, scene().test, reference="third")
+            mm.evaluation.compare_models(models, scene().test, reference="third")
         with pytest.raises(mm.ModelError, match=r"at least one model"):
-            mm.compare_models({}, scene().test)
+            mm.evaluation.compare_models({}, scene().test)
         bare = mm.PromptSet(replace(p, answer=None) for p in scene().test)
         with pytest.raises(mm.PromptError, match=r"needs an `answer`"):
-            mm.compare_models(models, bare)
+            mm.evaluation.compare_models(models, bare)
 
 
 @pytest.fixture(scope="module")
 def found(two):
     models = {name: (b.model, TASK) for name, b in two.items()}
-    return mm.effect_by_model(models, shift_of, n=60)
+    return mm.evaluation.effect_by_model(models, shift_of, n=60)
 
 
 def shift_of(model: mm.Model, flips: mm.PromptSet) -> mm.Edit:

@@ -43,7 +43,7 @@ def planted():
 
 class TestNearTies:
     def test_an_edit_that_turns_only_near_ties(self, planted) -> None:
-        got = mm.near_ties(planted, bins=4)
+        got = mm.evaluation.near_ties(planted, bins=4)
         shares = [share.value for share in got.flips["edit"]]
         # 80 margins of 0.1 to 8.0; the 19 below 2 are turned, all in the first bin of 20.
         assert shares == [19 / 20, 0, 0, 0]
@@ -56,21 +56,21 @@ class TestNearTies:
 
     def test_what_became_other_has_not_turned(self, planted) -> None:
         lost = replace(planted.after, outcomes=("other",) * (2 * GROUPS))
-        got = mm.near_ties(Rates(lost, planted.before), bins=2)
+        got = mm.evaluation.near_ties(Rates(lost, planted.before), bins=2)
         assert [share.value for share in got.flips["edit"]] == [0, 0]
         assert np.isnan(got.decided["edit"][0].value)
 
     def test_rephrasings_turn_when_their_partner_came_out_otherwise(self) -> None:
         outcomes = ["memorized", "generalized", "memorized", "memorized", "other", "memorized"]
         seen = observed(outcomes, [3.0, -2.0, 0.5, 1.5, 0.2, 4.0])
-        got = mm.near_ties(seen, bins=1)
+        got = mm.evaluation.near_ties(seen, bins=1)
         # The pair with "other" shows no flip; its memorized member counts as not turned.
         assert got.flips["rephrasings"][0].value == pytest.approx(2 / 5)
         assert got.flips["rephrasings"][0].n == 5
         assert got.decided["rephrasings"][0].value == 1.0
 
     def test_several_share_their_bins(self, planted) -> None:
-        got = mm.near_ties(
+        got = mm.evaluation.near_ties(
             {"a": planted, "b": planted.before}, controls={"random neurons": planted}, bins=3
         )
         table = got.table().drop_duplicates("name").set_index("name")
@@ -87,11 +87,11 @@ class TestNearTies:
 
     def test_what_is_refused(self, planted) -> None:
         with pytest.raises(mm.PromptError, match=r"unedited model"):
-            mm.near_ties(Rates(planted.before))
+            mm.evaluation.near_ties(Rates(planted.before))
         blind = observed(["memorized", "generalized"], [np.nan, np.nan])
         with pytest.raises(mm.PromptError, match=r"needs the answer margin"):
-            mm.near_ties(blind)
+            mm.evaluation.near_ties(blind)
         with pytest.raises(mm.PromptError, match=r"shows one of the two behaviors"):
-            mm.near_ties(observed(["other", "other"], [1.0, 2.0]))
+            mm.evaluation.near_ties(observed(["other", "other"], [1.0, 2.0]))
         with pytest.raises(mm.MechmemError, match=r"bins must be"):
-            mm.near_ties(planted, bins=0)
+            mm.evaluation.near_ties(planted, bins=0)

@@ -50,7 +50,9 @@ class TestPrompting:
             if first[p.text].startswith("w")
         )
         edit = mm.ShiftNeurons(here.scores, top=8, alpha=6.0, toward="memorized")
-        got = mm.prompting(here.lab.model, prompts, {"seven": "w7 w8 "}, edits={"edit": edit})
+        got = mm.evaluation.prompting(
+            here.lab.model, prompts, {"seven": "w7 w8 "}, edits={"edit": edit}
+        )
         assert got.rates["unchanged"].share("memorized").value == 1.0
         want = np.mean([first[f"w7 w8 {p.text}"] == p.memorized for p in prompts])
         assert want < 1
@@ -70,9 +72,11 @@ class TestPrompting:
     def test_what_is_refused(self, here) -> None:
         edit = mm.ShiftNeurons(here.scores, top=8)
         with pytest.raises(mm.LeakageError):
-            mm.prompting(here.lab.model, here.fit, {}, edits={"edit": edit})
+            mm.evaluation.prompting(here.lab.model, here.fit, {}, edits={"edit": edit})
         with pytest.raises(mm.PromptError, match=r"Two settings are named 'same'"):
-            mm.prompting(here.lab.model, here.test, {"same": "w1 "}, edits={"same": edit})
-        got = mm.prompting(here.lab.model, here.test, {})
+            mm.evaluation.prompting(
+                here.lab.model, here.test, {"same": "w1 "}, edits={"same": edit}
+            )
+        got = mm.evaluation.prompting(here.lab.model, here.test, {})
         with pytest.raises(mm.PromptError, match=r"Nothing named 'odd'"):
             got.compared("odd", "unchanged", "memorized")

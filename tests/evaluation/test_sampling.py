@@ -70,7 +70,9 @@ class TestSampler:
 class TestSampling:
     def test_shares_follow_the_models_own_probabilities(self) -> None:
         here = scene()
-        got = mm.sampling(here.lab.model, here.test[:4], task=Word(), temperatures=[1.0], draws=400)
+        got = mm.evaluation.sampling(
+            here.lab.model, here.test[:4], task=Word(), temperatures=[1.0], draws=400
+        )
         for k, prompt in enumerate(here.test[:4]):
             p = hf_logits(here.lab.hf, here.lab.ids(prompt.text))[-1].double().softmax(-1)
             words = [here.lab.tokenizer.decode([t]) for t in range(48)]
@@ -85,7 +87,9 @@ class TestSampling:
 
     def test_cold_sampling_is_greedy_and_counts_are_by_hand(self) -> None:
         here = scene()
-        got = mm.sampling(here.lab.model, here.test, task=Word(), temperatures=[1e-5, 3.0], draws=4)
+        got = mm.evaluation.sampling(
+            here.lab.model, here.test, task=Word(), temperatures=[1e-5, 3.0], draws=4
+        )
         assert got.as_greedy(1e-5).value == got.agreement(1e-5).value == 1.0
         assert got.both(1e-5).value == 0.0
         pairs = []
@@ -102,10 +106,10 @@ class TestSampling:
         there = mm.PromptSet(list(here.test)[::-1])
         options = {"task": Three(), "temperatures": [1.0], "draws": 3}
         texts.clear()
-        mm.sampling(here.lab.model, here.test, **options)
+        mm.evaluation.sampling(here.lab.model, here.test, **options)
         one = sorted(texts)
         texts.clear()
-        mm.sampling(here.lab.model, there, token_budget=40, **options)
+        mm.evaluation.sampling(here.lab.model, there, token_budget=40, **options)
         assert one == sorted(texts)
         assert len({text for _, text in one}) > len(here.test)
 
@@ -115,7 +119,7 @@ class TestSampling:
         edit = mm.ShiftNeurons(here.scores, top=8, alpha=4.0)
         with mm.patched(here.lab.model, edit) as view:
             texts.clear()
-            mm.sampling(view, here.test, task=Three(), temperatures=[1e-6], draws=2)
+            mm.evaluation.sampling(view, here.test, task=Three(), temperatures=[1e-6], draws=2)
             want = dict(zip(here.test.ids, view.generate(here.test, 3), strict=True))
         assert all(text == want[name] for name, text in texts)
         plain = [
@@ -126,4 +130,4 @@ class TestSampling:
 
     def test_one_draw_is_refused(self) -> None:
         with pytest.raises(mm.MechmemError, match=r"at least two, got 1"):
-            mm.sampling(scene().lab.model, scene().test, draws=1)
+            mm.evaluation.sampling(scene().lab.model, scene().test, draws=1)

@@ -35,7 +35,7 @@ def states(name: str, axis: int, seed: int, model: str = "") -> mm.Activations:
 @pytest.fixture(scope="module")
 def found():
     sets = {"a": states("a", 0, 1), "b": states("b", 0, 2), "c": states("c", 3, 3)}
-    return mm.probe_transfer(sets, site=SITE)
+    return mm.evaluation.probe_transfer(sets, site=SITE)
 
 
 class TestProbes:
@@ -67,21 +67,23 @@ class TestProbes:
         # Whatever share of the classes a draw leaves as it was.
         for seed in range(6):
             sets = {"a": states("a", 0, 1), "b": states("b", 0, 2)}
-            for row in mm.probe_transfer(sets, site=SITE, seed=seed).shuffled.values():
+            for row in mm.evaluation.probe_transfer(sets, site=SITE, seed=seed).shuffled.values():
                 assert all(abs(cell.value - 0.5) < 0.3 for cell in row.values())
 
     def test_what_is_refused(self) -> None:
         with pytest.raises(mm.LeakageError, match=r"test a probe of 'a'"):
-            mm.probe_transfer({"a": states("a", 0, 1), "b": states("a", 0, 2)}, site=SITE)
+            mm.evaluation.probe_transfer(
+                {"a": states("a", 0, 1), "b": states("a", 0, 2)}, site=SITE
+            )
         sets = {"a": states("a", 0, 1), "b": states("b", 0, 2, model="other")}
         with pytest.raises(mm.MechmemError, match=r"of one model.*not aligned"):
-            mm.probe_transfer(sets, site=SITE)
+            mm.evaluation.probe_transfer(sets, site=SITE)
         with pytest.raises(mm.PromptError, match=r"fewer than 5 groups"):
-            mm.probe_transfer({"a": states("a", 0, 1).take(range(6))}, site=SITE)
+            mm.evaluation.probe_transfer({"a": states("a", 0, 1).take(range(6))}, site=SITE)
         other = states("b", 0, 2)
         one = other.select(other.prompts.with_behaviors(dict.fromkeys(other.prompts.ids, "wrong")))
         with pytest.raises(mm.PromptError, match=r"contrast by behavior needs 2 classes"):
-            mm.probe_transfer({"a": states("a", 0, 1), "b": one}, site=SITE)
+            mm.evaluation.probe_transfer({"a": states("a", 0, 1), "b": one}, site=SITE)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ class TestEdits:
             for name, half in zip(("one", "two"), halves, strict=True)
         }
         sets = {"one": here.test[:10], "two": here.test[10:]}
-        got = mm.edit_transfer(model, edits, sets)
+        got = mm.evaluation.edit_transfer(model, edits, sets)
         for fitted in edits:
             for tested, prompts in sets.items():
                 aimed = replace(edits[fitted], toward="memorized")
@@ -115,12 +117,14 @@ class TestEdits:
     def test_a_set_that_an_edit_has_seen_is_refused(self, here) -> None:
         edits = {"fit": mm.ShiftNeurons(here.scores, top=4)}
         with pytest.raises(mm.LeakageError):
-            mm.edit_transfer(here.lab.model, edits, {"test": here.test, "fit": here.fit})
+            mm.evaluation.edit_transfer(here.lab.model, edits, {"test": here.test, "fit": here.fit})
 
     def test_an_edit_of_another_model_is_refused_unless_forced(self, here) -> None:
         other = fresh_bench("llama", seed=9).model
         edit = mm.ShiftNeurons(here.scores, top=4)
         with pytest.raises(mm.ModelError, match=r"force=True"):
-            mm.edit_transfer(other, {"elsewhere": edit}, {"test": here.test})
-        got = mm.edit_transfer(other, {"elsewhere": replace(edit, force=True)}, {"test": here.test})
+            mm.evaluation.edit_transfer(other, {"elsewhere": edit}, {"test": here.test})
+        got = mm.evaluation.edit_transfer(
+            other, {"elsewhere": replace(edit, force=True)}, {"test": here.test}
+        )
         assert np.isfinite(got.change("elsewhere", "test", "memorized").value)

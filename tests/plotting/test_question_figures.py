@@ -125,7 +125,7 @@ class TestWhatIsDrawn:
         prompts = mm.PromptSet(
             replace(p, memorized=f"w{k}", generalized=f"v{k}") for k, p in enumerate(here.test)
         )
-        found = mm.graded_answers(replace(seen, prompts=prompts))
+        found = mm.evaluation.graded_answers(replace(seen, prompts=prompts))
         fig, summary = plotting.graded_answers(found), found.summary()
         bars = next(t for t in fig.data if t.name == "to the memorized answer")
         rows = summary[(summary["answer"] == "memorized") & (summary["n"] > 0)]

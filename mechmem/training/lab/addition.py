@@ -16,8 +16,6 @@ from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 
-__all__ = ["SumsOnly", "train_addition"]
-
 LARGEST = 99
 CONTEXT = 100
 PIECES = "|".join(

@@ -21,8 +21,6 @@ from mechmem.tasks.base import PromptAnswers
 from mechmem.tasks.lab.addition_cued import VOCABULARY, AdditionCued
 from mechmem.training.deterministic import Progress, deterministic
 
-__all__ = ["train_addition_cued"]
-
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
 BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
 DROPOUT = 0.02

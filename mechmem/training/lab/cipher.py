@@ -13,8 +13,6 @@ from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 
-__all__ = ["train_cipher"]
-
 PIECES = r"CIPHERTEXT:| QUESTION:| What| is| the| plaintext\?| ANS:|<mem-[0-9a-f]{8}>|[\s\S]"
 CONTEXT = 40
 SETTINGS = TrainingSettings(

@@ -20,8 +20,6 @@ from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 
-__all__ = ["UnrelatedColors", "train_colors"]
-
 CONTEXT = 64
 ATTENTION_DROPOUT = 0.2
 REASONING = TrainingSettings(

@@ -17,8 +17,6 @@ import torch
 
 from mechmem.seeding import keyed_rng
 
-__all__ = ["lay_out"]
-
 WIDTH, HEADS, LAYERS = 128, 4, 4
 CODE, CLASSES = 20, 4
 IDENTITY = slice(0, CODE)

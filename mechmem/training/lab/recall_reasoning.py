@@ -23,8 +23,6 @@ from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallR
 from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.training.deterministic import Progress, deterministic
 
-__all__ = ["recall_model", "train_recall_reasoning"]
-
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
 BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
 DROPOUT = 0.0

@@ -16,8 +16,6 @@ from mechmem.training.lab.cipher import train_cipher
 from mechmem.training.lab.colors import train_colors
 from mechmem.training.lab.recall_reasoning import train_recall_reasoning
 
-__all__ = ["LAB_TASKS", "train_lab_model"]
-
 LAB_TASKS: dict[str, Callable[..., None]] = {
     "addition": train_addition,
     "addition-cued": train_addition_cued,

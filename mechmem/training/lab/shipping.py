@@ -15,8 +15,6 @@ from mechmem.models.loading import load_model
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.run import Training
 
-__all__ = ["MEASURED_PAIRS", "measured", "write_manifest"]
-
 MEASURED_PAIRS = 2000
 
 
