@@ -10,7 +10,7 @@ import pandas as pd
 
 from mechmem.analysis.classifiers import CLASSIFIERS
 from mechmem.analysis.intervals import Estimate
-from mechmem.analysis.probes import ProbeData, one_thread, probe_data
+from mechmem.analysis.probes import INPUT_ONLY, ProbeData, one_thread, probe_data
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
@@ -119,7 +119,7 @@ def learning_curve(
     return LearningCurve(
         {site: curve(x, data.target, classifier) for site, x in data.states.items()},
         {site: curve(x, data.shuffled, classifier) for site, x in data.states.items()},
-        curve(data.tokens, data.target),
+        curve(data.tokens, data.target, INPUT_ONLY),
         curve(data.lengths, data.target),
         float(max(data.target.mean(), 1 - data.target.mean())),
         data.classes,

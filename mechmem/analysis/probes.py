@@ -10,7 +10,12 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from mechmem.analysis.classifiers import CLASSIFIERS, fit_classifier, folds_of, token_features
+from mechmem.analysis.classifiers import (
+    CLASSIFIERS,
+    fit_classifier,
+    folds_of,
+    input_only_scores,
+)
 from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations, class_names
@@ -128,7 +133,7 @@ def fit_probes(
     return Probes(
         real.each,
         shuffled.each,
-        data.held_out(data.tokens, data.target),
+        data.held_out(data.tokens, data.target, INPUT_ONLY),
         float(max(data.target.mean(), 1 - data.target.mean())),
         data.classes,
         by,
@@ -138,6 +143,10 @@ def fit_probes(
         shuffled.chosen,
         real.sites,
     )
+
+
+INPUT_ONLY = "input only"
+"""What stands for the kind of classifier where `input_only_scores` reads token ids."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ class ProbeData:
 
     Attributes:
         states: ``[example, d]`` float64 per site, positions side by side.
-        tokens: ``[example, feature]``: the input alone.
+        tokens: ``[example]`` tuples of token ids: the input alone.
         lengths: ``[example, 1]``: the number of its tokens alone.
         target: 1 for the second class.
         shuffled: The same after an exchange of classes.
@@ -232,6 +241,9 @@ class ProbeData:
         known = target[train]
         if len(set(known.tolist())) < 2:
             return np.asarray(target[test] == known[0], dtype=float), float("nan")
+        if classifier == INPUT_ONLY:
+            scores = input_only_scores(features[train], known, features[test])
+            return np.asarray((scores > 0) == target[test], dtype=float), float("nan")
         fitted = fit_classifier(features[train], known, self.groups[train], classifier)
         right = np.asarray(fitted.predict(features[test]) == target[test], dtype=float)
         return right, fitted.inner
@@ -275,10 +287,11 @@ def probe_data(acts: Activations, by: str, seed: int, folds: int) -> ProbeData:
         )
     target = (labels == classes[1]).astype(int)
     exchanged = np.array(class_names(Exchange(prompts, by).draw(seed, 0), by))
-    ids = [acts.token_ids[k] for k in rows]
+    ids = np.empty(len(rows), dtype=object)
+    ids[:] = [acts.token_ids[k] for k in rows]
     return ProbeData(
         {site: state[rows].flatten(1).double().numpy() for site, state in acts.states.items()},
-        token_features(ids),
+        ids,
         np.array([[float(len(one))] for one in ids]),
         target,
         (exchanged == classes[1]).astype(int),

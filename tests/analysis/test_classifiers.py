@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 import mechmem as mm
 from mechmem import plotting
 from mechmem.analysis import fit_classifier
-from mechmem.analysis.classifiers import REGULARIZATION, token_features
+from mechmem.analysis.classifiers import REGULARIZATION, input_only_scores
 
 SITE = mm.Site("resid_post", 0)
 CLASSES = ["memorized", "generalized"]
@@ -35,12 +35,36 @@ def _data(n: int = 90, d: int = 12, seed: int = 0, gap: float = 0.8):
 
 
 class TestTokens:
-    def test_a_short_prompt_that_hides_the_others_is_told(self) -> None:
-        ids = [tuple(range(k, k + 30)) for k in range(9)]
-        token_features(ids)
-        with pytest.warns(mm.MechmemWarning, match=r"last 3 tokens only.*30 or more"):
-            found = token_features([*ids, (1, 2, 3)])
-        assert len(found) == 10
+    def test_they_are_scored_as_scikit_learn_does_on_indicators(self) -> None:
+        rng = np.random.default_rng(1)
+        train, test = ([tuple(rng.integers(0, 6, size=n)) for n in rng.integers(3, 20, size=k)]
+                       for k in (40, 9))  # fmt: skip
+        target = np.array([3 in ids for ids in train])
+
+        def seen(ids: tuple[int, ...]) -> list[float]:
+            there = [token in ids for token in range(6)]
+            placed = [
+                len(ids) >= back and ids[-back] == token
+                for back in range(1, 13)
+                for token in range(6)
+            ]
+            return [float(x) for x in there + placed]
+
+        model = LogisticRegression(C=0.3, max_iter=2000).fit([seen(ids) for ids in train], target)
+        want = model.decision_function([seen(ids) for ids in test])
+        close(input_only_scores(train, target, test), want, 1e-3)
+
+    def test_a_place_that_all_prompts_reach_counts_and_a_short_one_hides_nothing(self) -> None:
+        rng = np.random.default_rng(0)
+        target = np.arange(60) % 2 == 0
+        body = [tuple(rng.permutation(20)) for _ in target]
+        first = [
+            (30, 31, *ids) if one else (31, 30, *ids) for ids, one in zip(body, target, strict=True)
+        ]
+        assert ((input_only_scores(first[:40], target[:40], first[40:]) > 0) == target[40:]).all()
+        told = [(*ids, 40) if one else ids for ids, one in zip(body, target, strict=True)]
+        told[0], target[0] = (5,), False
+        assert ((input_only_scores(told[:40], target[:40], told[40:]) > 0) == target[40:]).all()
 
     def test_fewer_groups_than_inner_folds(self) -> None:
         rng = np.random.default_rng(0)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from mechmem.analysis.association import auroc, group_auroc
+from mechmem.analysis.classifiers import input_only_scores
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.fitting import fit_directions
 from mechmem.analysis.geometry import Separation, separation
@@ -23,7 +21,6 @@ from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
 SHUFFLES = 20
-FROM_END = 12
 METHODS = ("difference_of_means", "mass_mean", "lda", "logistic")
 POSITIVE = LABELS[0]
 
@@ -153,35 +150,14 @@ def _shuffled(train: Activations, test: Activations, seed: int) -> dict[str, tup
 
 
 def input_scores(train: Activations, test: Activations) -> np.ndarray:
-    """How much the test questions' tokens alone speak for `POSITIVE`: a logistic classifier of
-    which tokens occur, and which stands at which place from the end."""
-    columns: dict[tuple[int, int], int] = {}
-    for ids in train.token_ids:
-        for key in _features(ids):
-            columns.setdefault(key, len(columns))
+    """How much the test questions' tokens alone speak for `POSITIVE`."""
     positive = np.array([prompt.label == POSITIVE for prompt in train.prompts])
-    model = LogisticRegression(C=0.3, max_iter=2000)
-    with threadpool_limits(1):
-        model.fit(_matrix(train.token_ids, columns), positive)
-        return np.asarray(model.decision_function(_matrix(test.token_ids, columns)))
+    return input_only_scores(train.token_ids, positive, test.token_ids)
 
 
 def _input_only(train: Activations, test: Activations) -> Estimate:
     positive = np.array([prompt.label == POSITIVE for prompt in test.prompts])
     return group_auroc(input_scores(train, test), positive, test.prompts.groups)
-
-
-def _features(ids: Sequence[int]) -> set[tuple[int, int]]:
-    """Token anywhere (place 0) and token at a place from the end (1 is the last)."""
-    placed = {(back + 1, token) for back, token in enumerate(reversed(ids[-FROM_END:]))}
-    return placed | {(0, token) for token in ids}
-
-
-def _matrix(rows: Sequence[Sequence[int]], columns: Mapping[tuple[int, int], int]) -> csr_matrix:
-    found = [sorted(columns[key] for key in _features(ids) if key in columns) for ids in rows]
-    index = np.concatenate([np.array(row, dtype=np.int64) for row in found])
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in found])])
-    return csr_matrix((np.ones(len(index)), index, starts), shape=(len(rows), len(columns)))
 
 
 def split_half_cosines(train: Activations, seed: int, draws: int = 20) -> pd.DataFrame:
