@@ -83,11 +83,12 @@ def grid() -> mm.evaluation.SteeringGrid:
     rows = []
     for layer in range(2):
         for alpha in (-1.0, 0.0, 1.0):
-            for kind in ("edit", "random direction"):
+            for kind, control in (("edit", ""), ("control", "random direction")):
                 for j, name in enumerate(("memory", "reasoning")):
                     share = 0.5 + 0.1 * layer + 0.2 * alpha * (kind == "edit") - 0.05 * j
                     row = {"stream": "resid_pre", "layer": layer, "alpha": alpha, "kind": kind}
                     row |= {
+                        "control": control,
                         "class": name,
                         "share": share,
                         "share_low": share - 0.1,

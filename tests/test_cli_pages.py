@@ -55,9 +55,9 @@ def test_a_sweep_keeps_its_cells_and_goes_on_there(run, tmp_path):
     status, out, err = run("sweep", "--config", "grid.yaml")
     assert status == 0, err
     rows = json.loads(out)["table"]
-    assert {row["setting"] for row in rows} == {
-        "unedited",
-        "edit",
+    assert {row["kind"] for row in rows} == {"unedited", "edit", "control"}
+    assert {row["control"] or "" for row in rows} == {
+        "",
         "random direction",
         "covariance direction",
         "alpha 0",

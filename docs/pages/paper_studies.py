@@ -73,12 +73,12 @@ def changes(studies: Sequence[tuple[Entry, dict[str, pd.DataFrame]]]) -> list[st
     ]  # fmt: skip
     for entry, tables in studies:
         test, beyond = tables["test"], tables["beyond_controls"]
-        plain = test[test["setting"] == "unedited"].iloc[0]
+        plain = test[test["kind"] == "unedited"].iloc[0]
         chosen = beyond["family"].iloc[0]
         for one in beyond.itertuples():
             mine = test[(test["family"] == one.family) & (test["toward"] == one.toward)]
-            edit = mine[mine["setting"] == "edit"].iloc[0]
-            matched = mine[mine["setting"] == "random neurons"]
+            edit = mine[mine["kind"] == "edit"].iloc[0]
+            matched = mine[mine["control"] == "random neurons"]
             cells = [""] * 5
             if len(matched):
                 own = matched.iloc[0]
@@ -119,7 +119,7 @@ def controls(found: Sequence[Entry]) -> str:
     for entry, tables in _studies(found):
         test = tables["test"]
         for toward in ("memorized", "generalized"):
-            mine = test[(test["family"] == OWN) & (test["toward"] == toward)].set_index("setting")
+            mine = test[(test["family"] == OWN) & (test["toward"] == toward)].set_index("control")
             cells = [_minus(mine.loc[name]) if name in mine.index else "" for name in names]
             rows.append(line(entry.title, toward, *cells))
     return "\n".join([*rows, ""])

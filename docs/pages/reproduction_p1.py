@@ -108,7 +108,7 @@ def intervention(studies: Studies) -> Claim:
         held[entry.task].append(claims(verdict, OWN))
         p = verdict["family_p"].get(OWN)
         for toward in WAYS:
-            test = row_of(tables["test"], family=OWN, toward=toward, setting="random neurons")
+            test = row_of(tables["test"], family=OWN, toward=toward, control="random neurons")
             found[entry.task].append(_turned_row(tables, toward, "edit")["share"])
             turned = [_turned(tables, toward, name) for name in ("edit", "random neurons")]
             minus = [test[f"edit_minus_control{end}"] for end in ("", "_low", "_high")]
@@ -211,7 +211,8 @@ def short(entry: Entry) -> str:
 
 
 def _turned_row(tables: Tables, toward: str, name: str) -> pd.Series:
-    return row_of(tables["turned"], family=OWN, toward=toward, setting=name, outcome=toward)
+    which = {"kind": "edit"} if name == "edit" else {"control": name}
+    return row_of(tables["turned"], family=OWN, toward=toward, outcome=toward, **which)
 
 
 def _turned(tables: Tables, toward: str, name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from mechmem.analysis.association import group_correlation, spearman
 from mechmem.analysis.directions import Directions
-from mechmem.analysis.held_out import refuse_seen
+from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PromptError, listed
@@ -106,7 +106,7 @@ def score_correlation(
     separates the label; the correlation **within** a class says more.
     """
     if not allow_seen:
-        refuse_seen(directions, acts, "correlate a score")
+        refuse_seen_states(directions, acts, "correlate a score")
     values = _scores(acts, scores)
     groups = list(acts.prompts.groups)
     ranks, lines, random, projections = {}, {}, {}, {}

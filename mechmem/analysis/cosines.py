@@ -12,7 +12,7 @@ import torch
 from scipy.stats import beta
 
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.analysis.held_out import refuse_seen, rows_of_two
+from mechmem.analysis.held_out import refuse_seen_states, rows_of_two
 from mechmem.analysis.intervals import group_mean
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError, SiteError, listed
@@ -97,7 +97,7 @@ def cosine_profile(
     of 0; what counts is the distance between them.
     """
     if not allow_seen:
-        refuse_seen(directions, acts, "measure the cosine with the direction")
+        refuse_seen_states(directions, acts, "measure the cosine with the direction")
     rows, positive = rows_of_two(directions, acts, by)
     first = next(iter(directions))
     groups = np.array([acts.prompts[k].group for k in rows])

@@ -10,7 +10,7 @@ import torch
 
 from mechmem.analysis.association import auroc, group_auroc
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.analysis.held_out import refuse_seen
+from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
@@ -79,7 +79,7 @@ def separation(
         PromptError: When a class is missing.
     """
     if not allow_seen:
-        refuse_seen(directions, acts, "measure the separation")
+        refuse_seen_states(directions, acts, "measure the separation")
     first = next(iter(directions))
     names = acts.classes(by)
     rows = [k for k, name in enumerate(names) if name in (first.toward, first.away)]

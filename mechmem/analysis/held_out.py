@@ -10,7 +10,7 @@ from mechmem.errors import PromptError
 from mechmem.models.tokens import TokenizedPrompt
 
 
-def refuse_seen(directions: Directions, acts: Activations, purpose: str) -> None:
+def refuse_seen_states(directions: Directions, acts: Activations, purpose: str) -> None:
     """Refuse states of prompts that the directions have seen.
 
     Raises:

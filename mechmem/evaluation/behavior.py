@@ -112,6 +112,11 @@ class Observations:
         )
 
 
+def hits(seen: Observations, outcome: str) -> np.ndarray:
+    """1 where a prompt came out so."""
+    return np.array([name == outcome for name in seen.outcomes], dtype=float)
+
+
 def observe(
     model: Model,
     prompts: PromptsLike,

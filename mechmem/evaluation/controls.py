@@ -14,7 +14,7 @@ import numpy as np
 from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
 from mechmem.analysis.intervals import Estimate
 from mechmem.errors import EditError, listed
-from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.behavior import Observations, hits
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 
@@ -123,8 +123,8 @@ def beyond(
     """
     which = np.arange(len(edit)) if rows is None else rows
     return beyond_draws(
-        _hits([edit], outcome)[0][which],
-        _hits(draws, outcome)[:, which],
+        hits(edit, outcome)[which],
+        _hits_by_draw(draws, outcome)[:, which],
         [edit.prompts[int(k)].group for k in which],
         drawn=drawn,
         sizes=(edit.moved, size_of(draws)),
@@ -141,7 +141,7 @@ def share_of_draws(
     """Share of an outcome over the draws of a control; arguments as in `beyond`."""
     which = np.arange(len(draws[0])) if rows is None else rows
     groups = [draws[0].prompts[int(k)].group for k in which]
-    return mean_of_draws(_hits(draws, outcome)[:, which], groups, drawn=drawn)
+    return mean_of_draws(_hits_by_draw(draws, outcome)[:, which], groups, drawn=drawn)
 
 
 def change_of_draws(
@@ -157,7 +157,7 @@ def change_of_draws(
     groups = [draws[0].prompts[int(k)].group for k in which]
     if all(one is before for one in draws):
         return Estimate.exact(0.0, groups)
-    gained = (_hits(draws, outcome) - _hits([before], outcome))[:, which]
+    gained = (_hits_by_draw(draws, outcome) - hits(before, outcome))[:, which]
     return mean_of_draws(gained, groups, drawn=drawn, kind="change")
 
 
@@ -166,5 +166,5 @@ def size_of(draws: Sequence[Observations]) -> float:
     return float(np.mean([seen.moved for seen in draws]))
 
 
-def _hits(many: Sequence[Observations], outcome: str) -> np.ndarray:
-    return np.array([[name == outcome for name in seen.outcomes] for seen in many], dtype=float)
+def _hits_by_draw(many: Sequence[Observations], outcome: str) -> np.ndarray:
+    return np.array([hits(seen, outcome) for seen in many])

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import PromptError, listed
-from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.behavior import Observations, hits
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import BEHAVIORS
 
@@ -60,7 +60,7 @@ class GradedAnswers:
         """One row per outcome and answer: mean similarity, words, and chance."""
         rows = []
         for outcome in self.observed.allowed:
-            at = np.flatnonzero([name == outcome for name in self.observed.outcomes])
+            at = np.flatnonzero(hits(self.observed, outcome))
             for name in BEHAVIORS:
                 rows.append(
                     {

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe, reader_for
-from mechmem.evaluation.rates import Rates, check_before, refuse_seen
+from mechmem.evaluation.rates import Rates, check_before
+from mechmem.evaluation.rows import refuse_seen
 from mechmem.models.engine.batched_edits import touched_positions
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.grid import Grid, Next, many_next
@@ -20,7 +21,7 @@ from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.apply import PatchedModel, patched_each
-from mechmem.patching.base import Edit, as_edits
+from mechmem.patching.base import Edit
 from mechmem.patching.margins import answer_ids, choice_ids, margins_of_scores
 from mechmem.tasks.base import Task
 from mechmem.tasks.choice import Choice
@@ -60,7 +61,7 @@ def evaluate_each(
     task = reader_for(asked, task, reading)
     if not allow_seen:
         for edit in edits:
-            refuse_seen(as_edits(edit), asked, asked.rows)
+            refuse_seen(edit, asked, "evaluate an edit")
     if before is not None:
         check_before(before, model, asked, asked.rows, task)
     with patched_each(model, edits) as views:

@@ -12,11 +12,10 @@ import pandas as pd
 from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
 from mechmem.analysis.intervals import Estimate, Kind, group_mean
 from mechmem.errors import EditError
-from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one, size_of
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rows import (
-    hits,
     need_margins,
     refuse_seen,
     sign_toward,

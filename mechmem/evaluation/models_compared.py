@@ -12,11 +12,11 @@ import pandas as pd
 from mechmem.analysis.draws import DRAWS
 from mechmem.analysis.intervals import Estimate, Kind, group_mean
 from mechmem.errors import ModelError, PromptError
-from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.behavior import Observations, hits, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import hits, steered
+from mechmem.evaluation.rows import steered
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import PromptError, listed
-from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.behavior import hits
 from mechmem.evaluation.rates import evaluate
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
@@ -147,7 +147,11 @@ def perturbational_memorization(
     if bare:
         raise PromptError(f"Items {listed(bare, 5)} have no perturbation; add some, or leave them.")
     seen = evaluate(model, items + perturbations, task=task, edit=edit, margins=False).after
-    right = _hits(seen, solved)
+    if solved not in seen.allowed:
+        raise PromptError(
+            f"Unknown outcome {solved!r}; this task has {listed(seen.allowed)}. Pass solved=."
+        )
+    right = hits(seen, solved).astype(bool)
     first, rest = right[: len(items)], right[len(items) :]
     row = {name: k for k, name in enumerate(items.ids)}
     counts, sums = np.zeros(len(items), dtype=int), np.zeros(len(items))
@@ -155,11 +159,3 @@ def perturbational_memorization(
         counts[row[name]] += 1
         sums[row[name]] += hit
     return PerturbationalMemorization(items, first, sums / counts, counts, seed)
-
-
-def _hits(seen: Observations, outcome: str) -> Bool[np.ndarray, " prompt"]:
-    if outcome not in seen.allowed:
-        raise PromptError(
-            f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}. Pass solved=."
-        )
-    return np.array([name == outcome for name in seen.outcomes], dtype=bool)

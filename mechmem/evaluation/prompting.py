@@ -9,9 +9,8 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import PromptError, listed
-from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.rates import Rates, evaluate
-from mechmem.evaluation.rows import hits
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.base import Edit

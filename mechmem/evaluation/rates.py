@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.caching.provenance import Seen
 from mechmem.errors import PromptError, TaskError, did_you_mean, listed
-from mechmem.evaluation.behavior import Observations, check_kinds, observe, reader_for
+from mechmem.evaluation.behavior import Observations, check_kinds, hits, observe, reader_for
+from mechmem.evaluation.rows import refuse_seen
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import patched
@@ -130,7 +130,7 @@ class Rates:
                 f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}."
                 f"{did_you_mean(outcome, seen.allowed)}"
             )
-        return np.array([name == outcome for name in seen.outcomes], dtype=float)
+        return hits(seen, outcome)
 
 
 def evaluate(
@@ -171,7 +171,7 @@ def evaluate(
         return Rates(observe(model, asked, task=task, margins=margins), None, seed)
     edits = as_edits(edit)
     if not allow_seen:
-        refuse_seen(edits, asked, asked.rows)
+        refuse_seen(edits, asked, "evaluate an edit")
     if before is None:
         before = observe(model, asked, task=task, margins=margins)
     else:
@@ -179,20 +179,6 @@ def evaluate(
     with patched(model, edits) as view:
         after = observe(view, asked, task=task, margins=margins)
     return Rates(after, before, seed)
-
-
-def refuse_seen(
-    edits: Sequence[Edit], prompts: PromptSet, tokenized: Sequence[TokenizedPrompt]
-) -> None:
-    """Refuse prompts that the making of an edit has seen, rephrasings included.
-
-    Raises:
-        LeakageError: Naming them.
-    """
-    seen = Seen()
-    for item in edits:
-        seen = seen | item.seen
-    seen.refuse(prompts, tokenized, "evaluate an edit")
 
 
 def check_before(

@@ -10,15 +10,9 @@ import numpy as np
 
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
-from mechmem.evaluation.behavior import Observations
 from mechmem.models.tokens import EncodedPrompts
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS
-
-
-def hits(seen: Observations, outcome: str) -> np.ndarray:
-    """1 where a prompt came out so."""
-    return np.array([name == outcome for name in seen.outcomes], dtype=float)
 
 
 def sign_toward(toward: str) -> int:
@@ -53,11 +47,21 @@ def steered(edit: Edit, toward: str) -> Edit:
 
 
 def refuse_seen(edit: Edit | Sequence[Edit], prompts: EncodedPrompts, what: str) -> None:
-    """Raise when one of the prompts, or a rephrasing, was seen in making an edit."""
+    """Raise when one of the prompts, or a rephrasing, was seen in making an edit.
+
+    Raises:
+        LeakageError: Naming them.
+    """
     seen = Seen()
     for item in as_edits(edit):
         seen = seen | item.seen
     seen.refuse(prompts, prompts.rows, what)
+
+
+def row_of(kind: str, toward: str = "", control: str = "") -> dict[str, str]:
+    """What was run, as every table says it: `kind` is ``unedited``, ``edit``, ``control`` or
+    ``refit``, and `control` names which one."""
+    return {"kind": kind, "toward": toward, "control": control}
 
 
 def need_margins(margins: np.ndarray, what: str) -> np.ndarray:

@@ -12,9 +12,9 @@ import pandas as pd
 from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
 from mechmem.analysis.intervals import Estimate, Kind, group_ratio
 from mechmem.errors import PromptError, listed
-from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one
-from mechmem.evaluation.rows import can_steer, hits, refuse_seen, steered
+from mechmem.evaluation.rows import can_steer, refuse_seen, row_of, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
 from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
@@ -31,34 +31,36 @@ class SideEffects:
     """Cost of an edit, toward every class, beside draws of a control of the same size.
 
     Attributes:
-        values: ``values[setting][measure]``; settings are ``"unedited"``, ``"toward memorized"``
-            and so on, and their controls. Measures, where the prompts allow them: ``kl`` (nats,
-            from the unedited to the edited distribution of the next token), ``accuracy`` on clean
-            items, ``answer_perplexity`` of their right answers, ``text_perplexity`` per token of
-            neutral text.
+        values: ``values[name][measure]``; names are ``"unedited"``, ``"toward memorized"`` and so
+            on, and those of their controls (`about`). Measures, where the prompts allow them:
+            ``kl`` (nats, from the unedited to the edited distribution of the next token),
+            ``accuracy`` on clean items, ``answer_perplexity`` of their right answers,
+            ``text_perplexity`` per token of neutral text.
         changes: The same minus the unedited model, paired; perplexities as ratios.
-        beyond: The edit's settings minus their control's draws; of perplexities, the differences of
-            their logarithms.
+        beyond: The edit minus its control's draws; of perplexities, the differences of their
+            logarithms.
+        about: For every name its kind, the class steered to, and which control it is.
     """
 
     values: Mapping[str, Mapping[str, Estimate]]
     changes: Mapping[str, Mapping[str, Estimate]]
     beyond: Mapping[str, Mapping[str, Beyond]]
+    about: Mapping[str, Mapping[str, str]]
 
     def table(self) -> pd.DataFrame:
-        """One row per setting and measure."""
+        """One row per edit or control and measure."""
         return pd.DataFrame(
             [
                 {
-                    "setting": setting,
+                    **self.about[name],
                     "measure": measure,
                     **value.row("value", counted=False),
-                    **self.changes[setting][measure].row("change", counted=False),
-                    **(self.beyond[setting][measure].row() if setting in self.beyond else {}),
+                    **self.changes[name][measure].row("change", counted=False),
+                    **(self.beyond[name][measure].row() if name in self.beyond else {}),
                     "n": value.n,
                     "groups": value.groups,
                 }
-                for setting, row in self.values.items()
+                for name, row in self.values.items()
                 for measure, value in row.items()
             ]
         )
@@ -66,7 +68,7 @@ class SideEffects:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What is measured of one setting, prompt by prompt."""
+    """What is measured of one edit or control, prompt by prompt."""
 
     kl: np.ndarray | None
     right: np.ndarray | None
@@ -134,6 +136,7 @@ def side_effects(
     unedited = _measure(model, asked, neutral, plain_logits, task)
     edited: dict[str, _Costs] = {}
     drawn: dict[str, list[_Costs]] = {}
+    about = {"unedited": row_of("unedited")}
     for target in list(toward) if can_steer(edit) else [None]:
         aimed = edit if target is None else steered(edit, target)
         name = "edit" if target is None else f"toward {target}"
@@ -144,7 +147,10 @@ def side_effects(
                 cost = _measure(view, asked, neutral, plain_logits, task)
                 found.append(replace(cost, moved=view.edit_report().moved))
         edited[name] = found[0]
-        drawn[kind if target is None else f"{kind}, {name}"] = found[1:]
+        beside = kind if target is None else f"{kind}, {name}"
+        drawn[beside] = found[1:]
+        about[name] = row_of("edit", target or "")
+        about[beside] = row_of("control", target or "", kind)
     settings: dict[str, list[_Costs]] = {"unedited": [unedited]}
     for one, (name, many) in zip(edited, drawn.items(), strict=True):
         settings |= {one: [edited[one]], name: many}
@@ -159,7 +165,7 @@ def side_effects(
         one: _beyond(edited[one], many, asked, neutral)
         for one, many in zip(edited, drawn.values(), strict=True)
     }
-    return SideEffects(values, changes, beyond)
+    return SideEffects(values, changes, beyond, about)
 
 
 def _log_probabilities(model: Model, prompts: PromptSet) -> np.ndarray:

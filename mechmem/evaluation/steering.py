@@ -51,10 +51,11 @@ class SteeringGrid:
     """Share of one outcome per site, strength and class of prompt.
 
     Attributes:
-        rows: Per site, signed strength, class and kind (``edit`` or ``random direction``): the
-            share with a 95 % interval, and its paired change against the unedited model. Strength 0
-            is the unedited model. Rows of the edit carry ``beyond``: its share minus that of the
-            random directions of the same size, with what `mechmem.analysis.draws.Beyond` holds.
+        rows: Per site, signed strength, class and kind (``edit``, or ``control``: a random
+            direction): the share with a 95 % interval, and its paired change against the unedited
+            model. Strength 0 is the unedited model. Rows of the edit carry ``beyond``: its
+            share minus that of the random directions of the same size, with what
+            `mechmem.analysis.draws.Beyond` holds.
         outcome: What was counted.
         toward: The class that positive strengths push to.
         draws: Random directions per cell.
@@ -157,14 +158,16 @@ def steering_grid(
             # Strength 0 is the unedited model along any direction.
             edited = next(done).after if alpha else start
             others = [next(done).after if alpha else start for _ in range(draws)]
-            for kind, many in (("edit", [edited]), (RANDOM, others)):
+            for kind, many in (("edit", [edited]), ("control", others)):
                 for name in sorted(set(names.tolist())) if many else ():
                     mine = np.flatnonzero(names == name)
-                    cell = _cell(many, start, counted, mine, kind == RANDOM and alpha != 0)
+                    cell = _cell(many, start, counted, mine, kind == "control" and alpha != 0)
                     if kind == "edit" and others and alpha:
                         cell |= beyond(edited, others, counted, rows=mine).row()
                     site = {"stream": direction.site.stream, "layer": direction.site.layer}
-                    rows.append({**site, "alpha": alpha, "kind": kind, "class": name, **cell})
+                    which = RANDOM if kind == "control" else ""
+                    about = {"alpha": alpha, "kind": kind, "control": which, "class": name}
+                    rows.append({**site, **about, **cell})
             if progress is not None:
                 progress(f"{direction.site}, alpha {alpha:g}")
     if not rows:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.evaluation.models_compared import EffectByModel, ModelComparison
 from mechmem.evaluation.side_effects import SideEffects
-from mechmem.plotting.data import as_array, as_table, counted, ended, error_bars, plain
+from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, error_bars, plain
 from mechmem.plotting.intervals import add_line
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
 
@@ -29,12 +32,18 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
         costs: From `mechmem.side_effects`, or its saved table.
         theme: ``"light"`` or ``"dark"``.
     """
-    frame = as_table(costs, ("setting", "measure", *ended("value")), "side_effects")
+    columns = ("kind", "toward", "control", "measure", *ended("value"))
+    frame = as_table(costs, columns, "side_effects").fillna({"toward": "", "control": ""})
+    frame = frame.assign(label=[_label(row) for row in each_row(frame)])
     found = [name for name in MEASURES if name in set(frame["measure"])]
     fig = make_subplots(1, len(found), shared_yaxes=True, horizontal_spacing=0.08)
     for number, measure in enumerate(found, 1):
         part = frame[frame["measure"] == measure]
-        _points(fig, part, part["setting"], "value", number)
+        colors = [
+            GRAY if row.kind == "control" else COLORS.get(row.toward, PALETTE[0])
+            for row in each_row(part)
+        ]
+        _points(fig, part, part["label"], "value", number, colors)
         title = {"text": MEASURES[measure], "font": {"size": 12.5}}
         fig.update_xaxes(title=title, nticks=4, tickangle=0, row=1, col=number)
         if measure == "accuracy":
@@ -47,7 +56,7 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
             fig.update_xaxes(type="log", tickvals=_few(part), row=1, col=number)
     fig.update_yaxes(autorange="reversed")
     about = f"{counted(frame)}; lines: 95 % interval over groups"
-    rows = len(set(frame["setting"]))
+    rows = len(set(frame["label"]))
     house_style(fig, theme, "What the edit costs elsewhere", about, 210 + 40 * rows)
     return fig.update_layout(margin_l=20)
 
@@ -63,8 +72,8 @@ def model_accuracy(models: ModelComparison | pd.DataFrame, *, theme: str = "ligh
     columns += [*ended("surprise")]
     frame = as_table(models, columns, "model_accuracy")
     fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
-    _points(fig, frame, frame["model"], "accuracy", 1)
-    _points(fig, frame, frame["model"], "surprise", 2)
+    for number, value in enumerate(("accuracy", "surprise"), 1):
+        _points(fig, frame, frame["model"], value, number, [PALETTE[0]] * len(frame))
     fig.update_xaxes(SHARE_AXIS, title="accuracy", nticks=5, row=1, col=1)
     fig.update_xaxes(title="−log p of the right answer (nats)", nticks=5, row=1, col=2)
     fig.update_yaxes(autorange="reversed")
@@ -131,22 +140,31 @@ def _few(part: pd.DataFrame) -> list[float]:
     return shown[:: -(-len(shown) // 3)]
 
 
+def _label(row: Any) -> str:
+    """A row's words on the axis."""
+    if row.kind == "unedited":
+        return "unedited"
+    edit = f"toward {row.toward}" if row.toward else "edit"
+    if row.kind == "edit":
+        return edit
+    return f"{row.control}, {edit}" if row.toward else str(row.control)
+
+
 def _points(
-    fig: go.Figure, frame: pd.DataFrame, names: pd.Series[str], value: str, number: int
+    fig: go.Figure,
+    frame: pd.DataFrame,
+    names: pd.Series[str],
+    value: str,
+    number: int,
+    colors: Sequence[str],
 ) -> None:
     low, high = f"{value}_low", f"{value}_high"
-    colors = [
-        GRAY
-        if "," in name or "random" in name
-        else next((COLORS[k] for k in ("memorized", "generalized") if k in name), PALETTE[0])
-        for name in map(str, names)
-    ]
     fig.add_scatter(
         x=as_array(frame[value]),
         y=[plain(name) for name in names],
         error_x=error_bars(frame, value, low, high),
         mode="markers",
-        marker={"size": 10, "color": colors},
+        marker={"size": 10, "color": list(colors)},
         hovertext=[
             f"<b>{plain(name)}</b><br>{v:.4g} [{a:.4g}, {b:.4g}]<br>{counted(frame.iloc[[i]])}"
             for i, (name, v, a, b) in enumerate(

@@ -39,7 +39,7 @@ def rates_bars(
     """
     tested = getattr(result, "test_table", None)
     frame = tested() if callable(tested) else as_table(result, (), "rates_bars")
-    if "setting" in frame.columns:
+    if "family" in frame.columns:
         return _sweep_bars(frame, family, theme)
     frame = as_table(frame, ("outcome", *ended("share")), "rates_bars")
     fig = go.Figure(
@@ -78,13 +78,14 @@ def rates_bars(
 
 
 def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figure:
-    frame = as_table(frame, ("family", "setting", "toward", "n", "groups"), "rates_bars")
-    frame = frame.fillna({"family": "", "toward": ""})
+    frame = as_table(frame, ("family", "kind", "control", "toward", "n", "groups"), "rates_bars")
+    frame = frame.fillna({"family": "", "toward": "", "control": ""})
+    frame = frame.assign(label=frame["control"].where(frame["kind"] == "control", frame["kind"]))
     outcomes = [
         name for name in frame.columns if f"{name}_low" in frame.columns and name[:4] != "edit"
     ]
     outcomes = [name for name in outcomes if name != "change"]
-    edited = frame[frame["setting"] != "unedited"]
+    edited = frame[frame["kind"] != "unedited"]
     families = list(dict.fromkeys(edited["family"]))
     wanted = families[0] if family is None else family
     if wanted not in families:
@@ -99,20 +100,20 @@ def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figur
         subplot_titles=[f"steered toward {name}" for name in classes],
     )
     for number, toward in enumerate(classes, 1):
-        rows = pd.concat([frame[frame["setting"] == "unedited"], mine[mine["toward"] == toward]])
-        order = [plain(name) for name in rows["setting"]]
+        rows = pd.concat([frame[frame["kind"] == "unedited"], mine[mine["toward"] == toward]])
+        order = [plain(name) for name in rows["label"]]
         # The legend takes the color of the first bar, which is to be the edit's.
-        rows = pd.concat([rows[rows["setting"] == "edit"], rows[rows["setting"] != "edit"]])
+        rows = pd.concat([rows[rows["kind"] == "edit"], rows[rows["kind"] != "edit"]])
         last = outcomes[-1]
         for outcome in (last, toward):
-            strong = rows["setting"].isin(["edit"]).to_numpy()
+            strong = rows["kind"].isin(["edit"]).to_numpy()
             color = color_of(outcome)
             fig.add_bar(
                 orientation="h",
                 name=outcome,
                 legendgroup=outcome,
                 showlegend=outcome != last or number == 1,
-                y=[plain(name) for name in rows["setting"]],
+                y=[plain(name) for name in rows["label"]],
                 x=as_array(rows[outcome]),
                 error_x=error_bars(rows, outcome, f"{outcome}_low", f"{outcome}_high"),
                 marker={
@@ -125,7 +126,7 @@ def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figur
                 row=1,
                 col=number,
             )
-        before = frame.loc[frame["setting"] == "unedited", toward]
+        before = frame.loc[frame["kind"] == "unedited", toward]
         if len(before):
             fig.add_vline(
                 x=float(before.iloc[0]),
@@ -151,7 +152,7 @@ def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figur
 
 
 def _bar_text(row: dict[str, object], outcomes: list[str], frame: pd.DataFrame) -> str:
-    lines = [f"<b>{plain(row['setting'])}</b>"]
+    lines = [f"<b>{plain(row['label'])}</b>"]
     for name in outcomes:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         lines.append(f"{name}: {interval(float(row[name]), float(low), float(high))}")  # type: ignore[arg-type]

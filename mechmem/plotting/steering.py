@@ -27,6 +27,7 @@ def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") 
         "layer",
         "alpha",
         "kind",
+        "control",
         "class",
         "share",
         "share_low",
@@ -34,8 +35,9 @@ def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") 
         "change",
     )
     frame = as_table(result, columns, "steering_grid")
+    frame = frame.fillna({"control": ""})
     classes = list(dict.fromkeys(frame["class"]))
-    kinds = list(dict.fromkeys(frame["kind"]))
+    kinds = list(dict.fromkeys(zip(frame["kind"], frame["control"], strict=True)))
     sites = list(dict.fromkeys(zip(frame["stream"], frame["layer"], strict=True)))
     alphas = sorted(set(frame["alpha"]))
     one = len({stream for stream, _ in sites}) == 1
@@ -43,14 +45,16 @@ def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") 
     fig = make_subplots(
         rows=len(kinds), cols=len(classes), shared_xaxes=True, shared_yaxes=True,
         horizontal_spacing=0.04, vertical_spacing=0.12,
-        subplot_titles=[f"{plain(name)}: {kind}" for kind in kinds for name in classes],
+        subplot_titles=[
+            f"{plain(name)}: {control or kind}" for kind, control in kinds for name in classes
+        ],
     )  # fmt: skip
-    for i, kind in enumerate(kinds):
+    for i, (kind, control) in enumerate(kinds):
         for j, name in enumerate(classes):
             part = frame[(frame["kind"] == kind) & (frame["class"] == name)]
             share, text, hover = _cells(part, sites, alphas)
             fig.add_heatmap(
-                name=f"{name}, {kind}",
+                name=f"{name}, {control or kind}",
                 x=[f"{alpha:g}" for alpha in alphas],
                 y=labels,
                 z=share,

@@ -16,6 +16,7 @@ from mechmem.caching.provenance import Seen
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import beyond, share_of_draws
 from mechmem.evaluation.rates import Rates
+from mechmem.evaluation.rows import row_of
 from mechmem.patching.base import Edit
 
 
@@ -136,17 +137,14 @@ class Sweep:
         """Test: unedited, every winner and every control, with intervals and paired differences."""
         rows: list[dict[str, Any]] = []
         plain = Rates(self.before)
-        rows.append(
-            {"family": "", "setting": "unedited", "toward": "", **_shares(plain.share, plain)}
-        )
+        rows.append({"family": "", **row_of("unedited"), **_shares(plain.share, plain)})
         for tested in self.tested:
             for toward, rates in tested.rates.items():
                 change = rates.change(tested.goal(toward))
                 rows.append(
                     {
                         "family": tested.family,
-                        "setting": "edit",
-                        "toward": toward,
+                        **row_of("edit", toward),
                         **_shares(rates.share, rates),
                         **change.row("change", counted=False),
                         "size": rates.after.moved,
@@ -166,8 +164,7 @@ class Sweep:
                     rows.append(
                         {
                             "family": tested.family,
-                            "setting": name,
-                            "toward": toward,
+                            **row_of("control", toward, name),
                             **_shares(share, rates),
                             **gap.row("edit_minus_control"),
                         }
@@ -177,7 +174,7 @@ class Sweep:
     def turned_table(self) -> pd.DataFrame:
         """Test: what became of the prompts that did the other behavior before, by edit and control.
 
-        One row per family, class steered to, setting and outcome; P1 reports its intervention so.
+        One row per family, class steered to, edit or control, and outcome: P1's own table.
         """
         rows = []
         for tested in self.tested:
@@ -190,8 +187,7 @@ class Sweep:
                             rows.append(
                                 {
                                     "family": tested.family,
-                                    "setting": name or "edit",
-                                    "toward": toward,
+                                    **row_of("control" if name else "edit", toward, name or ""),
                                     "before": start,
                                     "outcome": outcome,
                                     **share.row("share"),

@@ -16,6 +16,7 @@ from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates
+from mechmem.evaluation.rows import row_of
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit, as_edits
@@ -266,10 +267,11 @@ def _goals(
     return {name: given.get(name, name if name in allowed else allowed[0]) for name in toward}
 
 
-def _about(part: str, item: _Try, toward: str, setting: str = "edit") -> dict[str, Any]:
+def _about(part: str, item: _Try, toward: str, control: str = "") -> dict[str, Any]:
+    kind = "control" if control else "refit" if item.grid else "edit"
     return {
-        "part": part, "family": item.family, "setting": setting, "refit": item.grid,
-        **item.edit.describe(), "toward": toward,
+        "part": part, "family": item.family, "refit": item.grid, **item.edit.describe(),
+        **row_of(kind, toward, control),
     }  # fmt: skip
 
 
@@ -301,7 +303,7 @@ def _teller(progress: Callable[[str], None] | None) -> Callable[[Setting], None]
 
     def tell(setting: Setting) -> None:
         about = setting.about
-        kind = "" if about["setting"] == "edit" else f"{about['setting']}, "
+        kind = f"{about['control']}, " if about["control"] else ""
         kind += f"refit {about['refit']}, " if about["refit"] else ""
         progress(f"{about['part']}, {about['family']}: {kind}{setting.edit.describe()}")
 

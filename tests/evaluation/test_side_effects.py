@@ -120,12 +120,12 @@ class TestCosts:
             "random neurons, toward generalized",
         ]
         assert len(found.table()) == 5 * 4
-        rows = found.table().set_index(["setting", "measure"])
-        for toward in ("toward memorized", "toward generalized"):
+        rows = found.table().set_index(["kind", "toward", "control", "measure"])
+        for toward in ("memorized", "generalized"):
             for measure in ("kl", "accuracy", "answer_perplexity", "text_perplexity"):
                 row, other = (
-                    rows.loc[toward, measure],
-                    rows.loc[f"random neurons, {toward}", measure],
+                    rows.loc["edit", toward, "", measure],
+                    rows.loc["control", toward, "random neurons", measure],
                 )
                 gap = row["value"] - other["value"]
                 if measure.endswith("perplexity"):

@@ -108,7 +108,9 @@ class TestWhatIsDrawn:
         fig = plotting.side_effects(results()["costs"])
         kl = table[table["measure"] == "kl"]
         np.testing.assert_array_equal(fig.data[0].x, kl["value"])
-        assert list(fig.data[0].y) == list(kl["setting"])
+        assert list(fig.data[0].y) == list(results()["costs"].values)
+        grays = [color == plotting.style.GRAY for color in fig.data[0].marker.color]
+        assert grays == list(kl["kind"] == "control")
         shares = results()["prompting"].table()
         bars = next(t for t in plotting.prompting(results()["prompting"]).data if t.name == "other")
         np.testing.assert_array_equal(bars.x, shares.loc[shares["outcome"] == "other", "share"])

@@ -182,7 +182,9 @@ def test_what_became_of_the_prompts_of_the_other_behavior_is_recounted(lab_study
             wanted = {"edit": [tested.rates[toward]], **tested.controls[toward]}
             for name, draws in wanted.items():
                 mine = (table["family"] == tested.family) & (table["toward"] == toward)
-                rows = table[mine & (table["setting"] == name)].set_index("outcome")
+                kind = ("edit", "") if name == "edit" else ("control", name)
+                named = (table["kind"] == kind[0]) & (table["control"] == kind[1])
+                rows = table[mine & named].set_index("outcome")
                 assert set(rows["before"]) == {start}
                 assert set(rows["n"]) == {int((before == start).sum())}
                 for outcome in ("memorized", "generalized", "other"):

@@ -158,7 +158,7 @@ class TestTheNumbers:
         assert set(checked["part"]) == {"validation", "test"}
         assert (checked["part"] == "validation").sum() == cells_module.CHECKED_CELLS
         assert checked["difference"].between(0, 1e-4).all()
-        assert {"family", "setting", "edit", "alpha", "toward"} <= set(checked)
+        assert {"family", "kind", "control", "edit", "alpha", "toward"} <= set(checked)
 
     @pytest.mark.parametrize("task", [Words(), LongWords()], ids=["one token", "text"])
     def test_cells_that_come_out_differently_are_an_error(self, task, monkeypatch) -> None:
@@ -207,7 +207,7 @@ class TestClassesThatAreNoOutcomes:
         scores = [cell.rates["reasoning"].change("correct").value for cell in found.cells]
         assert found.cells[scores.index(max(scores))].edit == found.best.edit
         table = found.test_table()
-        row = table[(table["setting"] == "edit") & (table["toward"] == "reasoning")].iloc[0]
+        row = table[(table["kind"] == "edit") & (table["toward"] == "reasoning")].iloc[0]
         assert row["change"] == found.best.rates["reasoning"].change("correct").value
         beyond = found.best.beyond("memory", "random direction")
         assert beyond.n == len(made.test)

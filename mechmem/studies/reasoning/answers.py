@@ -145,7 +145,7 @@ def case_examples(trial: Trial) -> pd.DataFrame:
                      "right": prompt.answer, "before": before.completions[k].strip()[:120],
                      "after": item.after[sign].completions[k].strip()[:120],
                      "wrong_mode": wrong_mode(before, k),
-                     "random_repairs": f"{_hits(item, sign, k)} of {len(item.random[sign])}"}
+                     "random_repairs": f"{_repairs(item, sign, k)} of {len(item.random[sign])}"}
                 )  # fmt: skip
     frame = pd.DataFrame(rows)
     if frame.empty:
@@ -163,7 +163,7 @@ def wrong_mode(seen: Observations, row: int) -> bool:
     return starts_with_answer(seen.completions[row], other or "")
 
 
-def _hits(item: Tested, sign: int, row: int) -> int:
+def _repairs(item: Tested, sign: int, row: int) -> int:
     return sum(seen.outcomes[row] == "correct" for seen in item.random[sign])
 
 

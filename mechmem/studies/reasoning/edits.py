@@ -20,7 +20,7 @@ from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
 from mechmem.evaluation.rates import evaluate
-from mechmem.evaluation.steering import add, scale_everywhere, steering_grid
+from mechmem.evaluation.steering import RANDOM, add, scale_everywhere, steering_grid
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.patching.projections import ProjectOut
@@ -166,7 +166,7 @@ def _test(
     for one in setting.signs:
         edit = setting.edit(one)
         others = [controls(edit, model, seed=_draw(seed, k)) for k in range(draws)]
-        edits += [edit, *(named["random direction"] for named in others)]
+        edits += [edit, *(named[RANDOM] for named in others)]
     rates = evaluate_each(
         model, prompts, edits, task=reader, before=before, margins=False, seed=seed
     )
@@ -195,7 +195,7 @@ def _removed(
     """Rows like those of `steering_grid` for projecting each site's direction out."""
     settings = [Setting(family, one, float("nan")) for one in directions if one.norm]
     edits = [setting.edit(0) for setting in settings]
-    placebos = [controls(edit, model, seed=seed)["random direction"] for edit in edits]
+    placebos = [controls(edit, model, seed=seed)[RANDOM] for edit in edits]
     rates = evaluate_each(
         model, prompts, [*edits, *placebos], task=reader, before=before, margins=False, seed=seed
     )
@@ -211,7 +211,8 @@ def _removed(
                     "stream": setting.direction.site.stream,
                     "layer": setting.direction.site.layer,
                     "alpha": float("nan"),
-                    "kind": "edit" if k < len(settings) else "random direction",
+                    "kind": "edit" if k < len(settings) else "control",
+                    "control": "" if k < len(settings) else RANDOM,
                     "class": label,
                     **share.row("share", counted=False),
                     **change.row("change", counted=False),

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechmem.analysis.directions import Directions, difference_of_means
-from mechmem.analysis.held_out import refuse_seen
+from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.layer_choice import cross_fitted_auroc
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
@@ -184,7 +184,7 @@ def read_labels(
     say("measuring the separation")
     tested = {name: acts.select(prompts) for name, prompts in sets.items()}
     for other in tested.values():
-        refuse_seen(directions, other, "measure the separation")
+        refuse_seen_states(directions, other, "measure the separation")
     layers = pd.concat(
         [
             by_layer(name, directions, train, other, within=name == WITHIN, seed=seed)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from mechmem.analysis.intervals import Estimate, Kind, group_mean
-from mechmem.evaluation.behavior import Observations
+from mechmem.evaluation.behavior import Observations, hits
 
 
 def correct(seen: Observations) -> np.ndarray:
     """1 where the answer was right."""
-    return np.array([outcome == "correct" for outcome in seen.outcomes], dtype=float)
+    return hits(seen, "correct")
 
 
 def of_label(seen: Observations, label: str) -> np.ndarray:
