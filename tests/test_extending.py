@@ -1,4 +1,4 @@
-"""A task, an edit and a direction method from outside the package, each one class or function."""
+"""A task, an edit, a direction method and a figure from outside, each one class or function."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from torch import Tensor
 
 import mechmem as mm
+from mechmem import plotting
 from mechmem.analysis.fitters import METHODS, Contrast, Fitted, Options, register_method
 from mechmem.patching.base import Change, at_random, kept_to, tokens_of
 from mechmem.seeding import keyed_rng
@@ -58,6 +61,20 @@ def median_direction(contrast: Contrast, options: Options) -> Fitted:
     return Fitted(np.median(states[target == 1], 0) - np.median(states[target == 0], 0))
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """A result of a plugin's own."""
+
+    rates: mm.Rates
+
+
+def pushed_shares(result: Pushed | pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """Shares under the push, as dots."""
+    frame = result.rates.table() if isinstance(result, Pushed) else result
+    fig = go.Figure(go.Scatter(x=frame["share"], y=frame["outcome"], mode="markers"))
+    return plotting.house_style(fig, theme, "Pushed")
+
+
 @pytest.fixture(scope="module")
 def outside():
     """What a plugin would do when it is imported."""
@@ -68,8 +85,10 @@ def outside():
         name = "toy-addition"
 
     register_method("medians")(median_direction)
+    plotting.figure_of(Pushed)(pushed_shares)
     yield Toy
     METHODS.pop("medians")
+    plotting.FIGURES.pop("pushed_shares")
 
 
 def test_the_readmes_lines_run_with_them(outside, capsys) -> None:
@@ -86,8 +105,13 @@ def test_the_readmes_lines_run_with_them(outside, capsys) -> None:
     ):
         assert old in code
         code = code.replace(old, new)
-    exec(compile(code, "README", "exec"), {"Push": Push})
+    names = {"Push": Push}
+    exec(compile(code, "README", "exec"), names)
     assert "edit minus another way" in capsys.readouterr().out
+    rates = names["rates"]
+    fig = plotting.figure(Pushed(rates))
+    assert list(fig.data[0].x) == [rates.share(name).value for name in rates.after.allowed]
+    assert plotting.figure(rates.table(), "pushed_shares").to_json() == fig.to_json()
 
 
 def test_they_go_through_sweeps_and_files_like_those_that_ship(outside, tmp_path) -> None:

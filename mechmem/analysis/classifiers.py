@@ -114,11 +114,11 @@ def _mean_difference(features: np.ndarray, target: np.ndarray) -> tuple[np.ndarr
     return weight, float(-weight @ (one + zero) / 2)
 
 
-Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float, float]]
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float, float]]
 Plain = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]]
 
 
-def _with_inner(plain: Plain) -> Fit:
+def _with_inner(plain: Plain) -> Rule:
     """A rule that chooses nothing, with its accuracy in the inner folds."""
 
     def fit(
@@ -133,7 +133,7 @@ def _with_inner(plain: Plain) -> Fit:
     return fit
 
 
-CLASSIFIERS: dict[str, Fit] = {
+CLASSIFIERS: dict[str, Rule] = {
     "logistic": _logistic,
     "lda": _with_inner(_lda),
     "mean_difference": _with_inner(_mean_difference),

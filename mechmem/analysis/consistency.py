@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
-from mechmem.analysis.contrasts import CHUNK, RANKINGS, Contrast, count_top, top_masks
+from mechmem.analysis.contrasts import (
+    CHUNK,
+    RESAMPLED_RANKINGS,
+    StackedStates,
+    count_top,
+    top_masks,
+)
 from mechmem.analysis.neurons import NeuronScores
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, ModelError, PromptError, listed
@@ -216,11 +222,13 @@ def split_halves(
         MechmemError: For an unknown ranking or scope, or an impossible ``top``.
         PromptError: With fewer than four groups.
     """
-    if ranking not in RANKINGS:
-        raise MechmemError(f"Unknown ranking {ranking!r}; allowed are {listed(RANKINGS)}.")
+    if ranking not in RESAMPLED_RANKINGS:
+        raise MechmemError(
+            f"Unknown ranking {ranking!r}; allowed are {listed(RESAMPLED_RANKINGS)}."
+        )
     if scope not in ("global", "site"):
         raise MechmemError(f"scope must be 'global' or 'site', got {scope!r}.")
-    contrast = Contrast.of(acts, first, second, by)
+    contrast = StackedStates.of(acts, first, second, by)
     if contrast.n_groups < 4:
         raise PromptError(
             f"Halves need at least four groups, there are {contrast.n_groups}; observe more "
@@ -257,7 +265,7 @@ def split_halves(
 
 
 def _compared(
-    contrast: Contrast,
+    contrast: StackedStates,
     half: np.ndarray,
     labels: np.ndarray,
     ranking: str,

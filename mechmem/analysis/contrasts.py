@@ -14,12 +14,12 @@ from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_rng
 
-RANKINGS = ("mean_difference", "scaled", "correlation")
+RESAMPLED_RANKINGS = ("mean_difference", "scaled", "correlation")
 CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Contrast:
+class StackedStates:
     """States of two classes as one table, one column per neuron.
 
     Attributes:
@@ -37,7 +37,7 @@ class Contrast:
     n_groups: int
 
     @classmethod
-    def of(cls, acts: Activations, first: str, second: str, by: str) -> Contrast:
+    def of(cls, acts: Activations, first: str, second: str, by: str) -> StackedStates:
         """From states, leaving out examples of other classes.
 
         Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.contrasts import CHUNK, Contrast
+from mechmem.analysis.contrasts import CHUNK, StackedStates
 from mechmem.caching.activations import Activations
 from mechmem.models.sites import Site
 
@@ -80,7 +80,7 @@ def depth_profile(
     Raises:
         PromptError: When a class is missing, states are not finite, or no group shows both.
     """
-    contrast = Contrast.of(acts, first, second, by)
+    contrast = StackedStates.of(acts, first, second, by)
     plain = contrast.statistics(np.ones((1, len(contrast.values))))
     raw = _sizes(contrast, plain["mean_difference"])[0]
     scaled = _sizes(contrast, plain["scaled"])[0]
@@ -106,7 +106,7 @@ def depth_profile(
     )
 
 
-def _sizes(contrast: Contrast, differences: np.ndarray) -> np.ndarray:
+def _sizes(contrast: StackedStates, differences: np.ndarray) -> np.ndarray:
     """Root mean square over the neurons of a site, ``[draw, site]``."""
     return np.stack(
         [np.sqrt((differences[:, part] ** 2).mean(1)) for part in contrast.parts.values()], axis=1

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechmem.analysis.contrasts import CHUNK, RANKINGS, Contrast, count_top, top_masks
+from mechmem.analysis.contrasts import (
+    CHUNK,
+    RESAMPLED_RANKINGS,
+    StackedStates,
+    count_top,
+    top_masks,
+)
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, listed
@@ -63,7 +69,7 @@ def layer_distribution(
     acts: Activations,
     *,
     top: float = 0.05,
-    rankings: Sequence[str] = RANKINGS,
+    rankings: Sequence[str] = RESAMPLED_RANKINGS,
     first: str = "memorized",
     second: str = "generalized",
     by: str = "behavior",
@@ -91,10 +97,12 @@ def layer_distribution(
         MechmemError: For an unknown ranking or an impossible ``top``.
         PromptError: When a class is missing or no group shows both.
     """
-    unknown = [name for name in rankings if name not in RANKINGS]
+    unknown = [name for name in rankings if name not in RESAMPLED_RANKINGS]
     if unknown or not rankings:
-        raise MechmemError(f"Unknown ranking {listed(unknown)}; allowed are {listed(RANKINGS)}.")
-    contrast = Contrast.of(acts, first, second, by)
+        raise MechmemError(
+            f"Unknown ranking {listed(unknown)}; allowed are {listed(RESAMPLED_RANKINGS)}."
+        )
+    contrast = StackedStates.of(acts, first, second, by)
     k = count_top(top, contrast.total)
     plain = np.ones((1, len(contrast.values)))
     observed = _shares(contrast, plain, k, None)
@@ -122,10 +130,10 @@ def layer_distribution(
 
 
 def _shares(
-    contrast: Contrast, weights: np.ndarray, k: int, labels: np.ndarray | None
+    contrast: StackedStates, weights: np.ndarray, k: int, labels: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """Share of the chosen per site, ``[draw, site]`` by ranking."""
-    out: dict[str, list[np.ndarray]] = {name: [] for name in RANKINGS}
+    out: dict[str, list[np.ndarray]] = {name: [] for name in RESAMPLED_RANKINGS}
     for start in range(0, len(weights), CHUNK):
         rows = slice(start, start + CHUNK)
         scores = contrast.statistics(weights[rows], None if labels is None else labels[rows])

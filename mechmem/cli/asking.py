@@ -25,7 +25,7 @@ class HowRead(StrEnum):
     choice = "choice"
 
 
-Reading = Annotated[
+ReadingOption = Annotated[
     HowRead | None,
     typer.Option(
         help="text: what the model writes; choice: which of the two answers it finds likelier, "

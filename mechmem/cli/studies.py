@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mechmem.cli.app import Seed, command
-from mechmem.cli.asking import Asked, Reading, load_asked
+from mechmem.cli.asking import Asked, ReadingOption, load_asked
 from mechmem.cli.output import Format, Output, is_shared
 from mechmem.cli.reports import run_and_report
 
@@ -76,7 +76,7 @@ def study(
         int | None,
         typer.Option(help="The same of test prompts; default: the lab model's own number, or 480."),
     ] = None,
-    reading: Reading = None,
+    reading: ReadingOption = None,
     questions: Annotated[
         Path | None,
         typer.Option(help="For reasoning: a file with question, answer, and label or score."),

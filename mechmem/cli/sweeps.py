@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mechmem.cli.app import Seed, command, progress_bar, step_of
-from mechmem.cli.asking import Asked, Reading, load_asked
+from mechmem.cli.asking import Asked, ReadingOption, load_asked
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, is_first, print_result, say
 
@@ -60,7 +60,7 @@ def sweep(
             "or 600.",
         ),
     ] = None,
-    reading: Reading = None,
+    reading: ReadingOption = None,
     draws: Annotated[int, typer.Option(min=1, help="Random draws per control.")] = 30,
     seed: Seed = 0,
     output: Output = Format.table,

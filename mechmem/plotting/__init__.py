@@ -12,6 +12,7 @@ from mechmem.plotting.memorization import memorization
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
 from mechmem.plotting.rates import rates_bars, transitions
 from mechmem.plotting.refits import refits
+from mechmem.plotting.registry import FIGURES, figure, figure_of
 from mechmem.plotting.response import margin_response, near_ties
 from mechmem.plotting.save import figure_data, save_figure, save_figures
 from mechmem.plotting.scores import score_correlation
@@ -26,6 +27,7 @@ from mechmem.plotting.transfer import transfer_matrix
 
 __all__ = [
     "COLORS",
+    "FIGURES",
     "THEMES",
     "behavior_mix",
     "cosine_profile",
@@ -34,7 +36,9 @@ __all__ = [
     "distribution_table",
     "dose_response",
     "effect_by_model",
+    "figure",
     "figure_data",
+    "figure_of",
     "graded_answers",
     "house_style",
     "interaction",

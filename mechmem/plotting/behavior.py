@@ -23,6 +23,7 @@ from mechmem.plotting.data import (
     percent,
     plain,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, color_of, house_style
 
 _ROW = ("behavior", "group")
@@ -61,6 +62,7 @@ def mix_table(
     return pd.DataFrame(rows)
 
 
+@figure_of()
 def behavior_mix(
     observed: Observations | Mapping[str, Observations] | pd.DataFrame, *, theme: str = "light"
 ) -> go.Figure:
@@ -105,6 +107,7 @@ def behavior_mix(
     return house_style(fig, theme, "What the model does, unedited", about, 400, bottom=36)
 
 
+@figure_of(Observations)
 def margins(observed: Observations | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """How sure the model is of the answer it gives, by behavior; flips below.
 

@@ -11,6 +11,7 @@ from mechmem.analysis.clusters import NeuronClusters
 from mechmem.evaluation.interaction import Interaction
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, plain
 from mechmem.plotting.intervals import add_bars, interval_text
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, GRAY, house_style
 
 SUMS = ("joint", "sum of parts", "interaction")
@@ -22,6 +23,7 @@ CORRELATIONS = (
 )  # fmt: skip
 
 
+@figure_of(NeuronClusters)
 def neuron_clusters(clusters: NeuronClusters | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Correlation of the chosen neurons within the classes, on examples that made no cluster.
 
@@ -90,6 +92,7 @@ def neuron_clusters(clusters: NeuronClusters | pd.DataFrame, *, theme: str = "li
     return house_style(fig, theme, "Which chosen neurons vary together", text, 560)
 
 
+@figure_of(Interaction)
 def interaction(effects: Interaction | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """What the parts of a shift do singly, and what they do at once.
 

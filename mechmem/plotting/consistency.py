@@ -12,6 +12,7 @@ from mechmem.analysis.consistency import SplitHalves
 from mechmem.analysis.layer_distribution import LayerDistribution
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, percent
 from mechmem.plotting.intervals import add_bars, interval_text
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
 TITLES = {
@@ -26,6 +27,7 @@ STATISTICS = {
 }
 
 
+@figure_of(LayerDistribution)
 def layer_shares(shares: LayerDistribution | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Share of the chosen neurons per layer under each ranking, beside exchanged classes.
 
@@ -94,6 +96,7 @@ def layer_shares(shares: LayerDistribution | pd.DataFrame, *, theme: str = "ligh
     return fig.update_layout(margin_t=112)
 
 
+@figure_of(SplitHalves)
 def split_halves(
     halves: SplitHalves | pd.DataFrame | dict[str, Any], *, theme: str = "light"
 ) -> go.Figure:

@@ -20,10 +20,12 @@ from mechmem.plotting.data import (
     plain,
     site_axis,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.state_maps import class_color
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
 
+@figure_of(CosineProfile)
 def cosine_profile(
     result: CosineProfile | Sequence[CosineProfile] | pd.DataFrame, *, theme: str = "light"
 ) -> go.Figure:
@@ -62,6 +64,7 @@ def cosine_profile(
     return out.update_layout(margin_t=110) if len(models) > 1 else out
 
 
+@figure_of(DirectionCosines)
 def direction_cosines(
     result: DirectionCosines | pd.DataFrame, *, theme: str = "light"
 ) -> go.Figure:
@@ -110,6 +113,7 @@ def direction_cosines(
     return house_style(fig, theme, "How alike the directions are", about, 440, bottom=height)
 
 
+@figure_of(PrincipalCosines)
 def principal_cosines(
     result: PrincipalCosines | pd.DataFrame, *, theme: str = "light"
 ) -> go.Figure:

@@ -14,6 +14,7 @@ from mechmem.evaluation.models_compared import EffectByModel, ModelComparison
 from mechmem.evaluation.side_effects import SideEffects
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, error_bars, plain
 from mechmem.plotting.intervals import add_line
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
 
 MEASURES = {
@@ -25,6 +26,7 @@ MEASURES = {
 SHARE_AXIS = {"tickformat": ".0%", "range": [-0.06, 1.06]}
 
 
+@figure_of(SideEffects)
 def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Every measure in a panel: unedited, the edit in both directions, and its controls.
 
@@ -61,6 +63,7 @@ def side_effects(costs: SideEffects | pd.DataFrame, *, theme: str = "light") -> 
     return fig.update_layout(margin_l=20)
 
 
+@figure_of(ModelComparison)
 def model_accuracy(models: ModelComparison | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Accuracy of several models on the same items, and the surprise at the right answer.
 
@@ -82,6 +85,7 @@ def model_accuracy(models: ModelComparison | pd.DataFrame, *, theme: str = "ligh
     return fig.update_layout(margin_l=20)
 
 
+@figure_of(EffectByModel)
 def effect_by_model(effects: EffectByModel | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Change of the share steered to, against the number of weights, beside the control's.
 

@@ -15,9 +15,11 @@ from mechmem.plotting.data import (
     error_bars,
     interval_in,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
 
 
+@figure_of()
 def dose_response(
     dose: pd.DataFrame, *, negative: str | None = None, theme: str = "light"
 ) -> go.Figure:

@@ -21,9 +21,11 @@ from mechmem.plotting.data import (
     percent,
     site_axis,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
 
+@figure_of(DepthProfile)
 def depth_profile(profile: DepthProfile | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """How large the mean difference of the classes is at every depth, in units of the spread there.
 
@@ -62,6 +64,7 @@ def depth_profile(profile: DepthProfile | pd.DataFrame, *, theme: str = "light")
     )  # fmt: skip
 
 
+@figure_of(Separation)
 def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Per site, how well the projection on the direction tells the behaviors apart (AUROC).
 
@@ -102,6 +105,7 @@ def separation_profile(separation: Separation | pd.DataFrame, *, theme: str = "l
     return house_style(fig, theme, "How far the behaviors lie apart", about, 420, bottom=40)
 
 
+@figure_of(Probes)
 def probe_accuracy(probes: Probes | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Held-out accuracy of a classifier on the states of each site, beside its baselines.
 

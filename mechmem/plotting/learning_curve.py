@@ -15,6 +15,7 @@ from mechmem.plotting.data import (
     interval,
     interval_in,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
 BASELINES = {
@@ -24,6 +25,7 @@ BASELINES = {
 }
 
 
+@figure_of(LearningCurve)
 def learning_curve(curve: LearningCurve | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Held-out accuracy by number of training pairs, one line per site, beside the baselines.
 

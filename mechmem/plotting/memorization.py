@@ -17,11 +17,13 @@ from mechmem.plotting.data import (
     interval_in,
     plain,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
 SCORES = ("perturbational", "counterfactual")
 
 
+@figure_of()
 def memorization(
     result: Any, changes: pd.DataFrame | None = None, *, theme: str = "light"
 ) -> go.Figure:

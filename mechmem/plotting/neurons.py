@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from mechmem.analysis.neurons import NeuronScores, NeuronSet
 from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, each_row, percent, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, PALETTE, house_style
 
 STATISTICS = {
@@ -24,6 +25,7 @@ CLIP_QUANTILE = 0.998
 _Row = tuple[str, int, str, np.ndarray]
 
 
+@figure_of(NeuronScores)
 def neuron_map(
     scores: NeuronScores | pd.DataFrame, *, statistic: str = "mean_difference", theme: str = "light"
 ) -> go.Figure:
@@ -136,6 +138,7 @@ def distribution_table(
     return pd.DataFrame(rows)
 
 
+@figure_of(NeuronSet)
 def layer_distribution(
     chosen: NeuronSet | NeuronScores | pd.DataFrame,
     *,

@@ -21,9 +21,11 @@ from mechmem.plotting.data import (
     percent,
     plain,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, color_of, faded, house_style
 
 
+@figure_of(Rates)
 def rates_bars(
     result: Rates | object, *, family: str | None = None, theme: str = "light"
 ) -> go.Figure:
@@ -163,6 +165,7 @@ def _bar_text(row: dict[str, object], outcomes: list[str], frame: pd.DataFrame) 
     return "<br>".join([*lines, counted(frame)])
 
 
+@figure_of()
 def transitions(rates: Rates | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """What the edit turned into what: counts of prompts, outcome before by outcome after.
 

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.errors import MechmemError
 from mechmem.plotting.data import as_array, as_table, p_value, percent, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
 
 CLAIMS = {"any": "either way", "both": "both ways"}
@@ -20,6 +21,7 @@ HEIGHT, GAP = 84, 0.34
 """Pixels of a panel, and the part of it that its title takes."""
 
 
+@figure_of()
 def refits(verdict: Any, *, theme: str = "light") -> go.Figure:
     """One panel per claim: the refits' statistics as dots, the real fit's as a line, its p.
 

@@ -10,9 +10,11 @@ from mechmem.evaluation.margin_response import MarginResponse
 from mechmem.evaluation.near_ties import NearTies
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, interval_in, plain
 from mechmem.plotting.intervals import add_band, add_line, interval_text
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
 
+@figure_of(MarginResponse)
 def margin_response(response: MarginResponse | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Change of the answer margin, and share of the label, against the strength.
 
@@ -67,6 +69,7 @@ def margin_response(response: MarginResponse | pd.DataFrame, *, theme: str = "li
     return fig.update_layout(margin_t=112)
 
 
+@figure_of(NearTies)
 def near_ties(ties: NearTies | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Share of the answers that turned, against how decided they were.
 

@@ -20,10 +20,12 @@ from mechmem.plotting.data import (
     interval,
     plain,
 )
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.state_maps import class_color
 from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
 
 
+@figure_of(ScoreCorrelation)
 def score_correlation(
     result: ScoreCorrelation | pd.DataFrame,
     site: tuple[str, int] | None = None,

@@ -10,9 +10,11 @@ from mechmem.evaluation.prompting import Prompting
 from mechmem.evaluation.sampling import Sampling
 from mechmem.plotting.data import as_table, counted, each_row, ended, error_bars, plain
 from mechmem.plotting.intervals import add_bars, add_line
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
 
 
+@figure_of(Prompting)
 def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Shares of the outcomes under rewritten prompts and under edits, on the same items.
 
@@ -49,6 +51,7 @@ def prompting(settings: Prompting | pd.DataFrame, *, theme: str = "light") -> go
     )
 
 
+@figure_of(GradedAnswers)
 def graded_answers(graded: GradedAnswers | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """How much of each answer the completions of every outcome hold, beside chance.
 
@@ -85,6 +88,7 @@ def graded_answers(graded: GradedAnswers | pd.DataFrame, *, theme: str = "light"
     return house_style(fig, theme, "How much of each answer was written", about, 430, bottom=62)
 
 
+@figure_of(Sampling)
 def sampling(sampled: Sampling | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """How much a prompt's draws agree, against the temperature.
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from mechmem.analysis.state_map import StateMap
 from mechmem.plotting.data import as_array, as_table, counted, each_row, percent, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import GRAY, PALETTE, color_of, house_style
 
 _LIKE = {"memory": "memorized", "reasoning": "generalized"}
@@ -22,6 +23,7 @@ def class_color(name: str, index: int = 0) -> str:
     return color_of(_LIKE.get(name, name), index)
 
 
+@figure_of(StateMap)
 def state_map(result: StateMap | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """States of one site in the plane of the first set's two main axes (P2, figure 1).
 

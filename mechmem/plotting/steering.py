@@ -9,9 +9,11 @@ from plotly.subplots import make_subplots
 
 from mechmem.evaluation.steering import SteeringGrid
 from mechmem.plotting.data import as_table, counted, each_row, interval, interval_in, percent, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import house_style
 
 
+@figure_of(SteeringGrid)
 def steering_grid(result: SteeringGrid | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Share of the outcome per layer (rows) and strength (columns), a panel per class and kind.
 

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechmem.plotting.data import as_array, as_table, percent, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import COLORS, house_style
 
 CELL, GAP, BORDER = 34, 76, 162
@@ -19,6 +20,7 @@ CELL, GAP, BORDER = 34, 76, 162
 _NO_SETTING = {"family", "edit", "toward", "score", "alpha"}
 
 
+@figure_of()
 def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
     """Validation score of every setting: one panel per family, alpha against what else varies.
 

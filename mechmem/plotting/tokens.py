@@ -12,12 +12,14 @@ import plotly.graph_objects as go
 from mechmem.analysis.token_projections import TokenProjections
 from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import house_style
 
 COLUMNS = ("id", "part", "token", "from_middle", "projection", "stream", "layer", "toward", "away")
 AS_MEMORIZED = ("memorized", "memory", "known")
 
 
+@figure_of(TokenProjections)
 def token_projection(
     tokens: TokenProjections | pd.DataFrame | Sequence[str],
     values: Any = None,

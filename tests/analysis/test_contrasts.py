@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from helpers import made_states
 
-from mechmem.analysis.contrasts import Contrast
+from mechmem.analysis.contrasts import StackedStates
 from mechmem.models.sites import Site
 
 
@@ -13,7 +13,7 @@ def test_groups_of_one_class_trade_it_as_wholes_and_the_others_within() -> None:
     names = ["memorized", "generalized", *["memorized"] * 6, *["generalized"] * 4]
     site = Site("resid_post", 0)
     values = {site: np.random.default_rng(0).standard_normal((12, 1, 3))}
-    contrast = Contrast.of(made_states(values, names), "memorized", "generalized", "behavior")
+    contrast = StackedStates.of(made_states(values, names), "memorized", "generalized", "behavior")
     draws = np.array([contrast.shuffled(0, k) for k in range(400)])
     inner, outer = draws[:, :2], draws[:, 2:].reshape(400, 5, 2)
     assert (inner.sum(1) == 1).all()

@@ -6,7 +6,7 @@ from helpers import as_users_run_it, made_states
 from scipy import stats
 
 import mechmem as mm
-from mechmem.analysis.contrasts import Contrast
+from mechmem.analysis.contrasts import StackedStates
 
 EARLY, LATE = ("resid_post", 0), ("resid_post", 1)
 PAIRS, WIDTH, PLANTED = 60, 40, 6
@@ -30,7 +30,7 @@ def found():
 class TestTheStatistics:
     def test_they_are_those_of_scipy_and_numpy_under_repeated_examples(self) -> None:
         acts = planted(3)
-        contrast = Contrast.of(acts, "memorized", "generalized", "behavior")
+        contrast = StackedStates.of(acts, "memorized", "generalized", "behavior")
         times = np.random.default_rng(0).integers(0, 4, PAIRS).repeat(2)
         got = contrast.statistics(times[None].astype(float))
         stacked = np.concatenate([acts[site][:, 0].numpy() for site in (EARLY, LATE)], axis=1)
@@ -48,7 +48,7 @@ class TestTheStatistics:
             np.testing.assert_allclose(got["scaled"][0, part], want, rtol=1e-9)
 
     def test_classes_are_exchanged_inside_groups_only(self) -> None:
-        contrast = Contrast.of(planted(), "memorized", "generalized", "behavior")
+        contrast = StackedStates.of(planted(), "memorized", "generalized", "behavior")
         drawn = np.stack([contrast.shuffled(0, k) for k in range(40)])
         pairs = drawn.reshape(40, PAIRS, 2)
         assert (pairs.sum(2) == 1).all()

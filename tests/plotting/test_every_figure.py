@@ -14,17 +14,7 @@ from figure_scenes import CASES
 from small_study import small_study
 
 from mechmem import plotting
-
-
-def figure_functions() -> set[str]:
-    """Every public function of the room that gives a figure."""
-    return {
-        name
-        for name in plotting.__all__
-        if inspect.isfunction(getattr(plotting, name))
-        and get_type_hints(getattr(plotting, name)).get("return") is go.Figure
-        and name != "house_style"
-    }
+from mechmem.errors import MechmemError
 
 
 def from_disk(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -35,8 +25,30 @@ def from_disk(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def test_every_figure_has_a_case() -> None:
-    assert set(CASES) == figure_functions()
+    assert set(CASES) == set(plotting.FIGURES)
     assert len(CASES) > 30
+
+
+def test_every_figure_of_a_table_or_a_result_is_registered_where_it_is_defined() -> None:
+    """Public functions of the room that give a figure are those under the decorator."""
+    public = {
+        name
+        for name in plotting.__all__
+        if inspect.isfunction(thing := getattr(plotting, name))
+        and get_type_hints(thing).get("return") is go.Figure
+    }
+    assert public - {"house_style", "figure"} == set(plotting.FIGURES)
+
+
+def test_a_result_finds_its_figure_and_a_table_says_which() -> None:
+    scores = small_study().window_scores
+    assert plotting.figure(scores).to_json() == plotting.neuron_map(scores).to_json()
+    by_name = plotting.figure(scores.table(), "neuron_map", theme="dark")
+    assert by_name.to_json() == plotting.neuron_map(scores.table(), theme="dark").to_json()
+    with pytest.raises(MechmemError, match=r"A table does not say which figure"):
+        plotting.figure(scores.table())
+    with pytest.raises(MechmemError, match=r"Unknown figure 'neuron_mab'.*'neuron_map'"):
+        plotting.figure(scores, "neuron_mab")
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -10,7 +10,7 @@ import pandas as pd
 from mechmem.analysis.draws import beyond_draws
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import beyond, change_of_draws, size_of
-from mechmem.studies.reasoning.edits import Tested, Trial
+from mechmem.studies.reasoning.edits import TestedSigns, Trial
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
 from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt
@@ -163,7 +163,7 @@ def wrong_mode(seen: Observations, row: int) -> bool:
     return starts_with_answer(seen.completions[row], other or "")
 
 
-def _repairs(item: Tested, sign: int, row: int) -> int:
+def _repairs(item: TestedSigns, sign: int, row: int) -> int:
     return sum(seen.outcomes[row] == "correct" for seen in item.random[sign])
 
 
@@ -181,7 +181,7 @@ def _is_mode(seen: Observations, mode: str) -> np.ndarray:
     return np.array(out, dtype=float)
 
 
-def _each(trial: Trial) -> list[tuple[Tested, int, str, np.ndarray]]:
+def _each(trial: Trial) -> list[tuple[TestedSigns, int, str, np.ndarray]]:
     """Every chosen edit, sign and class, with the rows of the class."""
     before = trial.before["test"]
     return [
@@ -192,7 +192,7 @@ def _each(trial: Trial) -> list[tuple[Tested, int, str, np.ndarray]]:
     ]
 
 
-def _about(item: Tested, sign: int) -> dict[str, Any]:
+def _about(item: TestedSigns, sign: int) -> dict[str, Any]:
     site = item.setting.direction.site
     return {
         "family": item.setting.family,

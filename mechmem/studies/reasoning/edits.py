@@ -47,7 +47,7 @@ SIGNED = {"addition": add, "scaled projection": scale_everywhere}
 
 
 @dataclass(frozen=True)
-class Setting:
+class SignedEdit:
     """One edit of a family.
 
     Attributes:
@@ -74,7 +74,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedSigns:
     """A chosen setting on the test questions.
 
     Attributes:
@@ -85,7 +85,7 @@ class Tested:
         random: The same under norm-matched random directions, by sign.
     """
 
-    setting: Setting
+    setting: SignedEdit
     pick: str
     chosen_sign: int
     after: Mapping[int, Observations]
@@ -105,7 +105,7 @@ class Trial:
 
     before: Mapping[str, Observations]
     validation: pd.DataFrame
-    tested: tuple[Tested, ...]
+    tested: tuple[TestedSigns, ...]
 
 
 def try_edits(
@@ -152,7 +152,7 @@ def try_edits(
 
 def _test(
     model: Model,
-    setting: Setting,
+    setting: SignedEdit,
     sign: int,
     pick: str,
     prompts: PromptSet,
@@ -160,7 +160,7 @@ def _test(
     before: Observations,
     draws: int,
     seed: int,
-) -> Tested:
+) -> TestedSigns:
     """The setting with both signs and its random directions, all at once."""
     edits = []
     for one in setting.signs:
@@ -174,7 +174,7 @@ def _test(
     parts = {
         one: seen[k * (draws + 1) : (k + 1) * (draws + 1)] for k, one in enumerate(setting.signs)
     }
-    return Tested(
+    return TestedSigns(
         setting,
         pick,
         sign,
@@ -193,7 +193,7 @@ def _removed(
     seed: int,
 ) -> pd.DataFrame:
     """Rows like those of `steering_grid` for projecting each site's direction out."""
-    settings = [Setting(family, one, float("nan")) for one in directions if one.norm]
+    settings = [SignedEdit(family, one, float("nan")) for one in directions if one.norm]
     edits = [setting.edit(0) for setting in settings]
     placebos = [controls(edit, model, seed=seed)[RANDOM] for edit in edits]
     rates = evaluate_each(
@@ -230,18 +230,18 @@ def _draw(seed: int, k: int) -> int:
 
 def _choose(
     family: str, directions: Directions, table: pd.DataFrame
-) -> dict[str, tuple[Setting, int]]:
+) -> dict[str, tuple[SignedEdit, int]]:
     """The settings that serve the oracle and the user without labels best on validation.
 
     Ties go to the weaker edit, then to the earlier layer.
     """
     mine = table[(table["family"] == family) & (table["kind"] == "edit") & (table["alpha"] != 0)]
-    found: dict[str, list[tuple[float, Setting, int]]] = {ORACLE: [], UNLABELED: []}
+    found: dict[str, list[tuple[float, SignedEdit, int]]] = {ORACLE: [], UNLABELED: []}
     sizes = mine["alpha"].abs().fillna(-1.0)
     for key, part in mine.groupby([mine["stream"], mine["layer"], sizes]):
         stream, layer, size = (str(one) for one in key)
         strength = float(size) if float(size) > 0 else float("nan")
-        setting = Setting(family, directions[stream, int(layer)], strength)
+        setting = SignedEdit(family, directions[stream, int(layer)], strength)
         signs = np.sign(part["alpha"].fillna(0.0)).astype(int)
         share = part["share"].groupby([signs, part["class"]]).first()
         means = {sign: float(share[sign].mean()) for sign in setting.signs}
@@ -251,7 +251,7 @@ def _choose(
             oracle = (share[1, LABELS[0]] + share[-1, LABELS[1]]) / 2
             found[ORACLE].append((float(oracle), setting, sign))
 
-    def order(item: tuple[float, Setting, int]) -> tuple[float, float, int]:
+    def order(item: tuple[float, SignedEdit, int]) -> tuple[float, float, int]:
         value, setting, _ = item
         return (
             -round(value, 9),

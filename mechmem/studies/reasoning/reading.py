@@ -26,7 +26,7 @@ POSITIVE = LABELS[0]
 
 
 @dataclass(frozen=True)
-class Reading:
+class HeldOutReading:
     """How well the direction tells the labels apart on questions it has not seen.
 
     Attributes:
@@ -66,7 +66,7 @@ def held_out_reading(
     test: Activations,
     parts: Mapping[str, PromptSet],
     seed: int,
-) -> Reading:
+) -> HeldOutReading:
     """Separation of the labels on ``test`` along directions fitted on ``train``.
 
     Args:
@@ -82,7 +82,7 @@ def held_out_reading(
         rows.append(found)
     tried = separation(directions, validation, by="label", seed=seed).auroc
     chosen = max(tried, key=lambda site: tried[site].value)
-    return Reading(
+    return HeldOutReading(
         chosen,
         separation(directions, test, by="label", seed=seed),
         _shuffled(train, test, seed),

@@ -18,7 +18,7 @@ from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
-from mechmem.studies.reasoning.edits import SIGNED, Setting
+from mechmem.studies.reasoning.edits import SIGNED, SignedEdit
 from mechmem.studies.reasoning.rows import correct, of_label
 from mechmem.studies.verdict import COVARIANCE, Effects, Verdict, rank_p
 from mechmem.tasks.base import Task
@@ -90,10 +90,10 @@ def _effects(
     reader: Task,
     strengths: Mapping[str, Sequence[float]],
     seed: int,
-) -> tuple[Effects, Setting | None]:
+) -> tuple[Effects, SignedEdit | None]:
     """Gains on test by family, the best family on validation first, and its setting."""
     settings = [
-        Setting(family, direction, float(size))
+        SignedEdit(family, direction, float(size))
         for family, sizes in strengths.items()
         for direction in directions
         if direction.norm > 0

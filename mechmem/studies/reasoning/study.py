@@ -24,7 +24,7 @@ from mechmem.studies.reasoning.answers import (
     repair_table,
 )
 from mechmem.studies.reasoning.edits import FAMILIES, Trial
-from mechmem.studies.reasoning.reading import Reading
+from mechmem.studies.reasoning.reading import HeldOutReading
 from mechmem.studies.reasoning.summary import summary_table
 from mechmem.studies.reasoning.turning import Turning
 from mechmem.studies.reasoning.views import plane, scored, sources
@@ -67,7 +67,7 @@ class ReasoningStudy(Study):
     splits: Mapping[str, PromptSet]
     states: Activations
     directions: Directions
-    reading: Reading
+    reading: HeldOutReading
     halves: pd.DataFrame
     topics: TopicBalance
     trial: Trial | None

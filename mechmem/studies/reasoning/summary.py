@@ -6,11 +6,11 @@ import pandas as pd
 
 from mechmem.studies.reasoning.answers import accuracy_table
 from mechmem.studies.reasoning.edits import Trial
-from mechmem.studies.reasoning.reading import Reading
+from mechmem.studies.reasoning.reading import HeldOutReading
 from mechmem.studies.words import DASH, estimate_of, hundredths
 
 
-def summary_table(reading: Reading, trial: Trial | None, seed: int) -> pd.DataFrame:
+def summary_table(reading: HeldOutReading, trial: Trial | None, seed: int) -> pd.DataFrame:
     """What the terminal shows: test accuracy of both classes, or the separation without answers."""
     if trial is None:
         frame = reading.table()

@@ -10,8 +10,8 @@ import pandas as pd
 
 from mechmem.evaluation.behavior import Observations
 from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
-from mechmem.studies.reasoning.edits import ORACLE, Tested, Trial
-from mechmem.studies.reasoning.reading import Reading
+from mechmem.studies.reasoning.edits import ORACLE, TestedSigns, Trial
+from mechmem.studies.reasoning.reading import HeldOutReading
 from mechmem.studies.reasoning.turning import Turning
 from mechmem.studies.verdict import Verdict
 from mechmem.studies.words import (
@@ -33,14 +33,14 @@ PAPER = "addition"
 TOWARD = {LABELS[0]: "toward reasoning", LABELS[1]: "toward memory"}
 
 
-def headline(reading: Reading, verdict: Verdict) -> str:
+def headline(reading: HeldOutReading, verdict: Verdict) -> str:
     """The result in a few words, for a heading."""
     apart = "told apart" if separated(reading) else "not told apart beyond the baselines"
     return f"Reasoning and memory are {apart}. {verdict.headline}"
 
 
 def answer(
-    reading: Reading, trial: Trial | None, unanswered: str, verdict: Verdict, seed: int
+    reading: HeldOutReading, trial: Trial | None, unanswered: str, verdict: Verdict, seed: int
 ) -> str:
     """The result in two sentences: what can be read and done, and the verdict."""
     site = reading.chosen
@@ -122,7 +122,7 @@ def limits(groups: int, *, planted: bool, seed: int) -> Iterator[str]:
     yield from few_groups(groups, "test groups")
 
 
-def separated(reading: Reading) -> bool:
+def separated(reading: HeldOutReading) -> bool:
     """Whether the chosen site's AUROC lies above the input tokens and 97.5 % of shuffled labels."""
     found = reading.separation.auroc[reading.chosen]
     shuffled = reading.shuffled[reading.chosen.key][1]
@@ -265,7 +265,7 @@ def _unread(seen: Observations, task: str) -> Iterator[str]:
     yield f"{text}; they count as not correct."
 
 
-def _name(item: Tested) -> str:
+def _name(item: TestedSigns) -> str:
     setting = item.setting
     size = {"addition": "alpha", "scaled projection": "scale"}.get(setting.family)
     strength = f", {size} {setting.strength:g}" if size else ""
@@ -276,7 +276,7 @@ def _sign_name(sign: int) -> str:
     return {1: "toward reasoning", -1: "toward memory", 0: "none"}[sign]
 
 
-def _pushed(item: Tested, label: str) -> str:
+def _pushed(item: TestedSigns, label: str) -> str:
     """The sign that this class got under the item's way of choosing."""
     return TOWARD[label] if item.pick == ORACLE else _sign_name(item.chosen_sign)
 
