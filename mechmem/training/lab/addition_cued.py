@@ -20,6 +20,8 @@ from mechmem.seeding import caller_state_kept
 from mechmem.tasks.base import PromptAnswers
 from mechmem.tasks.lab.addition_cued import VOCABULARY, AdditionCued
 from mechmem.training.deterministic import Progress, deterministic
+from mechmem.training.models import small_gpt2
+from mechmem.training.tokenizers import listed_words
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
 BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
@@ -79,7 +81,7 @@ def train_addition_cued(
     try:
         with quiet_transformers():
             model.save_pretrained(folder)
-            _tokenizer().save_pretrained(folder)
+            listed_words(VOCABULARY, CONTEXT).save_pretrained(folder)
     except OSError as error:
         raise ArtifactError(f"Cannot write {folder}: {error}.") from error
     manifest = {
@@ -131,47 +133,12 @@ def _ordinary(rows: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _fresh_model(seed: int, width: int, layers: int) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
+    words = listed_words(VOCABULARY, CONTEXT)
     torch.manual_seed(seed)
     return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(VOCABULARY),
-            n_positions=CONTEXT,
-            n_embd=width,
-            n_layer=layers,
-            n_head=HEADS,
-            activation_function="gelu_pytorch_tanh",
-            resid_pdrop=DROPOUT,
-            embd_pdrop=DROPOUT,
-            attn_pdrop=DROPOUT,
-            bos_token_id=VOCABULARY.index("<bos>"),
-            eos_token_id=None,
-            pad_token_id=VOCABULARY.index("<pad>"),
-        )
-    )
-
-
-def _tokenizer() -> Any:
-    """Word by word, in the order of the vocabulary; a line break is a word."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    fast: Any = PreTrainedTokenizerFast  # untyped in the library
-
-    index = {word: k for k, word in enumerate(VOCABULARY)}
-    words = Tokenizer(models.WordLevel(index, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^\s]+"), behavior="removed", invert=True)
-    words.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", index["<bos>"])]
-    )
-    return fast(
-        tokenizer_object=words,
-        bos_token="<bos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-        model_max_length=CONTEXT,
+        small_gpt2(words, layers=layers, width=width, heads=HEADS, dropout=DROPOUT)
     )
 
 

@@ -22,6 +22,8 @@ from mechmem.seeding import caller_state_kept
 from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning
 from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.training.deterministic import Progress, deterministic
+from mechmem.training.models import small_gpt2
+from mechmem.training.tokenizers import listed_words
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
 BATCH, LEARNING_RATE, WARMUP = 128, 2e-3, 100
@@ -67,7 +69,7 @@ def train_recall_reasoning(
     try:
         with quiet_transformers():
             model.save_pretrained(folder)
-            _tokenizer().save_pretrained(folder)
+            listed_words(RECALL_VOCABULARY, CONTEXT).save_pretrained(folder)
     except OSError as error:
         raise ArtifactError(f"Cannot write {folder}: {error}.") from error
     manifest = {
@@ -106,7 +108,7 @@ def recall_model(
     with deterministic(), caller_state_kept():
         model = _fresh_model(seed)
         _fit(model, task.world.training_rows(steps, BATCH, without), steps, None)
-    return load_model(model, tokenizer=_tokenizer(), consume=True)
+    return load_model(model, tokenizer=listed_words(RECALL_VOCABULARY, CONTEXT), consume=True)
 
 
 def _measured(folder: Path, task: RecallReasoning) -> dict[str, Any]:
@@ -133,46 +135,12 @@ def _share(completions: list[str], answers: list[str | None]) -> float:
 
 
 def _fresh_model(seed: int) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
+    words = listed_words(RECALL_VOCABULARY, CONTEXT)
     torch.manual_seed(seed)
     return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(RECALL_VOCABULARY),
-            n_positions=CONTEXT,
-            n_embd=WIDTH,
-            n_layer=LAYERS,
-            n_head=HEADS,
-            activation_function="gelu_pytorch_tanh",
-            resid_pdrop=DROPOUT,
-            embd_pdrop=DROPOUT,
-            attn_pdrop=DROPOUT,
-            bos_token_id=RECALL_VOCABULARY.index("<bos>"),
-            eos_token_id=None,
-            pad_token_id=RECALL_VOCABULARY.index("<pad>"),
-        )
-    )
-
-
-def _tokenizer() -> Any:
-    """Word by word, in the order of the vocabulary; a line break is a word."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    fast: Any = PreTrainedTokenizerFast  # untyped in the library
-    index = {word: k for k, word in enumerate(RECALL_VOCABULARY)}
-    words = Tokenizer(models.WordLevel(index, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^\s]+"), behavior="removed", invert=True)
-    words.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", index["<bos>"])]
-    )
-    return fast(
-        tokenizer_object=words,
-        bos_token="<bos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-        model_max_length=CONTEXT,
+        small_gpt2(words, layers=LAYERS, width=WIDTH, heads=HEADS, dropout=DROPOUT)
     )
 
 
