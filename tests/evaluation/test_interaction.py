@@ -78,12 +78,16 @@ class TestInteraction:
         # After the last block come only a norm and a linear map: small shifts there add up, but
         # shifts that must pass a block together do not.
         tiny = mm.ShiftNeurons(here.scores, top=4, alpha=0.01, at=LAST, positions="last")
-        got = mm.evaluation.interaction(here.lab.model, tiny, here.test, toward=["memorized"], draws=2)
+        got = mm.evaluation.interaction(
+            here.lab.model, tiny, here.test, toward=["memorized"], draws=2
+        )
         effects = got.effects["memorized"]["edit"]
         assert abs(effects["interaction"].value) < 0.02 * abs(effects["joint"].value)
 
     def test_the_control_exchanges_the_values_on_the_same_neurons(self, here, edit) -> None:
-        got = mm.evaluation.interaction(here.lab.model, edit, here.test, toward=["memorized"], draws=5)
+        got = mm.evaluation.interaction(
+            here.lab.model, edit, here.test, toward=["memorized"], draws=5
+        )
         kinds = got.effects["memorized"]
         assert list(kinds) == ["edit", "permuted"]
         assert list(kinds["edit"]) == list(kinds["permuted"])
