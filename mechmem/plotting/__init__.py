@@ -8,12 +8,13 @@ from mechmem.plotting.costs import effect_by_model, model_accuracy, side_effects
 from mechmem.plotting.dose import dose_response
 from mechmem.plotting.layers import depth_profile, probe_accuracy, separation_profile
 from mechmem.plotting.learning_curve import learning_curve
+from mechmem.plotting.margin_response import margin_response
 from mechmem.plotting.memorization import memorization
+from mechmem.plotting.near_ties import near_ties
 from mechmem.plotting.neurons import distribution_table, layer_distribution, neuron_map
 from mechmem.plotting.rates import rates_bars, transitions
 from mechmem.plotting.refits import refits
 from mechmem.plotting.registry import FIGURES, figure, figure_of
-from mechmem.plotting.response import margin_response, near_ties
 from mechmem.plotting.save import figure_data, save_figure, save_figures
 from mechmem.plotting.scores import score_correlation
 from mechmem.plotting.settings import graded_answers, prompting, sampling
