@@ -242,7 +242,8 @@ class ProbeData:
         if len(set(known.tolist())) < 2:
             return np.asarray(target[test] == known[0], dtype=float), float("nan")
         if classifier == INPUT_ONLY:
-            scores = input_only_scores(features[train], known, features[test])
+            ids = features[train].tolist(), features[test].tolist()
+            scores = input_only_scores(ids[0], known, ids[1])
             return np.asarray((scores > 0) == target[test], dtype=float), float("nan")
         fitted = fit_classifier(features[train], known, self.groups[train], classifier)
         right = np.asarray(fitted.predict(features[test]) == target[test], dtype=float)

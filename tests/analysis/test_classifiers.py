@@ -37,8 +37,9 @@ def _data(n: int = 90, d: int = 12, seed: int = 0, gap: float = 0.8):
 class TestTokens:
     def test_they_are_scored_as_scikit_learn_does_on_indicators(self) -> None:
         rng = np.random.default_rng(1)
-        train, test = ([tuple(rng.integers(0, 6, size=n)) for n in rng.integers(3, 20, size=k)]
-                       for k in (40, 9))  # fmt: skip
+        lengths = rng.integers(3, 20, size=49)
+        made = [tuple(rng.integers(0, 6, size=n).tolist()) for n in lengths]
+        train, test = made[:40], made[40:]
         target = np.array([3 in ids for ids in train])
 
         def seen(ids: tuple[int, ...]) -> list[float]:
@@ -57,7 +58,7 @@ class TestTokens:
     def test_a_place_that_all_prompts_reach_counts_and_a_short_one_hides_nothing(self) -> None:
         rng = np.random.default_rng(0)
         target = np.arange(60) % 2 == 0
-        body = [tuple(rng.permutation(20)) for _ in target]
+        body = [tuple(rng.permutation(20).tolist()) for _ in target]
         first = [
             (30, 31, *ids) if one else (31, 30, *ids) for ids, one in zip(body, target, strict=True)
         ]
