@@ -24,11 +24,17 @@ import mechmem as mm
 from mechmem.analysis.exchange import Exchange
 from mechmem.seeding import keyed_rng
 from mechmem.studies.behavior.plan import REFINE, Fit, Grid, default_grid
+from mechmem.studies.reasoning.edits import ALPHAS, SCALES
+from mechmem.studies.reasoning.refits import exchange_labels, judge_edits
+from mechmem.studies.reasoning.run import candidates, divided
 from mechmem.studies.verdict import Verdict, verdict_of
+from mechmem.tasks.questions.labels import LABELS
+from mechmem.training.lab.recall_reasoning import train_recall_reasoning
 
 HERE = Path(__file__).parents[1]
 TABLE, PAGE = HERE / "calibration" / "studies.csv", HERE / "calibration.md"
 SHUFFLES = 19
+P2, P2_NULL = "P2", "P2, nothing"
 NULLS = ("exchanged", "coin", "random edits", "answers swapped")
 """Half of the null studies are of the first kind; the others were not made by an exchange."""
 
@@ -84,6 +90,52 @@ class Bench:
         count = 0 if reason else SHUFFLES
         refits = [grid(fit(exchange.draw(seed, k))) for k in range(count)]
         return self.sweep(grid(fit(flips)), refits, parts, seed, reason, draws, task)
+
+
+class Questions:
+    """P2's study on `recall-reasoning`: training is broken off at a third, where half of the
+    answers are wrong, so that accuracy can rise and fall."""
+
+    STEPS = 700
+
+    def __init__(self, work: Path) -> None:
+        folder = work / f"recall-{self.STEPS}"
+        if not (folder / "manifest.json").is_file():
+            train_recall_reasoning(folder, seed=0, steps=self.STEPS)
+        self.model, self.task = mm.load_model(folder), mm.get_task("recall-reasoning", seed=0)
+
+    def judge(self, seed: int, exchanged: bool) -> Verdict:
+        """The recipe of `run_reasoning_study`, on labels as they are or exchanged beforehand."""
+        asked = self.task.questions(400, seed)
+        labeled = self.task.extraction(asked)
+        splits = divided(labeled, seed)
+        train = splits["train"]
+        states = mm.cache_activations(self.model, train, sites=["resid_post"])
+
+        def fit(prompts: mm.PromptSet) -> mm.Directions:
+            own = mm.difference_of_means(states.select(prompts), toward=LABELS[0], by="label")
+            return candidates(own)
+
+        exchange, how = exchange_labels(train)
+        if exchanged:
+            train = exchange.draw(seed, 10**6)
+            exchange, how = exchange_labels(train)
+        refits = [fit(exchange.draw(seed, k)) for k in range(SHUFFLES)]
+        parts = {
+            name: self.task.evaluation(
+                asked.filter(lambda p, ids=set(splits[name].ids): p.id in ids)
+            )
+            for name in ("validation", "test")
+        }
+        before = {
+            name: mm.observe(self.model, part, task=self.task, margins=False)
+            for name, part in parts.items()
+        }
+        return judge_edits(
+            self.model, fit(train), refits, parts, before, self.task,
+            {"addition": ALPHAS, "scaled projection": SCALES}, draws=30, seed=seed, how=how,
+            planned=SHUFFLES,
+        )  # fmt: skip
 
 
 def whole_groups(part: mm.PromptSet, most: int) -> mm.PromptSet:
@@ -163,20 +215,27 @@ def kind_of(seed: int) -> str:
     return NULLS[0] if seed % 2 == 0 else NULLS[1 + seed // 2 % 3]
 
 
-def planned(nulls: int, power: int) -> Iterator[tuple[str, int]]:
+def planned(nulls: int, power: int, questions: int) -> Iterator[tuple[str, int]]:
     yield from (("nothing", seed) for seed in range(nulls))
     yield from ((study, seed) for seed in range(power) for study in ("negative control", "planted"))
 
 
-def run(nulls: int, power: int) -> None:
+def run(nulls: int, power: int, questions: int, work: Path) -> None:
     """Run what is missing; every finished study is on disk before the next begins."""
     TABLE.parent.mkdir(exist_ok=True)
     done = set()
     if TABLE.exists():
         done = {(row["study"], int(row["seed"])) for row in csv.DictReader(TABLE.open())}
     benches: dict[str, Bench] = {}
-    for study, seed in planned(nulls, power):
+    reasoning: Questions | None = None
+    for study, seed in planned(nulls, power, questions):
         if (study, seed) in done:
+            continue
+        if study in (P2, P2_NULL):
+            reasoning = reasoning or Questions(work)
+            started = time.process_time()
+            found = reasoning.judge(seed, exchanged=study == P2_NULL)
+            _append(study, "", seed, found, time.process_time() - started)
             continue
         name = "lab/addition-uncued" if study == "negative control" else "lab/addition-cued"
         bench = benches.setdefault(name, Bench(name))
@@ -191,12 +250,11 @@ def run(nulls: int, power: int) -> None:
 
 
 def _append(study: str, kind: str, seed: int, found: Verdict, seconds: float) -> None:
-    own = found.effects.get(found.chosen, {})
+    own = list(found.effects.get(found.chosen, {}).values()) or [float("nan")] * 2
     row = {
         "study": study, "kind": kind, "seed": seed, "turned": "+".join(found.turned),
         "p_any": found.p.get("any", float("nan")), "p_both": found.p.get("both", float("nan")),
-        "family": found.chosen, "memorized": own.get("memorized", float("nan")),
-        "generalized": own.get("generalized", float("nan")), "refits": found.shuffles,
+        "family": found.chosen, "first": own[0], "second": own[1], "refits": found.shuffles,
         "reason": found.reason, "cpu_seconds": round(seconds, 1),
         **{f"p_{name}": p for name, p in found.family_p.items()},
     }  # fmt: skip
@@ -261,6 +319,9 @@ what is missing here has not been run.
   5 %.
 - **negative control**: `lab/addition-uncued`, trained without the planted mode, nothing exchanged.
 - **planted**: `lab/addition-cued` as it is.
+- **P2, nothing**: the verdict of `run_reasoning_study` on `recall-reasoning`, 400 questions,
+  trained for 700 of 2,000 steps so that accuracy is far from 0 and 100 %, with the training labels
+  exchanged before anything is fitted. **P2**: the same with the labels as they are.
 """
 
 
@@ -269,9 +330,11 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "page"])
     parser.add_argument("--nulls", type=int, default=200)
     parser.add_argument("--power", type=int, default=30)
+    parser.add_argument("--questions", type=int, default=60, help="null studies of P2")
+    parser.add_argument("--work", type=Path, default=Path("build/calibration"))
     asked = parser.parse_args()
     if asked.what == "run":
-        run(asked.nulls, asked.power)
+        run(asked.nulls, asked.power, asked.questions, asked.work)
     page()
 
 

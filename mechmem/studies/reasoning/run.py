@@ -81,7 +81,7 @@ def run_reasoning_study(
     started = time.monotonic()
     reader = task if task is not None else Reasoning()
     labeled, asked = _asked(reader, questions, examples, shots, n, seed)
-    splits = _split(labeled, seed)
+    splits = divided(labeled, seed)
     say("reading states")
     # The input of block l + 1, where the paper reads, is the output of block l.
     states = cache_activations(
@@ -102,14 +102,14 @@ def run_reasoning_study(
     trial = None
     if not short:
         trial = try_edits(
-            model, _candidates(directions), parts, reader, alphas=alphas, scales=scales,
+            model, candidates(directions), parts, reader, alphas=alphas, scales=scales,
             draws=draws, seed=seed, say=say,
         )  # fmt: skip
     exchange, how = exchange_labels(splits["train"])
     reason = (short or exchange.reason()) if shuffles else ""
     say("fitting on exchanged labels")
     refits = [
-        _candidates(
+        candidates(
             difference_of_means(train.select(exchange.draw(seed, k)), toward=LABELS[0], by="label")
         )
         for k in range(0 if reason else shuffles)
@@ -117,7 +117,7 @@ def run_reasoning_study(
     verdict = Verdict({}, [], shuffles, reason, unit=UNIT)
     if trial is not None:
         verdict = judge_edits(
-            model, _candidates(directions), refits, parts, trial.before, reader,
+            model, candidates(directions), refits, parts, trial.before, reader,
             {"addition": alphas, "scaled projection": scales}, draws=DRAWS, seed=seed,
             reason=reason, how=how, planned=shuffles,
         )  # fmt: skip
@@ -138,7 +138,7 @@ def run_reasoning_study(
         _selection(model, directions, parts["validation"], reader),
         turn_answers(
             model,
-            _candidates(directions),
+            candidates(directions),
             parts["validation"],
             parts["test"],
             reader,
@@ -173,7 +173,7 @@ def _asked(
     return labeled, reader.evaluation(answered, examples, shots)
 
 
-def _split(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
+def divided(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
     """By group, each label by itself, so that small sets have both labels in every part."""
     first: dict[str, str | None] = {}
     for prompt in labeled:
@@ -196,7 +196,7 @@ def _split(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
     }
 
 
-def _candidates(directions: Directions) -> Directions:
+def candidates(directions: Directions) -> Directions:
     """Those to edit along: not zero, at most `MOST_LAYERS`, spread evenly over the layers."""
     sites = [direction.site for direction in directions if direction.norm > 0]
     chosen = np.unique(np.linspace(0, len(sites) - 1, min(MOST_LAYERS, len(sites))).round())
