@@ -102,7 +102,7 @@ def _states(scene: Scene) -> Iterator[dict[str, Any]]:
         prompts = scene.prompts([scene.length(tokens)], tokens)
         ids = scene.ids(prompts)
         ways = {"floor": lambda ids=ids: scene.trunk(ids), "ours": lambda p=prompts: scene.ours(p)}
-        timing = paired(ways, scene.options.rounds)
+        timing = paired(ways, min(scene.options.rounds, 5 if tokens < 3000 else 2))
         off = gap(scene.ours(prompts)[:, :-1], scene.states(ids))
         yield result(
             "last-token states of one long prompt, seconds over the bare trunk's",
