@@ -307,6 +307,10 @@ class BatchPreparer:
         mask = root.mask(work.prefix_of, batch.mask)
         return PreparedBatch(work, batch, mask, root.cache(work.prefix_of, self.grows), seen)
 
+    def knows(self, work: PlannedBatch) -> bool:
+        """Whether a batch can be made ready without a pass."""
+        return not work.prefixes or (self._last is not None and self._last[0] == work.prefixes)
+
     def _prefix_cache(self, prefixes: tuple[Prefix, ...]) -> tuple[PrefixCache, Sequence[Reader]]:
         if self._last is None or self._last[0] != prefixes:
             self._last = None  # free it before the next one is made
