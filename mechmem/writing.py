@@ -192,12 +192,13 @@ def _here() -> str:
         return name or "host"
 
 
-_HOST = _here()
+HERE = _here()
+"""This machine, or container."""
 
 
 def _partial_name(name: str) -> str:
     """One that no other process, thread or save uses."""
-    return f".{name[:120]}.partial-{_HOST}-{os.getpid()}-{next(_COUNT)}"
+    return f".{name[:120]}.partial-{HERE}-{os.getpid()}-{next(_COUNT)}"
 
 
 def sweep(folder: Path, *, always: bool = False) -> None:
@@ -216,15 +217,22 @@ def sweep(folder: Path, *, always: bool = False) -> None:
 
 
 def _left_behind(entry: os.DirEntry[str], host: str, pid: str) -> bool:
-    if host != _HOST:  # its processes cannot be seen from here
+    if host != HERE:  # its processes cannot be seen from here
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE
     if int(pid) == os.getpid():  # this process writes it not, so an earlier one of its number did
         return True
+    return gone(host, pid)
+
+
+def gone(host: str, pid: str) -> bool:
+    """Whether a process is known to have ended: one of this machine."""
+    if host != HERE:
+        return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, ValueError):
         return False
     return False
 

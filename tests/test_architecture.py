@@ -25,6 +25,7 @@ FLOORS = {
     "progress": 0,
     "manifests": 0,
     "writing": 0,
+    "claims": 0,
     "artifacts": 0,
     "tasks": 1,
     "models": 2,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mechmem.caching.parts import (
     parts_of,
     unknown_prompts,
 )
+from mechmem.claims import shared_out
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
 from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
@@ -74,11 +77,14 @@ def run_shards(
         PositionError: When the positions mean more or fewer tokens than in the prompts before.
     """
     mine, every = share_of_work(rank, world)
+    jobs: list[_Job] = []
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)
 
-    def mine_of(plan: Plan) -> list[int]:
-        return dealt(list(_shards(plan, shard_rows)), every, pass_cost(model.backend))[mine]
+    def begin(part: Part, tokenized: Sequence[TokenizedPrompt], plan: Plan) -> None:
+        works = list(_shards(plan, shard_rows))
+        shards = dealt(works, every, pass_cost(model.backend))[mine]
+        jobs.extend(_Job(part, tokenized, plan, works[shard], shard) for shard in shards)
 
     for part in known:
         check_settings(part, own)
@@ -94,7 +100,7 @@ def run_shards(
                     "folder, or finish with the version that began it: "
                     f"{part.index['versions'].get('mechmem')}."
                 )
-            _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
+            begin(part, tokenized, plan)
     while len(fresh):
         tokenized = model.encode(fresh).rows
         columns = Positions.parse(own["positions"]).check_stackable(tokenized)
@@ -125,8 +131,33 @@ def run_shards(
                 fresh = unknown_prompts(model, fresh, known, own.get("by"))
                 continue
             part = same[0]
-        _run(part, tokenized, plan, make, mine_of(plan), shard_rows)
-        return
+        begin(part, tokenized, plan)
+        break
+    # Ranks have their own; whoever has no rank takes what nobody else is at.
+    free = shared_out(jobs, _Job.path, _Job.missing)
+    with closing(free):
+        for job in free if every == 1 else jobs:
+            if job.missing():
+                part, shard = job.part, job.shard
+                made = make(part, job.tokenized, job.plan, job.works, part.rows[shard])
+                part.write(shard, made)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard that is to be made."""
+
+    part: Part
+    tokenized: Sequence[TokenizedPrompt]
+    plan: Plan
+    works: Sequence[PlannedBatch]
+    shard: int
+
+    def path(self) -> Path:
+        return self.part.path(self.shard)
+
+    def missing(self) -> bool:
+        return not self.path().is_file()
 
 
 def _after(known: Sequence[Part], folder: Path) -> Path:
@@ -155,20 +186,6 @@ def dealt(
         out[rank].append(shard)
         loads[rank] += costs[shard]
     return [sorted(own) for own in out]
-
-
-def _run(
-    part: Part,
-    tokenized: Sequence[TokenizedPrompt],
-    plan: Plan,
-    make: Callable[..., Any],
-    shards: Sequence[int],
-    shard_rows: int,
-) -> None:
-    works, missing = list(_shards(plan, shard_rows)), set(part.missing())
-    for shard in shards:
-        if shard in missing:
-            part.write(shard, make(part, tokenized, plan, works[shard], part.rows[shard]))
 
 
 def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, Any]) -> Plan:

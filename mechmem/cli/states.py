@@ -20,7 +20,14 @@ def extract(
         str, typer.Argument(help="lab/ or real/ name, folder, .gguf file or hub name.")
     ],
     prompts: Annotated[Path, typer.Argument(help="A .csv, .jsonl or .parquet file of prompts.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "--join",
+            help="Folder to write to; run again, or meanwhile and elsewhere, it goes on there.",
+        ),
+    ],
     sites: Annotated[
         list[str] | None, typer.Option(help="A stream, or stream.layer; several times for several.")
     ] = None,
@@ -34,6 +41,9 @@ def extract(
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
 ) -> None:
     """Read a model's states on prompts into a folder; under torchrun every rank does its share.
+
+    Started several times with one --join folder, on machines that see it, every worker takes what
+    nobody else is at, and returns when all is done; see `mechmem status`.
 
     Example: mechmem extract lab/addition-cued prompts.jsonl --out states --sites resid_post.2
     """

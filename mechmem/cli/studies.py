@@ -57,6 +57,10 @@ def study(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
+    join: Annotated[
+        Path | None,
+        typer.Option(help="The same, shared with every worker that is started with it; goes on."),
+    ] = None,
     seed: Seed = 0,
     pairs: Annotated[
         int | None,
@@ -122,6 +126,8 @@ def study(
     if task in REASONING:
         if pairs is not None:
             raise typer.BadParameter("this study has no pairs", param_hint="--pairs")
+        if join is not None:
+            raise typer.BadParameter("this study runs in one process", param_hint="--join")
         if reading is not None:
             raise typer.BadParameter("this study reads answers itself", param_hint="--reading")
         if validation is not None or test is not None:
@@ -142,7 +148,8 @@ def study(
             raise typer.BadParameter("only `mechmem study reasoning` reads it", param_hint=option)
     asked = load_asked(task, model, pairs, reading)
     tested = SHUFFLES if shuffles is None else shuffles
-    _study(asked, out, seed, tested, output, {"validation": validation, "test": test})
+    steered = {"validation": validation, "test": test}
+    _study(asked, join or out, seed, tested, output, steered, shared=join is not None)
 
 
 def _study(
@@ -152,9 +159,10 @@ def _study(
     shuffles: int,
     output: Format,
     steered: Mapping[str, int | None] | None = None,
+    shared: bool = False,
 ) -> None:
     """Processes that share the work meet in the folder."""
-    cells = out / "cells" if is_shared() else None
+    cells = out / "cells" if shared or is_shared() else None
     run_and_report(lambda say: _run(asked, cells, seed, shuffles, steered or {}, say), out, output)
 
 

@@ -34,7 +34,14 @@ def sweep(
             help="A task (see `mechmem tasks`), or a .csv/.jsonl/.parquet file of prompts."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write to; run again, it goes on there.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "--join",
+            help="Folder to write to; run again, or meanwhile and elsewhere, it goes on there.",
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +75,8 @@ def sweep(
     """Try a grid of edits on validation prompts and test each family's winner once.
 
     Fitting takes 40 % of the groups, choosing 20 %, testing 40 %. Finished cells are kept in the
-    folder: a sweep that was stopped goes on there, and processes under torchrun share it.
+    folder: a sweep that was stopped goes on there, and processes that are started with the same
+    --join folder, or under torchrun, share it.
 
     Example: mechmem sweep addition-cued --out my-sweep --edit direction --alpha 1 --alpha 2
     """

@@ -7,7 +7,8 @@ on how many processes share the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mechmem.caching.shards import share_of_work
+from mechmem.claims import shared_out
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.evaluation.many import Bench
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
@@ -116,8 +118,14 @@ class CellRun:
                 out.update({cell: store.read(keys[cell], asked, *known) for cell in unit})
                 return True
 
-            with counted(len(settings), "trying edits", "edit") as more:
-                for unit in self._units(bench.grid.order(), shared=store is not None):
+            order = bench.grid.order()
+            units = [order[first : first + UNIT] for first in range(0, len(order), UNIT)]
+            if store is not None:
+                tokens = sum(len(prompt.ids) for prompt in bench.tokenized)
+                store.write_plan([[keys[cell] for cell in unit] for unit in units], tokens)
+            queue = self._queue(units, keys, store)
+            with counted(len(settings), "trying edits", "edit") as more, closing(queue):
+                for unit in queue:
                     if all(cell in out for cell in unit):
                         continue
                     if not find(unit):
@@ -136,14 +144,25 @@ class CellRun:
         common, digests = setting_digest(self.model, prompts, self.task, about), Digests()
         return [Digests().of([common, digests.of(item.edit), item.margins]) for item in settings]
 
-    def _units(self, order: Sequence[int], shared: bool) -> Iterator[Sequence[int]]:
-        """This process's units, then, where others can be met, those of the others from the last
-        one on: whoever is early helps, and nobody waits."""
+    def _queue(
+        self, units: Sequence[Sequence[int]], keys: Sequence[str], store: CellStore | None
+    ) -> Generator[Sequence[int], None, None]:
+        """Units in the order in which this process looks at them.
+
+        Without a rank it takes what nobody else is at, and then reads what others have made. With
+        one its own come first, then those of the others from the last one on: whoever is early
+        helps, and nobody waits.
+        """
         rank, world = share_of_work(self.rank, self.world)
-        units = [order[first : first + UNIT] for first in range(0, len(order), UNIT)]
         mine = units[rank::world]
+        if world == 1 and store is not None:
+            yield from shared_out(
+                units,
+                lambda unit: store.unit(keys[unit[0]]),
+                lambda unit: not all(store.has(keys[cell]) for cell in unit),
+            )
         yield from mine
-        if shared:
+        if store is not None:
             yield from (unit for unit in reversed(units) if unit not in mine)
 
     def _watched(self, bench: Bench) -> dict[int, list[int]]:

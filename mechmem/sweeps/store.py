@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from mechmem.tasks.base import Task
 from mechmem.writing import write_text
 
 KIND = "sweep cell"
+PLAN = "sweep plan"
 FORMAT = 2
 _SHAPE = {
     "key": str,
@@ -58,6 +60,32 @@ class CellStore:
     def path(self, key: str) -> Path:
         """The file of a cell."""
         return self.folder / f"cell-{key}.json"
+
+    def unit(self, key: str) -> Path:
+        """What the claim on a unit is named after, by its first cell; nothing is stored there."""
+        return self.folder / f"unit-{key}"
+
+    def write_plan(self, units: Sequence[Sequence[str]], tokens: int) -> None:
+        """Say which cells there will be, for `mechmem status`.
+
+        Args:
+            units: The cells of every unit.
+            tokens: Of all prompts: what every cell reads.
+        """
+        plan = {"format": FORMAT, "kind": PLAN, "units": units, "tokens": tokens}
+        name = hashlib.sha256(json_text(units).encode()).hexdigest()[:32]
+        path = self.folder / f"plan-{name}.json"
+        if not path.is_file():
+            write_text(path, json_text(sealed(plan)) + "\n")
+
+    def plans(self) -> list[tuple[list[list[str]], int]]:
+        """Units and tokens of every plan that was begun here."""
+        out = []
+        for path in sorted(self.folder.glob("plan-*.json")):
+            plan = opened(read_json(path, f"a {PLAN}"), path, PLAN, FORMAT)
+            checked(plan, {"units": [[str]], "tokens": int}, path)
+            out.append((plan["units"], plan["tokens"]))
+        return out
 
     def has(self, key: str) -> bool:
         """Whether a cell is finished."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 from helpers import ragged
-from models import zoo
+from models import parity, zoo
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mechmem as mm
+from mechmem.models.engine import generation
 from mechmem.models.engine.kv_cache import keep_rows, reserve
 from mechmem.models.engine.stopping import Completion, StoppingCriteria
+from mechmem.models.positions import Positions
+from mechmem.models.sites import Site
 
 NEW = 10
 LENGTHS = (3, 9, 1, 6, 12, 4, 8, 2, 11, 5)
@@ -213,3 +217,64 @@ def test_no_prompt_is_forgotten_when_all_end_at_once() -> None:
     model.__dict__["eos_ids"] = tuple(range(zoo.VOCAB))
     found = model.complete(ragged(3), NEW)
     assert [(done.ids, done.text, done.finished) for done in found] == [([], "", True)] * 3
+
+
+class TestRowsThatWait:
+    """With room for few rows those of the next batch take the places of those that are done."""
+
+    @pytest.fixture
+    def joined(self, monkeypatch) -> list[int]:
+        rows: list[int] = []
+        own = generation.join_rows
+
+        def counted(cache, mask, other, other_mask, room):
+            rows.append(len(other_mask))
+            return own(cache, mask, other, other_mask, room)
+
+        monkeypatch.setattr(generation, "join_rows", counted)
+        return rows
+
+    def written(
+        self, view: mm.Model, prompts: mm.PromptSet, budget: int, **more
+    ) -> list[list[int]]:
+        done = generation.generate(
+            view.backend, view.tokenize(prompts), view.tokens.decode, max_new_tokens=NEW,
+            eos_ids=view.eos_ids, interventions=view.interventions, token_budget=budget, **more,
+        )  # fmt: skip
+        return [item.ids for item in done]
+
+    def ends(self, hf, model) -> tuple[int, ...]:
+        free = [greedy(hf, model.token_ids(prompt), NEW, ())[0] for prompt in PROMPTS]
+        tokens = [token for text in free for token in text]
+        return tuple(sorted(set(tokens), key=lambda token: (-tokens.count(token), token))[:2])
+
+    @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
+    def test_they_write_what_plain_transformers_writes(self, family, joined) -> None:
+        hf = zoo.build(family)
+        model = mm.load_model(zoo.build(family), tokenizer=zoo.tokenizer())
+        ends = model.__dict__["eos_ids"] = self.ends(hf, model)
+        wanted = [greedy(hf, model.token_ids(prompt), NEW, ends)[0] for prompt in PROMPTS]
+        assert [done.ids for done in model.complete(PROMPTS, NEW, token_budget=70)] == wanted
+        assert sum(joined) > 2
+
+    def test_edits_samples_and_shared_beginnings_are_theirs(self, joined) -> None:
+        model = mm.load_model(zoo.build("llama"), tokenizer=zoo.tokenizer())
+        model.__dict__["eos_ids"] = self.ends(zoo.build("llama"), model)
+        header = " ".join(map(str, numbers(9, 99)))
+        prompts = mm.PromptSet(
+            mm.Prompt(id=prompt.id, text=f"{header} {prompt.text}") for prompt in PROMPTS
+        )
+        drawn = generation.Sampler(1.0, 0, prompts.ids)
+        for where in ("each_step", "last", "generated"):
+            edit = parity.Edit(Site("resid_post", 0), parity.change(32), Positions((where,)))
+            view = model.with_interventions([edit])
+            for choose in (generation.greedy, drawn):
+                alone = [
+                    self.written(view, prompts[k : k + 1], 8192, share=False, choose=partial(
+                        lambda k, choose, logits, rows, step: choose(logits, [k], step), k, choose
+                    ))[0]
+                    for k in range(len(prompts))
+                ]  # fmt: skip
+                joined.clear()
+                assert self.written(view, prompts, 200, choose=choose) == alone
+                assert joined

@@ -88,7 +88,7 @@ class DroppedMask:
     def __init__(self, backend):
         self.kind, self.model, self.findings = backend.kind, backend.model, {}
         self.processing, self._inner = backend.processing, backend
-        self.identity = backend.identity
+        self.identity, self.fuses = backend.identity, False
 
     @property
     def shape(self):

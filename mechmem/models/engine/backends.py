@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import forget_patterns
+from mechmem.models.engine.attention import fused, looked_into
 from mechmem.models.identity import Identity
 from mechmem.models.sites import Site
 
@@ -38,6 +39,8 @@ class Backend(Protocol):
     shape: tuple[int, ...]
     """Rows and tokens of the pass that runs: some modules are handed both as one axis."""
     identity: Identity
+    fuses: bool
+    """Whether attention is done by the device's fused kernel, where nobody looks inside it."""
 
     @property
     def processing(self) -> str:
@@ -79,6 +82,7 @@ class BridgeBackend:
         self.findings: dict[Site, Any] = {}
         self.shape: tuple[int, ...] = ()
         self.identity = Identity(model)
+        self.fuses = False
 
     @property
     def processing(self) -> str:
@@ -107,14 +111,16 @@ class BridgeBackend:
             extra["position_ids"] = positions
         if keep is not None and (keep if isinstance(keep, int) else len(keep)) < ids.shape[1]:
             extra["logits_to_keep"] = keep
+        quick = self.fuses and not looked_into(self.model)
         try:
-            logits, grown = self.model(
-                ids,
-                attention_mask=mask,
-                return_type="logits_and_cache",
-                past_key_values=cache,
-                **extra,
-            )
+            with fused(self.model) if quick else nullcontext():
+                logits, grown = self.model(
+                    ids,
+                    attention_mask=mask,
+                    return_type="logits_and_cache",
+                    past_key_values=cache,
+                    **extra,
+                )
         finally:
             self.shape = outer  # an edit may have asked the model in the middle of a pass
             forget_patterns(self.model)
@@ -131,6 +137,7 @@ class HookedTransformerBackend:
         self.findings: dict[Site, Any] = {}
         self.shape: tuple[int, ...] = ()
         self.identity = Identity(model)
+        self.fuses = False
 
     @property
     def processing(self) -> str:

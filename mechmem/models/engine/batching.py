@@ -120,11 +120,11 @@ class Feed:
         self._columns: dict[Positions, Tensor] = {}
         self._covers: dict[Positions, bool | None] = {}
 
-    def step(self, generated: int, live: Tensor) -> Feed:
+    def step(self, generated: int | Tensor, live: Tensor) -> Feed:
         """The feed of one cached step.
 
         Args:
-            generated: Which new token it processes, from 0.
+            generated: Which new token it processes, from 0; of every row, where they began apart.
             live: ``[row]`` False for rows that are done and only fed along.
         """
         index = torch.where(live, self.lengths + generated, -1)[:, None]
@@ -140,6 +140,15 @@ class Feed:
             self.lengths[at],
             tuple(self.rows[row] for row in keep),
             self.decodes,
+        )
+
+    def above(self, other: Feed) -> Feed:
+        """The rows of both, for steps that follow."""
+        return Feed(
+            self.prompts + other.prompts,
+            torch.cat([self.index[:, -1:], other.index[:, -1:]]),
+            torch.cat([self.lengths, other.lengths]),
+            self.rows + other.rows,
         )
 
     def covers(self, positions: Positions) -> bool | None:
@@ -325,6 +334,12 @@ class PlannedBatch:
         if self.lane_of and self.lanes > 1:
             middle = self.lane_of.index(self.lanes // 2)  # rows stay whole
         parts = (slice(0, middle), slice(middle, None)) if middle else ()
+        return [self._only(part) for part in parts]
+
+    def cut(self, rows: int) -> list[PlannedBatch]:
+        """The first rows, and the rest if there is any; not where prompts share rows."""
+        assert not self.lane_of
+        parts = [slice(0, rows), *([slice(rows, None)] if rows < len(self.rows) else [])]
         return [self._only(part) for part in parts]
 
     def _only(self, part: slice) -> PlannedBatch:

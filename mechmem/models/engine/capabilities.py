@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mechmem.errors import MechmemError, ModelError
 from mechmem.models.architectures import architecture, keeps_all_keys
+from mechmem.models.engine.attention import calls
 from mechmem.models.engine.backends import (
     Backend,
     held,
@@ -99,6 +100,15 @@ def check_runs(backend: Backend) -> None:
     tried(backend, "runs", test)
 
 
+def choose_attention(backend: Backend) -> None:
+    """From here on attention is done by the device's fused kernel, if on this model that gives what
+    the bridge computes when it writes every pattern out."""
+    if backend.kind == "TransformerBridge":
+        backend.fuses = tried(
+            backend, "fuses", lambda: holds("fused attention", lambda: _try_fusing(backend))
+        )
+
+
 def honors_padding(backend: Backend) -> bool:
     """Whether padding before a prompt leaves its logits as they are: RWKV reads it like any token,
     and some attention gives NaN for rows that begin with masked ones."""
@@ -126,6 +136,36 @@ def _random_ids(backend: Backend, name: str, rows: int, tokens: int) -> Tensor:
     rng = keyed_rng(0, name)
     ids = rng.integers(0, int(backend.model.cfg.d_vocab), size=(rows, tokens))
     return torch.from_numpy(ids).to(model_device(backend.model))
+
+
+def _try_fusing(backend: Backend) -> bool:
+    """Two prompts, one of them padded and not, read at once and in three steps."""
+    ids = _random_ids(backend, "attention check", 2, 12)
+    padded = torch.ones_like(ids)
+    padded[1, :3] = 0
+    masks = [torch.ones_like(ids), *([padded] if honors_padding(backend) else [])]
+    steps = ((0, 7), (7, 11), (11, 12)) if cache_continues(backend) else ()
+
+    def run() -> list[Tensor]:
+        out = []
+        for mask in masks:
+            out.append(backend.forward(ids, mask)[0][mask.bool()])
+            cache: object = None
+            for start, end in steps:
+                found, cache = backend.forward(
+                    ids[:, start:end], mask[:, :end], cache=cache, use_cache=True
+                )
+                out.append(found[mask[:, start:end].bool()])
+        return out
+
+    backend.fuses = False
+    plain, before = run(), calls()
+    backend.fuses = True
+    try:
+        quick = run()
+    finally:
+        backend.fuses = False
+    return calls() > before and all(map(same_logits, quick, plain))
 
 
 def _try_padding(backend: Backend) -> bool:

@@ -24,7 +24,12 @@ from mechmem.models.engine.backends import (
     refuse_training,
 )
 from mechmem.models.engine.batching import Batch, PlannedBatch, Prefix
-from mechmem.models.engine.capabilities import check_runs, has_hooks, honors_padding
+from mechmem.models.engine.capabilities import (
+    check_runs,
+    choose_attention,
+    has_hooks,
+    honors_padding,
+)
 from mechmem.models.engine.hooks import Intervention, Reader, StopForward
 from mechmem.models.engine.packing import can_pack, packed_causal_mask
 from mechmem.models.engine.plan import Plan, make_plan
@@ -157,6 +162,7 @@ def plan_passes(
     """
     refuse_training(backend)
     check_runs(backend)
+    choose_attention(backend)
     allowed = shareable_lengths(backend, own or prompts, interventions, extra) if share else None
     pair = None
     if share and pack and not interventions and _may_pack(backend, prompts):
@@ -301,6 +307,10 @@ class BatchPreparer:
         mask = root.mask(work.prefix_of, batch.mask)
         return PreparedBatch(work, batch, mask, root.cache(work.prefix_of, self.grows), seen)
 
+    def knows(self, work: PlannedBatch) -> bool:
+        """Whether a batch can be made ready without a pass."""
+        return not work.prefixes or (self._last is not None and self._last[0] == work.prefixes)
+
     def _prefix_cache(self, prefixes: tuple[Prefix, ...]) -> tuple[PrefixCache, Sequence[Reader]]:
         if self._last is None or self._last[0] != prefixes:
             self._last = None  # free it before the next one is made
@@ -322,5 +332,6 @@ def inference(backend: Backend) -> Iterator[None]:
     """No gradients, no dropout unseen, and no other thread's hooks."""
     with held(backend.model):
         refuse_training(backend)
+        choose_attention(backend)
         with torch.no_grad():
             yield

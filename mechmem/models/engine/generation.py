@@ -1,12 +1,15 @@
 """Greedy text after prompts, in batches, with a KV cache.
 
-Hooks are attached once per batch. Rows that are done leave it, their keys and values with them.
+Hooks are attached once per batch. Rows that are done leave it, their keys and values with them, and
+rows that wait take their places, as far as the token budget goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -16,10 +19,10 @@ from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
 from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
-from mechmem.models.engine.capabilities import cache_continues
+from mechmem.models.engine.capabilities import cache_continues, honors_padding
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.kv_cache import keep_rows, reserve
+from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve
 from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion, StoppingCriteria
 from mechmem.models.tokens import TokenizedPrompt
@@ -116,87 +119,201 @@ def generate(
             ) -> Tensor:
                 return choose(logits, [rows[row] for row in at], step)
 
+            waiting = _Waiting(plan.works, chosen, token_budget)
+
             def run(
                 work: PlannedBatch,
                 passes: BatchPreparer = passes,
                 room: int = room,
                 keeps: bool = keeps,
-            ) -> list[Completion]:
-                return _write(passes, work, room, keeps, interventions, ending, picks)
+                waiting: _Waiting = waiting,
+            ) -> dict[int, Completion]:
+                taken = len(waiting.taken)
+                try:
+                    return _write(passes, work, waiting, room, keeps, interventions, ending, picks)
+                except (RuntimeError, MemoryError):
+                    waiting.give_back(taken)  # it may be tried again, in halves
+                    raise
 
-            for work, done in halved_on_oom(plan.works, run):
-                for row, completion in zip(work.rows, done, strict=True):
+            for _, done in halved_on_oom(waiting, run):
+                for row, completion in done.items():
                     out[rows[row]] = completion
-                computed = sum(len(chosen[row].ids) for row in work.rows)
-                tell(len(work.rows), computed + sum(len(item.ids) for item in done))
+                computed = sum(len(chosen[row].ids) for row in done)
+                tell(len(done), computed + sum(len(item.ids) for item in done.values()))
     return out
+
+
+class _Waiting:
+    """Batches that have not begun, in order; rows of the next one may join a batch that writes.
+
+    Args:
+        works: The batches.
+        prompts: What was planned.
+        token_budget: Most tokens that rows which write may hold.
+
+    Attributes:
+        taken: What has joined, in order.
+    """
+
+    def __init__(
+        self, works: Sequence[PlannedBatch], prompts: Sequence[TokenizedPrompt], token_budget: int
+    ) -> None:
+        self.works, self.taken = deque(works), list[PlannedBatch]()
+        self.prompts, self.token_budget = prompts, token_budget
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        while self.works:
+            yield self.works.popleft()
+
+    def join(
+        self, passes: BatchPreparer, going: int, size: int, width: int, room: int
+    ) -> PlannedBatch | None:
+        """Rows of the next batch, as many as there is room for; ``None`` for too few.
+
+        Args:
+            going: Rows that write still.
+            size: Rows that the batch began with.
+            width: Tokens of the longest of those that write.
+            room: Tokens that every new one will grow by.
+        """
+        if not self.works or not _worth_leaving(size, going) or not passes.knows(self.works[0]):
+            return None
+        rows = self.works[0].rows
+        width = max([width, *(len(self.prompts[row].ids) for row in rows)])
+        free = min(size, self.token_budget // (width + room)) - going
+        if 8 * free < size:
+            return None
+        piece, *rest = self.works.popleft().cut(free)
+        self.works.extendleft(rest)
+        self.taken.append(piece)
+        return piece
+
+    def give_back(self, since: int) -> None:
+        """What has joined since then waits again."""
+        self.works.extendleft(reversed(self.taken[since:]))
+        del self.taken[since:]
 
 
 def _write(
     passes: BatchPreparer,
     work: PlannedBatch,
+    waiting: _Waiting,
     room: int,
     keeps: bool,
     interventions: Sequence[Intervention],
     ending: StoppingCriteria,
     choose: Choose,
-) -> list[Completion]:
-    """Continue every row of one batch until it ends.
+) -> dict[int, Completion]:
+    """Continue every row of one batch until it ends; rows that wait take the places of those that
+    are done.
 
     Where keys and values of the last pass are of no use to the next one, because the model keeps
     more than those or computes positions by another rule from there on, the whole text is run
-    again. Edits say by absolute positions where they act, so they act on the same tokens then.
+    again, and nobody joins. Edits say by absolute positions where they act, so they act on the same
+    tokens then.
     """
     backend, ready = passes.backend, passes.ready(work)
-    rule, lengths = length_class(backend.model), {len(prompt.ids) for prompt in ready.batch.prompts}
+    rule, lengths = length_class(backend.model), {len(prompt.ids) for prompt in passes.prompts}
     anew = {
         step
         for step in range(1, room)
         if not keeps or any(rule(length + step) != rule(length + step - 1) for length in lengths)
     }
+    alike = len({rule(length) for length in lengths}) == 1 and honors_padding(backend)
     feed, ids, cache = ready.batch.feed(), ready.batch.ids, ready.cache
     width = ready.mask.shape[1]
     mask = torch.nn.functional.pad(ready.mask, (0, room - 1))
-    done = [Completion() for _ in work.rows]
+    done = {row: Completion() for row in work.rows}
     whole, index = ids, feed.index  # kept up only where a pass begins anew
-    here = list(done)  # what each row of the batch writes
-    members = list(work.rows)
+    members, ages = (
+        list(work.rows),
+        [0] * len(work.rows),
+    )  # of the batch, and what they have written
     with inference(backend), checked_hooks(backend, feed, interventions) as follow:
-        for step in range(room):
+        for step in count():
             logits, cache = backend.forward(
-                ids, mask[:, : width + step], cache=cache, use_cache=keeps, last_only=True
+                ids, mask[:, :width], cache=cache, use_cache=keeps, last_only=True
             )
-            ids = choose(finite(logits[:, -1], backend.model), members, step)[:, None]
+            ids = _next(finite(logits[:, -1], backend.model), members, ages, choose)
             del logits
-            for completion, (token,) in zip(here, ids.tolist(), strict=True):
-                if not completion.finished:
-                    ending.ends(completion, token)
-            going = [row for row, completion in enumerate(here) if not completion.finished]
-            if not going or step == room - 1:
+            going = _take(ids, members, ages, done, ending, room)
+            if not going:
                 break
             if step + 1 in anew:
                 cache = None
             elif step == 0 or step in anew:
                 reserve(cache, room - 1 - step)
-            if _worth_leaving(len(here), len(going)) and (cache is None or keep_rows(cache, going)):
+            joining = None
+            if alike and not anew and joins(cache):
+                longest = max(len(passes.prompts[members[k]].ids) + ages[k] for k in going)
+                joining = waiting.join(passes, len(going), len(work.rows), longest, room)
+            leave = joining is not None or _worth_leaving(len(members), len(going))
+            if leave and len(going) < len(members) and (cache is None or keep_rows(cache, going)):
                 at = torch.tensor(going, device=ids.device)
                 feed, ids, mask = feed.only(going), ids[at], mask[at]
                 if anew:
                     whole, index = whole[at], index[at]
-                here, members = [here[row] for row in going], [members[row] for row in going]
-                going = list(range(len(here)))
+                members, ages = [members[k] for k in going], [ages[k] for k in going]
+                going = list(range(len(members)))
+            if joining is not None:
+                ready = passes.ready(joining)
+                own = ready.batch.feed()
+                follow(own)
+                logits, other = backend.forward(
+                    ready.batch.ids, ready.mask, cache=ready.cache, use_cache=True, last_only=True
+                )
+                rows, young = list(joining.rows), [0] * len(joining.rows)
+                done |= {row: Completion() for row in rows}
+                first = _next(finite(logits[:, -1], backend.model), rows, young, choose)
+                del logits
+                going += [len(members) + k for k in _take(first, rows, young, done, ending, room)]
+                cache, mask = join_rows(cache, mask[:, :width], other, ready.mask, room)
+                width, mask = mask.shape[1], torch.nn.functional.pad(mask, (0, room))
+                feed, ids = feed.above(own), torch.cat([ids, first])
+                members, ages = members + rows, ages + young
             # A row that is done is fed on under a zero mask, so that its position stands still.
-            live = _marked(going, len(here), ids.device)
-            mask[:, width + step] = live
-            later = feed.step(step, live)
+            live = _marked(going, len(members), ids.device)
+            mask[:, width] = live
+            width += 1
+            later = feed.step(torch.tensor(ages, device=ids.device) - 1, live)
             if anew:
                 whole, index = torch.cat([whole, ids], 1), torch.cat([index, later.index], 1)
             if step + 1 in anew:
                 ids, later = whole, Feed(feed.prompts, index, feed.lengths, feed.rows)
             follow(later)
-    for completion in done:
+    for completion in done.values():
         ending.close(completion)
     return done
+
+
+def _next(logits: Tensor, members: Sequence[int], ages: Sequence[int], choose: Choose) -> Tensor:
+    """The next token ``[row, 1]`` of every row; ``choose`` is told how many it has written."""
+    out = torch.empty(len(members), dtype=torch.long, device=logits.device)
+    for age in set(ages):
+        at = [k for k, own in enumerate(ages) if own == age]
+        rows = torch.tensor(at, device=logits.device)
+        out[rows] = choose(logits[rows], [members[k] for k in at], age)
+    return out[:, None]
+
+
+def _take(
+    ids: Tensor,
+    members: Sequence[int],
+    ages: list[int],
+    done: Mapping[int, Completion],
+    ending: StoppingCriteria,
+    room: int,
+) -> list[int]:
+    """Write every row's token down, and say which rows go on."""
+    going = []
+    for k, (token,) in enumerate(ids.tolist()):
+        completion = done[members[k]]
+        if not completion.finished and ages[k] < room:
+            ending.ends(completion, token)
+        ages[k] += 1
+        if not completion.finished and ages[k] < room:
+            going.append(k)
+    return going
 
 
 def _worth_leaving(rows: int, going: int) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mechmem.errors import ModelError
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
+from mechmem.models.engine.capabilities import choose_attention
 from mechmem.models.engine.forward import companions
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.site_check import checked_hooks
@@ -93,6 +94,7 @@ def margin_gradients(
             taps = [_Tap(site, part) for site in sites for part in parts]
             feed = Feed(own, batch.index, lengths, rows)
             refuse_training(backend)
+            choose_attention(backend)
             with (
                 held(backend.model),
                 torch.enable_grad(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -17,16 +18,16 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-
     """Keys and values with room for what will follow, so that no step copies what is there.
 
     Args:
-        keys, values: ``[row, head, token, d]`` known so far.
+        keys, values: ``[row, head, token, d]`` known so far; several stand one below the other,
+            their last tokens in one column.
         room: Tokens that will follow at most.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], room: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.length = int(keys.shape[-2])
-        self._whole = tuple(_with_room(part, room) for part in (keys, values))
-        self.keys, self.values = keys, values
+        self.dtype, self.device, self.is_initialized = keys[0].dtype, keys[0].device, True
+        self.length = max(int(part.shape[-2]) for part in keys)
+        self._whole = tuple(_with_room(parts, self.length, room) for parts in (keys, values))
         self._show()
 
     def update(
@@ -50,11 +51,48 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-
         return keys, values
 
 
-def _with_room(part: Tensor, room: int) -> Tensor:
-    rows, heads, tokens, width = part.shape
-    whole = part.new_empty(rows, heads, tokens + room, width)
-    whole[:, :, :tokens] = part
+def _with_room(parts: Sequence[Tensor], tokens: int, room: int) -> Tensor:
+    _, heads, _, width = parts[0].shape
+    rows = sum(len(part) for part in parts)
+    whole, row = parts[0].new_empty(rows, heads, tokens + room, width), 0
+    for part in parts:
+        own, start = whole[row : row + len(part)], tokens - part.shape[-2]
+        own[:, :, :start] = 0  # nobody looks there, but nothing times NaN is NaN
+        own[:, :, start:tokens] = part
+        row += len(part)
     return whole
+
+
+def joins(cache: Any) -> bool:
+    """Whether other rows can be put below those of a cache: keys and values are all it holds."""
+    layers = getattr(cache, "layers", None) or []
+    return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
+
+
+def join_rows(
+    cache: Any, mask: Tensor, other: Any, other_mask: Tensor, room: int
+) -> tuple[Any, Tensor]:
+    """Rows of a second cache below those of one that `joins`, in place of it; columns that no row
+    uses are left out.
+
+    Args:
+        mask, other_mask: ``[row, key]`` 1 on real tokens.
+        room: Tokens that will follow at most.
+
+    Returns:
+        The cache, and its mask.
+    """
+    masks = [part[:, int(part.any(0).long().argmax()) :] for part in (mask, other_mask)]
+    for k, (one, two) in enumerate(zip(cache.layers, other.layers, strict=True)):
+        pairs = [(one.keys, one.values), two.joined() if isinstance(two, PrefixedLayer) else
+                 (two.keys, two.values)]  # fmt: skip
+        keys, values = (
+            [part[:, :, -own.shape[1] :] for part, own in zip(parts, masks, strict=True)]
+            for parts in zip(*pairs, strict=True)
+        )
+        cache.layers[k] = GrowingLayer(keys, values, room)
+    width = max(part.shape[1] for part in masks)
+    return cache, torch.cat([F.pad(part, (width - part.shape[1], 0)) for part in masks])
 
 
 def reserve(cache: Any, room: int) -> None:
@@ -72,9 +110,9 @@ def reserve(cache: Any, room: int) -> None:
             continue  # a recurrent layer, or one that has seen nothing
         if isinstance(layer, PrefixedLayer) and spreads <= MOST_SPREAD:
             keys, values = layer.joined()
-            layers[k] = GrowingLayer(keys, values, room)
+            layers[k] = GrowingLayer([keys], [values], room)
         elif type(layer) is DynamicLayer:
-            layers[k] = GrowingLayer(keys, values, room)
+            layers[k] = GrowingLayer([keys], [values], room)
             layer.keys = layer.values = None  # freed now, not after the last layer
 
 

@@ -1,0 +1,153 @@
+"""Workers that come and go: claims, what is left is taken over, and the bytes are those of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from helpers import bench, contrast_set
+from test_store import KillAfter, hashes
+
+import mechmem as mm
+from mechmem import claims
+from mechmem.claims import claim_of, claimed, is_stale, shared_out
+from mechmem.cli.status import _table
+from mechmem.writing import HERE
+
+OPTIONS = {"token_budget": 14, "shard_rows": 4}
+
+
+def forked(works: list[Callable[[], object]]) -> list[int]:
+    """Run side by side, one process each; how each of them ended."""
+    children = []
+    for work in works:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if child == 0:
+            status = 7
+            try:
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def left_by_another(claim: Path, host: str, pid: int, age: float = 0.0) -> None:
+    claim.write_text(json.dumps({"host": host, "pid": pid}))
+    os.utime(claim, (time.time() - age,) * 2)
+
+
+def ended() -> int:
+    """The number of a process that is no more."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+class TestClaims:
+    def test_only_one_has_it_and_it_goes_whatever_happens(self, tmp_path) -> None:
+        unit = tmp_path / "unit"
+        with claimed(unit) as mine, claimed(unit) as also:
+            assert (mine, also) == (True, False)
+            assert json.loads(claim_of(unit).read_text()) == {"host": HERE, "pid": os.getpid()}
+        with pytest.raises(KeyError), claimed(unit):
+            raise KeyError
+        assert not list(tmp_path.iterdir())
+
+    def test_it_is_touched_while_its_worker_lives(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(claims, "TOUCHED_EVERY", 0.02)
+        with claimed(tmp_path / "unit"):
+            os.utime(claim_of(tmp_path / "unit"), (0, 0))
+            time.sleep(0.3)
+            assert not is_stale(claim_of(tmp_path / "unit"))
+
+    @pytest.mark.parametrize(
+        ("host", "alive", "age", "stale"),
+        [
+            ("elsewhere", False, 0.0, False),
+            ("elsewhere", False, claims.STALE_CLAIM + 5, True),
+            (HERE, False, 0.0, True),
+            (HERE, True, 0.0, False),
+            (HERE, True, claims.STALE_CLAIM + 5, True),
+        ],
+    )
+    def test_what_is_stale_is_taken_over(self, tmp_path, host, alive, age, stale) -> None:
+        claim = claim_of(tmp_path / "unit")
+        left_by_another(claim, host, os.getpid() if alive else ended(), age)
+        assert is_stale(claim) == stale
+        with claimed(tmp_path / "unit") as mine:
+            assert mine == stale
+
+    def test_it_waits_for_what_others_are_at(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(claims, "LOOKED_EVERY", 0.01)
+        other, looked = tmp_path / "b", []
+        left_by_another(claim_of(other), "elsewhere", 1)
+
+        def missing(unit: Path) -> bool:
+            looked.append(unit)
+            if looked.count(other) == 20:
+                other.touch()  # its worker is done
+            return not unit.exists()
+
+        taken = []
+        with closing(shared_out([other, tmp_path / "a"], lambda unit: unit, missing)) as units:
+            for unit in units:
+                unit.touch()
+                taken.append(unit.name)
+        assert taken == ["a"]
+        assert looked.count(other) >= 20
+
+
+def test_three_workers_of_which_one_is_killed_write_the_bytes_of_one(tmp_path) -> None:
+    model, prompts = bench().model, contrast_set()
+    mm.extract_activations(model, prompts, tmp_path / "one", **OPTIONS)
+
+    def work(progress: Callable[[int], object]) -> Callable[[], object]:
+        return lambda: (
+            mm.extract_activations(
+                model, prompts, tmp_path / "three", progress=progress, **OPTIONS
+            ).complete
+            or os._exit(8)
+        )
+
+    def steady(rows: int) -> None:
+        time.sleep(0.05)
+
+    assert forked([work(KillAfter(1)), work(steady), work(steady)]) == [-signal.SIGKILL, 0, 0]
+    assert hashes(tmp_path / "three") == hashes(tmp_path / "one")
+
+
+def test_status_counts_what_is_done_claimed_stale_and_missing(tmp_path) -> None:
+    mm.extract_activations(bench().model, contrast_set(), tmp_path, **OPTIONS)
+    shards = sorted(tmp_path.glob("part-*/shard-*.safetensors"))
+    assert len(shards) > 4
+    for second, shard in enumerate(shards):
+        os.utime(shard, (1000 + second,) * 2)
+    tokens = [
+        sum(len(part.token_ids[row]) for row in rows)
+        for part in mm.ActivationStore(tmp_path).parts for rows in part.rows
+    ]  # fmt: skip
+    for shard in shards[-3:]:
+        shard.unlink()
+    left_by_another(claim_of(shards[-1]), "elsewhere", 1)
+    left_by_another(claim_of(shards[-2]), "elsewhere", 1, claims.STALE_CLAIM + 5)
+    (row,) = _table(tmp_path).to_dict("records")
+    names = ("units", "done", "claimed", "stale", "missing")
+    assert [row[name] for name in names] == [len(shards), len(shards) - 3, 1, 1, 1]
+    pace = sum(tokens[1:-3]) / (len(shards) - 4)
+    assert row["tokens per second"] == pytest.approx(pace)
+    assert row["seconds left"] == pytest.approx(sum(tokens[-3:]) / pace)
+    with pytest.raises(mm.ArtifactError, match="holds no work that is shared"):
+        _table(tmp_path / "nothing")
