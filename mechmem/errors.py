@@ -61,23 +61,3 @@ def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     """A hint `` Did you mean 'x'?`` when something close is allowed, else an empty string."""
     close = difflib.get_close_matches(str(value), list(allowed), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def need(value: object, kind: type | tuple[type, ...], argument: str, way: str) -> None:
-    """Refuse an argument of the wrong kind by its name: swapped arguments are the commonest slip.
-
-    Args:
-        value: What was passed.
-        kind: What it must be.
-        argument: Its name.
-        way: How one gets it, such as ``"acts = mm.cache_activations(...)"``.
-
-    Raises:
-        MechmemError: Naming the argument, what was allowed and what came.
-    """
-    if not isinstance(value, kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        allowed = " or ".join(one.__name__ for one in kinds)
-        raise MechmemError(
-            f"{argument} must be {allowed}, got {type(value).__name__}; for example {way}."
-        )

@@ -18,7 +18,7 @@ from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import PROVENANCE, Provenance
-from mechmem.errors import ArtifactError, PositionError, PromptError, SiteError, listed, need
+from mechmem.errors import ArtifactError, PositionError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
 
 _SHAPE = {
@@ -250,7 +250,6 @@ def difference_of_means(
         PromptError: When a class is missing, or the states are not finite.
         PositionError: When the states have several positions.
     """
-    need(states, (Activations, Moments), "states", "acts = mm.cache_activations(model, prompts)")
     if isinstance(states, Activations):
         if len(states) == 0:
             raise PromptError(

@@ -15,7 +15,7 @@ from mechmem.analysis.directions import Direction, Directions, difference_of_mea
 from mechmem.analysis.fitters import Contrast, Fitted, method_of
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
-from mechmem.errors import MechmemWarning, PromptError, listed, need
+from mechmem.errors import MechmemWarning, PromptError, listed
 from mechmem.models.sites import Site
 
 
@@ -75,7 +75,6 @@ def fit_directions(
     What it does not prove: a direction that tells the classes apart need not be what the model
     uses; ``mass_mean``, ``lda`` and ``logistic`` also use coordinates that only cancel noise.
     """
-    need(states, (Activations, Moments), "states", "acts = mm.cache_activations(model, prompts)")
     function, settings = method_of(method, options)
     if method == "difference_of_means":
         return difference_of_means(states, toward=toward, away=away, by=by)

@@ -124,6 +124,13 @@ def _placed(
     """Every vector at its site: from its name, from the file's kind, or from what was said."""
     if not read.vectors:
         raise ArtifactError(f"{file.name} holds no tensor.")
+    for name, tensor in read.vectors.items():
+        if tensor.squeeze().ndim > 2:
+            raise SiteError(
+                f"{file.name}: {name!r} has the shape {tuple(tensor.shape)}, and directions are "
+                "[d], or [layer, d]. Of a tensor [position, layer, d] save the position that you "
+                "mean, for example tensor[-1], and say stream=."
+            )
     if site is not None:
         if len(read.vectors) != 1:
             raise SiteError(

@@ -19,7 +19,7 @@ from mechmem.analysis.classifiers import (
 from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations, class_names
-from mechmem.errors import MechmemError, PromptError, listed, need
+from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.progress import counted
 from mechmem.seeding import keyed_seed
@@ -261,7 +261,6 @@ def one_thread(features: np.ndarray) -> threadpool_limits:
 
 def probe_data(acts: Activations, by: str, seed: int, folds: int) -> ProbeData:
     """Check and lay out what classifiers read; see `fit_probes`."""
-    need(acts, Activations, "acts", "acts = mm.cache_activations(model, prompts)")
     if folds < 2:
         raise PromptError(f"folds must be at least 2, so that something is held out; got {folds}.")
     for site, state in acts.states.items():

@@ -10,6 +10,7 @@ from mechmem.caching.moments import Moments
 from mechmem.caching.planning import ExtractionPlan, plan_extraction
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.caching.store import ActivationStore
+from mechmem.kinds import names_its_arguments
 
 __all__ = [
     "ActivationStore",
@@ -28,3 +29,5 @@ __all__ = [
     "merge_moments",
     "plan_extraction",
 ]
+
+names_its_arguments(globals())

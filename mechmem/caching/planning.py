@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from mechmem.caching.memory import measured
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
-from mechmem.models.engine.plan import Plan, peak_bytes
+from mechmem.models.engine.plan import Plan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
@@ -23,8 +24,9 @@ class ExtractionPlan:
 
     Attributes:
         plan: The batches.
-        peak_bytes: Estimated memory of the largest batch, on top of the weights. It counts the
-            tensors that are alive together in one block, not what an allocator keeps back.
+        peak_bytes: Estimated memory of the largest batch, on top of the weights, carried over from
+            a few short passes. It counts the tensors that are alive together, not what an allocator
+            keeps back.
         state_bytes: Size of the states, where they are kept.
         seconds: Estimated from one timed batch; ``None`` when none was timed.
     """
@@ -56,7 +58,8 @@ def plan_extraction(
     share_prefixes: bool = True,
     timed: bool = True,
 ) -> ExtractionPlan:
-    """Plan an extraction without running it, but for one batch that is timed.
+    """Plan an extraction without running it, but for one batch that is timed and four short passes
+    of random tokens (1,024 at most) that say what memory it takes.
 
     Args:
         timed: Run the plan's smallest batch twice and take the time of the second. The estimate is
@@ -98,10 +101,10 @@ def plan_extraction(
             ):  # fmt: skip
                 pass
             seconds = (time.perf_counter() - start) * plan.cost(*costs) / alone.cost(*costs)
-    parameter = next(model.tl.parameters())
+    longest = max(len(prompt.ids) for prompt in tokenized)
     return ExtractionPlan(
         plan,
-        peak_bytes(model.tl.cfg, plan, parameter.element_size(), keeps=False, logits=False),
+        measured(model, wanted, longest).peak(plan, per_prompt * 4 // dtype.itemsize),
         per_prompt * len(asked),
         seconds,
     )

@@ -10,7 +10,7 @@ import typer
 
 from mechmem.cli.app import Seed, command
 from mechmem.cli.asking import Asked, ReadingOption, load_asked
-from mechmem.cli.output import Format, Output, is_shared
+from mechmem.cli.output import Format, Output, is_first, is_shared
 from mechmem.cli.reports import run_and_report
 
 if TYPE_CHECKING:
@@ -163,11 +163,14 @@ def _study(
 ) -> None:
     """Processes that share the work meet in the folder."""
     cells = out / "cells" if shared or is_shared() else None
-    run_and_report(lambda say: _run(asked, cells, seed, shuffles, steered or {}, say), out, output)
+    run_and_report(
+        lambda say: _run(asked, out, cells, seed, shuffles, steered or {}, say), out, output
+    )
 
 
 def _run(
     asked: Asked,
+    out: Path,
     cells: Path | None,
     seed: int,
     shuffles: int,
@@ -195,4 +198,11 @@ def _run(
     if "negative_control" in model.card:
         control = load_model(model.card["negative_control"])
         negative = (control, get_task(task.name, **control.card["task_options"]))
-    return run_study(model, task=task, n=asked.number(model), negative=negative, **options)
+    return run_study(
+        model,
+        task=task,
+        n=asked.number(model),
+        negative=negative,
+        finished=lambda study: study.save(out) if is_first() else None,
+        **options,
+    )

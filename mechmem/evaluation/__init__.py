@@ -22,6 +22,7 @@ from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
 from mechmem.evaluation.steering import SteeringGrid, steering_grid
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transfer, probe_transfer
+from mechmem.kinds import names_its_arguments
 
 __all__ = [
     "Determinism",
@@ -62,3 +63,5 @@ __all__ = [
     "split_shift",
     "steering_grid",
 ]
+
+names_its_arguments(globals())

@@ -15,7 +15,7 @@ from torch import Tensor
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
-from mechmem.errors import EditError, PromptError, listed, need
+from mechmem.errors import EditError, PromptError, listed
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.apply import patched
@@ -157,9 +157,6 @@ def select_direction(
     What it does not prove: the winner of many candidates looks better on validation than it is;
     report it on prompts that took no part, which ``Selection.direction`` enforces.
     """
-    need(model, Model, "model", "model = mm.load_model(...)")
-    need(validation, PromptSet, "validation", "parts.validation of prompts.split(...)")
-    need(directions, (Directions, Mapping), "directions", "mm.fit_directions(acts, toward=...)")
     sets = {"": directions} if isinstance(directions, Directions) else dict(directions)
     flat = [(name, one) for name, many in sets.items() for one in many]
     if not flat:

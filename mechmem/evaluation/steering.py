@@ -12,7 +12,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.draws import DRAWS
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
-from mechmem.errors import EditError, TaskError, did_you_mean, listed, need
+from mechmem.errors import EditError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import (
     beyond,
@@ -118,8 +118,6 @@ def steering_grid(
         TaskError: For an unknown outcome.
         PromptError: When ``before`` was observed on other prompts or on another model.
     """
-    need(model, Model, "model", "model = mm.load_model(...)")
-    need(directions, Directions, "directions", "mm.fit_directions(acts, toward=...)")
     asked = model.encode(prompts, "steer")
     sizes = sorted({float(alpha) for alpha in alphas})
     if not sizes or sizes[0] <= 0:

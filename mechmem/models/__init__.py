@@ -1,5 +1,6 @@
 """Floor 2: the only room that imports TransformerLens."""
 
+from mechmem.kinds import names_its_arguments
 from mechmem.models.check import CheckReport, check_model
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model, ModelInfo
@@ -17,3 +18,5 @@ __all__ = [
     "load_model",
     "real_models",
 ]
+
+names_its_arguments(globals())

@@ -1,5 +1,6 @@
 """Floor 8: a study is a list of results with words."""
 
+from mechmem.kinds import names_its_arguments
 from mechmem.studies.base import Study
 from mechmem.studies.behavior.run import run_study
 from mechmem.studies.behavior.study import BehaviorStudy
@@ -26,3 +27,5 @@ __all__ = [
     "run_reasoning_study",
     "run_study",
 ]
+
+names_its_arguments(globals())

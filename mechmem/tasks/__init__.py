@@ -1,5 +1,6 @@
 """Floor 1: prompts, and the tasks that make and read them."""
 
+from mechmem.kinds import names_its_arguments
 from mechmem.tasks.base import (
     BEHAVIORS,
     PromptAnswers,
@@ -56,3 +57,5 @@ __all__ = [
     "rejected_pairs",
     "shuffled_options",
 ]
+
+names_its_arguments(globals())

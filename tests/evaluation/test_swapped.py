@@ -21,8 +21,14 @@ import mechmem as mm
             lambda s: mm.select_direction(s.model, s.prompts, validation=s.prompts),
             "directions must",
         ),
-        (lambda s: mm.controls(s.model, mm.ProjectOut(s.one)), "takes an edit and a model"),
-        (lambda s: mm.side_effects(s.model, s.r, clean=s.prompts), "Expected an edit such as"),
+        (
+            lambda s: mm.controls(s.model, mm.ProjectOut(s.one)),
+            "swapped with model",
+        ),
+        (
+            lambda s: mm.side_effects(s.model, s.r, clean=s.prompts),
+            "edit must be Edit",
+        ),
     ],
 )
 def test_the_argument_is_named(call, words) -> None:

@@ -248,6 +248,8 @@ class TestImporting:
         refused("m.pt", "decoder_block")
         torch.save({"a": 1}, tmp_path / "mixed.pt")
         refused("mixed.pt", "more than tensors")
+        np.save(tmp_path / "deep.npy", np.ones((2, model.info.n_layers, model.info.d_model)))
+        refused("deep.npy", r"save the position that you mean", mm.SiteError, stream="resid_post")
         np.save(tmp_path / "short.npy", np.ones(3))
         refused("short.npy", "shape", mm.SiteError, site=("resid_post", 0))
         np.save(tmp_path / "nan.npy", np.full(model.info.d_model, np.nan))

@@ -96,9 +96,7 @@ FAULTS = [
     Fault(
         "steer by True", add(alpha=True), mm.EditError, "got True", "alpha must be a finite number"
     ),
-    Fault(
-        "steer by a text", add(alpha="3"), mm.EditError, "got '3'", "alpha must be a finite number"
-    ),
+    Fault("steer by a text", add(alpha="3"), mm.MechmemError, "got str", "alpha must be a number"),
     Fault(
         "shift neurons by NaN",
         shift(alpha=NAN),
@@ -156,9 +154,9 @@ FAULTS = [
     Fault(
         "patch with something that is no edit",
         under(lambda s: s.direction),
-        mm.EditError,
-        "got Direction(",
-        "Expected an edit such as mm.ShiftNeurons(...) or a list of edits",
+        mm.MechmemError,
+        "edit must be Edit or a sequence of Edit, got Direction",
+        "for example edit = mm.AddDirection(direction, alpha=2.0)",
     ),
     Fault(
         "patch with no edit",

@@ -385,9 +385,9 @@ FAULTS = [
     Fault(
         "ask for the controls of a direction",
         lambda s: mm.controls(s.direction, s.model),
-        mm.EditError,
-        "controls takes an edit and a model, got Direction and Model",
-        "for example of mm.AddDirection(r, alpha=2.0).",
+        mm.MechmemError,
+        "edit must be Edit, got Direction",
+        "for example edit = mm.AddDirection(direction, alpha=2.0)",
     ),
     Fault(
         "train a lab model of an unknown task",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
+from mechmem.caching.memory import Memory
 from mechmem.models.engine import packing
 from mechmem.models.engine.batching import Batch, PlannedBatch
 from mechmem.models.engine.forward import plan_passes
 from mechmem.models.engine.packing import ENOUGH, can_pack, pack, packed_causal_mask
-from mechmem.models.engine.plan import Plan, batch_bytes, make_plan
+from mechmem.models.engine.plan import Plan, make_plan
 from mechmem.models.engine.reading import last_block, take_states
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
@@ -163,13 +163,10 @@ class TestTheArrangement:
         assert one.halves()[0].halves() == []
 
     def test_memory_is_that_of_the_rows(self) -> None:
-        cfg = SimpleNamespace(n_heads=4, d_head=8, d_mlp=48, d_model=32, n_layers=2, d_vocab=64)
         shared = PlannedBatch.of(range(6), (0, 0, 1, 1, 1, 2), (6, 4, 1, 2, 5, 9))
         alone = PlannedBatch((0, 1, 2), 10)
-        one, other = (
-            batch_bytes(cfg, work, 4, keeps=False, logits=False) for work in (shared, alone)
-        )
-        assert one == other
+        memory = Memory(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+        assert memory.of(shared) == memory.of(alone) == 1 + 2 * 30 + 4 * 300
 
     def test_the_digest_knows_the_rows(self) -> None:
         prompts = asked((2, 2))

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mechmem.models.engine.batching import (
     DEFAULT_TOKEN_BUDGET,
@@ -260,37 +260,3 @@ def _shared(
             start += size
     if waiting:
         yield work(waiting)
-
-
-def batch_bytes(cfg: Any, work: PlannedBatch, itemsize: int, *, keeps: bool, logits: bool) -> int:
-    """Estimated memory of one batch on top of the weights.
-
-    Args:
-        cfg: Sizes, with TransformerLens's names.
-        work: The batch.
-        itemsize: Bytes of one weight.
-        keeps: Whether keys and values of every layer are kept (generation).
-        logits: Whether the last tokens' logits are computed.
-    """
-    rows, keys, computed = work.lanes, work.width + work.prefix_width, work.computed
-    heads, head = int(cfg.n_heads), int(cfg.d_head)
-    groups = int(getattr(cfg, "n_key_value_heads", None) or heads)
-    d_mlp = int(cfg.d_mlp or 4 * cfg.d_model)
-    stream = computed * (4 * int(cfg.d_model) + 3 * heads * head + 3 * d_mlp) * itemsize
-    scores = rows * heads * work.width * keys * (2 * itemsize + 4)  # softmax in 4 bytes
-    expanded = 2 * rows * keys * heads * head * itemsize if work.prefixes else 0
-    stored = 2 * int(cfg.n_layers) * groups * head * itemsize
-    kept = stored * sum(prefix.length for prefix in work.prefixes)
-    kept += stored * computed if keeps else 0
-    return stream + scores + expanded + kept + (rows * int(cfg.d_vocab) * itemsize if logits else 0)
-
-
-def peak_bytes(cfg: Any, plan: Plan, itemsize: int, **what: bool) -> int:
-    """Estimated memory of the largest batch of a plan, on top of the weights."""
-    prefix_passes = (
-        PlannedBatch(tuple(p.row for p in group), max(p.length for p in group))
-        for group in plan.prefix_passes
-    )
-    sizes = [batch_bytes(cfg, work, itemsize, **what) for work in plan.works]
-    sizes += [batch_bytes(cfg, root, itemsize, **{**what, "keeps": True}) for root in prefix_passes]
-    return max(sizes, default=0)

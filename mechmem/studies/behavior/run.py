@@ -64,6 +64,7 @@ def run_study(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     folder: str | Path | None = None,
     progress: Progress | None = None,
+    finished: Callable[[BehaviorStudy], object] | None = None,
 ) -> BehaviorStudy:
     """Does this model remember or compute, where is that decided, and can it be turned?
 
@@ -88,7 +89,7 @@ def run_study(
             out, and then nothing is tested.
         draws: Random draws per control of the winners.
         negative: A model (with its task) in which no effect is expected; only the winning family
-            of edits is tried on it.
+            of edits is tried on it. When it fails, the study says so and keeps everything else.
         doses: Multiples of the chosen alpha for the dose-response; empty to leave it out.
         steered: Most validation and test prompts on which edits are tried. Where answers are long,
             fewer save most of the time; the intervals then grow.
@@ -97,6 +98,7 @@ def run_study(
             on. Processes that share the work (``RANK``, ``WORLD_SIZE``) meet there; each of them
             returns the whole study.
         progress: Called with a line for every step.
+        finished: Called with the study before its negative control runs, so that it can be saved.
 
     Raises:
         ArtifactError: When processes share the work without a folder.
@@ -185,24 +187,7 @@ def run_study(
     say("dose and response, and the cost on clean items")
     dose = dose_response(model, found, tried["test"], task, seed, doses, token_budget)
     clean = clean_cost(model, found, task, seed, token_budget)
-    inner = None
-    if negative is not None:
-        say("the same on the model without a shared mode")
-        inner = run_study(
-            negative[0],
-            task=negative[1],
-            n=n,
-            seed=seed,
-            grid=lambda fit: {found.best.family: grid(fit)[found.best.family]},
-            refine=refine,
-            shuffles=shuffles,
-            draws=draws,
-            doses=(),
-            steered=steered,
-            token_budget=token_budget,
-            folder=place,
-        )
-    return BehaviorStudy(
+    study = BehaviorStudy(
         model.info,
         dict(model.card),
         name,
@@ -222,9 +207,39 @@ def run_study(
         clean,
         read_answers(model, directions, probes, found),
         verdict_of(found, shuffles, reason),
-        inner,
+        None,
         time.monotonic() - started,
     )
+    if negative is None:
+        return study
+    if finished is not None:
+        finished(study)
+    say("the same on the model without a shared mode")
+    try:
+        inner = run_study(
+            negative[0],
+            task=negative[1],
+            n=n,
+            seed=seed,
+            grid=lambda fit: {found.best.family: grid(fit)[found.best.family]},
+            refine=refine,
+            shuffles=shuffles,
+            draws=draws,
+            doses=(),
+            steered=steered,
+            token_budget=token_budget,
+            folder=place,
+        )
+    except Exception as error:  # whatever it is, hours of the main study must not go with it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(
+            f"The negative control failed ({reason:.300}); the main study is whole without it.",
+            MechmemWarning,
+            stacklevel=2,
+        )
+        study = replace(study, failed_control=reason[:300])
+        inner = None
+    return replace(study, negative=inner, seconds=time.monotonic() - started)
 
 
 def _check_steered(steered: Mapping[str, int]) -> None:

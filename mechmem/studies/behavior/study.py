@@ -50,7 +50,8 @@ class BehaviorStudy(Study):
         tokens: The first test flips, token by token along the direction.
         verdict: What may be claimed, from refits on exchanged behaviors.
         negative: The same study on a model without a shared mode, if there is one.
-        seconds: Wall-clock time.
+        seconds: Wall-clock time, of the negative control too.
+        failed_control: What the negative control failed with, when it did.
     """
 
     kind = "behavior"
@@ -72,6 +73,7 @@ class BehaviorStudy(Study):
     verdict: Verdict
     negative: BehaviorStudy | None
     seconds: float
+    failed_control: str = ""
 
     def headline(self) -> str:
         return self.verdict.headline
@@ -100,6 +102,8 @@ class BehaviorStudy(Study):
 
     def negative_note(self) -> str:
         """What the same search found where no effect was expected; empty without such a model."""
+        if self.failed_control:
+            return words.failed_control(self.failed_control)
         inner = self.negative
         return "" if inner is None else words.negative_note(inner.model.name, inner.verdict)
 

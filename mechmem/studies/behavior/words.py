@@ -53,6 +53,13 @@ def negative_note(model: str, verdict: Verdict) -> str:
     return f"On {model}, in which no effect is expected, the same search: {told}{doubt}"
 
 
+def failed_control(reason: str) -> str:
+    """That the negative control has no result, and why."""
+    return sentence(
+        f"the negative control failed and has no result ({reason}); run it as a study of its own"
+    )
+
+
 def limits(
     groups: int, probes: Probes, *, planted: bool, clean: bool, negative: bool, seed: int
 ) -> Iterator[str]:
