@@ -55,6 +55,9 @@ def results() -> dict[str, Any]:
         "costs": mm.side_effects(model, edit, clean=test, texts=["w1 w2 w3"]),
         "prompting": mm.prompting(model, test, {"in front": "w3 w4 "}, edits={"edit": edit}),
         "sampling": mm.sampling(model, test, temperatures=(0.5, 1.0), draws=3),
+        "map": mm.evaluation.projection_map(
+            model, mm.difference_of_means(acts, toward="generalized"), test[:1], draws=5
+        ),
         "models": mm.compare_models({"a": model, "b": model}, test),
     }
 
@@ -273,6 +276,7 @@ CASES: dict[str, Callable[[mm.Study], list[Case]]] = {
     "state_map": lambda s: [case(RESULTS["state_map"]())],
     "steering_grid": lambda s: [case(grid())],
     "sweep_cells": lambda s: [case(s.sweep)],
+    "token_map": lambda s: [case(results()["map"])],
     "token_projection": lambda s: [case(tokens()), case(tokens(), prompt="p1")],
     "training_curves": lambda s: [case(curves(), curves())],
     "transfer_matrix": lambda s: [case(results()["probes"]), case(results()["edits"])],

@@ -22,6 +22,7 @@ FLOORS = {
     "errors": 0,
     "seeding": 0,
     "progress": 0,
+    "style": 0,
     "manifests": 0,
     "writing": 0,
     "artifacts": 0,
@@ -36,6 +37,7 @@ FLOORS = {
     "training": 7,
     "studies": 8,
     "reports": 9,
+    "app": 10,
     "cli": 11,
     "__main__": 12,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
@@ -161,7 +161,12 @@ def folds_of(
 
 
 def token_features(token_ids: list[tuple[int, ...]]) -> Float[np.ndarray, "example feature"]:
-    """One-hot of the token at every position counted from the end, as far back as all reach.
+    """One-hot of the token at every position counted from the end, as far back as all reach."""
+    return features_at(token_ids, token_columns(token_ids))
+
+
+def token_columns(token_ids: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """What `token_features` has a column for: ``(place from the end, token)``.
 
     Warns when one short prompt hides most of the others.
     """
@@ -173,11 +178,25 @@ def token_features(token_ids: list[tuple[int, ...]]) -> Float[np.ndarray, "examp
             f"shortest prompt has; half of the prompts have {int(np.median(lengths))} or more. "
             "Leave short prompts out to make it a fair one.",
             MechmemWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     columns = []
     for back in range(1, depth + 1):
-        here = np.array([ids[-back] for ids in token_ids])
-        for token in np.unique(here)[1:]:
-            columns.append(here == token)
-    return np.stack(columns, axis=1).astype(float) if columns else np.zeros((len(token_ids), 1))
+        here = np.unique([ids[-back] for ids in token_ids])
+        columns += [(back, int(token)) for token in here[1:]]
+    return columns
+
+
+def features_at(
+    token_ids: Sequence[tuple[int, ...]], columns: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "example feature"]:
+    """1 where the token stands at the place, else 0; one column of zeros without columns."""
+    depth = max((back for back, _ in columns), default=0)
+    ends = np.full((len(token_ids), depth), -1)
+    for row, ids in enumerate(token_ids):
+        tail = ids[-depth:][::-1] if depth else ()
+        ends[row, : len(tail)] = tail
+    out = np.zeros((len(token_ids), max(1, len(columns))))
+    for k, (back, token) in enumerate(columns):
+        out[:, k] = ends[:, back - 1] == token
+    return out

@@ -5,7 +5,7 @@ One file per group of commands; importing it here puts a command on the list, in
 
 from __future__ import annotations
 
-from mechmem.cli import studies, sweeps, states, training, listing, exchange, reports  # isort: skip
+from mechmem.cli import studies, opening, sweeps, states, training, listing, exchange, reports  # isort: skip
 from mechmem.cli.app import app
 from mechmem.cli.entry import main
 
@@ -14,6 +14,7 @@ __all__ = [
     "exchange",
     "listing",
     "main",
+    "opening",
     "reports",
     "states",
     "studies",

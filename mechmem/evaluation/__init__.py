@@ -21,6 +21,7 @@ from mechmem.evaluation.sampling import Sampling, sampling
 from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
 from mechmem.evaluation.steering import SteeringGrid, steering_grid
+from mechmem.evaluation.token_maps import TokenMap, margin_map, projection_map
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transfer, probe_transfer
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Selection",
     "SideEffects",
     "SteeringGrid",
+    "TokenMap",
     "compare_models",
     "controls",
     "determinism",
@@ -50,11 +52,13 @@ __all__ = [
     "evaluate_each",
     "graded_answers",
     "interaction",
+    "margin_map",
     "margin_response",
     "near_ties",
     "observe",
     "perturbational_memorization",
     "probe_transfer",
+    "projection_map",
     "prompting",
     "sampling",
     "select_direction",
