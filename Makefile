@@ -10,8 +10,8 @@ PY = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
 PY3 = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV3)/bin/python
 PIP = -m pip --disable-pip-version-check install --quiet
 
-EXTRAS = figures,parquet,hub,exchange,lora,test,dev,docs
-EXTRAS3 = figures,parquet,hub,exchange,lora,test
+EXTRAS = app,figures,parquet,hub,exchange,lora,test,dev,docs
+EXTRAS3 = app,figures,parquet,hub,exchange,lora,test
 HOOKED = tests/models/test_forward.py tests/models/test_prefixes.py tests/models/test_truncating.py \
 	tests/models/test_trimming.py \
 	tests/caching tests/patching tests/evaluation

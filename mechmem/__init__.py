@@ -46,6 +46,7 @@ _HOME = {
         "run_reasoning_study run_study"
     ),
     "reports": "from_hub push_to_hub write_report",
+    "app": "open",
 }
 _WHERE = {name: room for room, names in _HOME.items() for name in names.split()}
 _ROOMS = (
@@ -62,7 +63,8 @@ _ROOMS = (
     "reports",
 )
 
-__all__ = ["__version__", *_ROOMS, *_WHERE]
+# `from mechmem import *` must leave Python's own `open` alone.
+__all__ = ["__version__", *_ROOMS, *(name for name in _WHERE if name != "open")]
 
 
 def __getattr__(name: str) -> Any:
@@ -74,11 +76,12 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "open"])
 
 
 if TYPE_CHECKING:
     from mechmem.analysis import *
+    from mechmem.app import open as open  # noqa: A004
     from mechmem.caching import *
     from mechmem.errors import *
     from mechmem.evaluation import *

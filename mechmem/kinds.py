@@ -44,12 +44,19 @@ def names_its_arguments(room: dict[str, Any]) -> None:
         room: The ``globals()`` of the room's ``__init__``, ``__all__`` in it.
     """
     for name in room["__all__"]:
-        one = room[name]
-        if inspect.isfunction(one):
-            room[name] = refusing(one, one)
-            room[name].__module__ = room["__name__"]
-        elif inspect.isclass(one) and "__init__" in vars(one):
-            one.__init__ = refusing(one.__init__, one)  # type: ignore[method-assign]
+        room[name] = naming_its_arguments(room[name], room["__name__"])
+
+
+def naming_its_arguments(one: Any, room: str) -> Any:
+    """The same for one function or class, of the room with this module name."""
+    if inspect.isfunction(one) and one.__module__ != room:
+        made: Any = refusing(one, one)
+        made.__module__ = room
+        return made
+    own = vars(one).get("__init__") if inspect.isclass(one) else None
+    if own is not None and not hasattr(own, "__wrapped__"):
+        one.__init__ = refusing(own, one)
+    return one
 
 
 def refusing(function: F, named: Callable[..., Any]) -> F:

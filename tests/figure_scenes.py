@@ -58,6 +58,9 @@ def results() -> dict[str, Any]:
         ),
         "sampling": mm.evaluation.sampling(model, test, temperatures=(0.5, 1.0), draws=3),
         "models": mm.evaluation.compare_models({"a": model, "b": model}, test),
+        "map": mm.evaluation.projection_map(
+            model, mm.difference_of_means(acts, toward="generalized"), test[:1], draws=5
+        ),
     }
 
 
@@ -276,6 +279,7 @@ CASES: dict[str, Callable[[mm.Study], list[Case]]] = {
     "state_map": lambda s: [case(RESULTS["state_map"]())],
     "steering_grid": lambda s: [case(grid())],
     "sweep_cells": lambda s: [case(s.sweep)],
+    "token_map": lambda s: [case(results()["map"])],
     "token_projection": lambda s: [case(tokens()), case(tokens(), prompt="p1")],
     "training_curves": lambda s: [case(curves(), curves())],
     "transfer_matrix": lambda s: [case(results()["probes"]), case(results()["edits"])],

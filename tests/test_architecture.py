@@ -24,6 +24,7 @@ FLOORS = {
     "kinds": 0,
     "seeding": 0,
     "progress": 0,
+    "style": 0,
     "manifests": 0,
     "writing": 0,
     "claims": 0,
@@ -39,6 +40,7 @@ FLOORS = {
     "training": 7,
     "studies": 8,
     "reports": 9,
+    "app": 10,
     "cli": 11,
     "__main__": 12,
 }

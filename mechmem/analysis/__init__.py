@@ -17,6 +17,7 @@ from mechmem.analysis.directions import Direction, Directions, difference_of_mea
 from mechmem.analysis.fitting import fit_directions
 from mechmem.analysis.geometry import Separation, separation
 from mechmem.analysis.importing import import_directions
+from mechmem.analysis.input_words import InputWords, fit_input_words
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.layer_distribution import LayerDistribution, layer_distribution
 from mechmem.analysis.learning_curve import LearningCurve, learning_curve
@@ -33,6 +34,7 @@ __all__ = [
     "DirectionCosines",
     "Directions",
     "Estimate",
+    "InputWords",
     "LayerDistribution",
     "LearningCurve",
     "LinearClassifier",
@@ -53,6 +55,7 @@ __all__ = [
     "difference_of_means",
     "fit_classifier",
     "fit_directions",
+    "fit_input_words",
     "fit_probes",
     "import_directions",
     "layer_distribution",

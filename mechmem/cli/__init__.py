@@ -5,7 +5,11 @@ One file per group of commands; importing it here puts a command on the list, in
 
 from __future__ import annotations
 
-from mechmem.cli import studies, sweeps, states, status, training, listing, exchange, reports  # isort: skip
+# isort: off
+from mechmem.cli import studies, opening, sweeps, states, status, training, listing, exchange
+from mechmem.cli import reports
+
+# isort: on
 from mechmem.cli.app import app
 from mechmem.cli.entry import main
 
@@ -14,6 +18,7 @@ __all__ = [
     "exchange",
     "listing",
     "main",
+    "opening",
     "reports",
     "states",
     "status",

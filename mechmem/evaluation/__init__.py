@@ -21,6 +21,7 @@ from mechmem.evaluation.sampling import Sampling, sampling
 from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
 from mechmem.evaluation.steering import SteeringGrid, steering_grid
+from mechmem.evaluation.token_maps import TokenMap, margin_map, projection_map
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transfer, probe_transfer
 from mechmem.kinds import names_its_arguments
 
@@ -42,6 +43,7 @@ __all__ = [
     "Selection",
     "SideEffects",
     "SteeringGrid",
+    "TokenMap",
     "compare_models",
     "controls",
     "determinism",
@@ -51,11 +53,13 @@ __all__ = [
     "evaluate_each",
     "graded_answers",
     "interaction",
+    "margin_map",
     "margin_response",
     "near_ties",
     "observe",
     "perturbational_memorization",
     "probe_transfer",
+    "projection_map",
     "prompting",
     "sampling",
     "select_direction",

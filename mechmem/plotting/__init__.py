@@ -23,6 +23,7 @@ from mechmem.plotting.state_maps import state_map
 from mechmem.plotting.steering import steering_grid
 from mechmem.plotting.style import COLORS, THEMES, house_style
 from mechmem.plotting.sweeps import sweep_cells
+from mechmem.plotting.token_maps import token_map
 from mechmem.plotting.tokens import token_projection
 from mechmem.plotting.training import training_curves
 from mechmem.plotting.transfer import transfer_matrix
@@ -70,6 +71,7 @@ __all__ = [
     "state_map",
     "steering_grid",
     "sweep_cells",
+    "token_map",
     "token_projection",
     "training_curves",
     "transfer_matrix",

@@ -77,7 +77,7 @@ def token_projection(
     shown = [plain(token) for token in tokens]
     fig = go.Figure(
         go.Heatmap(
-            z=_turn(toward, away) * grid,
+            z=turn(toward, away) * grid,
             x=np.arange(len(tokens)),
             y=[plain(name) for name in names],
             customdata=[
@@ -94,7 +94,7 @@ def token_projection(
             ygap=1,
         )
     )
-    _color_scale(fig, float(np.nanmax(np.abs(grid), initial=0.0)) or 1.0, toward, away)
+    color_scale(fig, float(np.nanmax(np.abs(grid), initial=0.0)) or 1.0, toward, away)
     for start in bounds:
         fig.add_vline(x=start - 0.5, line={"color": "#8A8F98", "width": 2, "dash": "dot"})
         about += f"completion from token {start}; "
@@ -122,13 +122,14 @@ def _of_prompt(table: pd.DataFrame, prompt: str | None) -> pd.DataFrame:
     return mine.reset_index(drop=True)
 
 
-def _turn(toward: str, away: str) -> float:
+def turn(toward: str, away: str) -> float:
     """Colors follow the class, not the sign: orange stays memorized."""
     return -1.0 if away in AS_MEMORIZED or toward in ("generalized", "context") else 1.0
 
 
-def _color_scale(fig: go.Figure, limit: float, toward: str, away: str) -> None:
-    ends = [away, toward] if _turn(toward, away) > 0 else [toward, away]
+def color_scale(fig: go.Figure, limit: float, toward: str, away: str) -> None:
+    """White at 0, orange the memorized side."""
+    ends = [away, toward] if turn(toward, away) > 0 else [toward, away]
     fig.update_layout(
         coloraxis={
             "cmin": -limit,

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from mechmem import studies
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, MechmemError, listed
 from mechmem.reports.page import drawn, render
@@ -69,6 +70,8 @@ def _written(study: Study, folder: str | Path) -> Path:
 
 
 def _page(study: SavedStudy) -> str:
+    for name in studies.__all__:
+        getattr(studies, name)  # a class is known once its file is loaded
     known = STUDIES.get(study.kind)
     if known is None:
         raise ArtifactError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from mechmem.artifacts import write_text
+from mechmem.writing import write_text
 
 COLUMNS = "columns.json"
 """Beside the tables: which columns hold text, and whether an empty cell there is a missing one."""

@@ -1,0 +1,296 @@
+"""The page before anything is computed."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from dash import dcc, html
+
+from mechmem.app.show import chip, visible
+from mechmem.app.source import Source
+from mechmem.app.view import EDITS, MOST_WORDINGS, POSITIONS, View
+
+TITLE = "Is it remembering or thinking?"
+WHERE = {
+    "each_step": "last prompt token and every new one",
+    "last": "last prompt token",
+    "prompt": "the whole prompt",
+    "all": "every token",
+}
+SUFFIXES = (".gguf", ".pt", ".safetensors")
+
+
+def layout(source: Source) -> Any:
+    """The whole page; every window gets a name of its own, by which its work is known."""
+    view = source.first_view()
+    return html.Div(
+        [
+            dcc.Location(id="address", refresh=False),
+            dcc.Store(id="window", data=secrets.token_hex(8)),
+            dcc.Store(id="view", data=view.as_dict()),
+            dcc.Store(id="theme", data="light"),
+            *(dcc.Store(id=f"{name}-key") for name in ("words", "map", "turn", "dose")),
+            dcc.Interval(id="tick", interval=300, disabled=True),
+            dcc.Download(id="download"),
+            html.A("Skip to the prompt", href="#ask-part", className="skip"),
+            _top(source),
+            html.Main(
+                [_ask(source, view), _where(source, view), _turn(source, view), _keep()],
+                id="main",
+            ),
+            html.Div(
+                [
+                    html.Span(id="status", role="status"),
+                    html.Button("Stop", id="stop", className="plain"),
+                ],
+                id="bar",
+            ),
+        ]
+    )
+
+
+def _top(source: Source) -> Any:
+    study = source.study
+    about = f"mechmem open: {visible(source.model_name)}"
+    if study is not None:
+        about += f", {visible(study.task)}, seed {study.seed}"
+    planted = source.card.get("planted")
+    parts: list[Any] = [html.P(source.verdict, className="verdict")]
+    if planted:
+        parts.append(
+            html.P(
+                "Planted mode: the reason to switch was built into the training data of this model."
+            )
+        )
+    limits = html.Ul([html.Li(visible(line)) for line in source.limits])
+    parts.append(html.Details([html.Summary("What this does not show"), limits]))
+    return html.Header(
+        [
+            html.P(about, className="kicker"),
+            html.H1(TITLE),
+            html.Div(parts, className="answer"),
+        ]
+    )
+
+
+def named(label: str, control: Any, **about: Any) -> Any:
+    """A control under its name."""
+    return html.Div([html.Label(label, htmlFor=control.id), control], className="field", **about)
+
+
+def choices(name: str, label: str, options: dict[str, str], value: str) -> Any:
+    """One of a few, as buttons that the arrow keys walk."""
+    return html.Fieldset(
+        [
+            html.Legend(label),
+            dcc.RadioItems(
+                id=name, options=[{"value": k, "label": v} for k, v in options.items()], value=value
+            ),
+        ]
+    )
+
+
+def pick(name: str, label: str, options: dict[str, str], value: str | None) -> Any:
+    """One of many."""
+    return html.Div(
+        [
+            html.Label(label, htmlFor=name, id=f"{name}-label"),
+            dcc.Dropdown(
+                id=name, options=[{"value": k, "label": v} for k, v in options.items()],
+                value=value, clearable=False, searchable=len(options) > 12,
+            ),
+        ],
+        className="field",
+    )  # fmt: skip
+
+
+def _section(name: str, title: str, about: str, *parts: Any) -> Any:
+    return html.Section(
+        [html.H2(title, id=f"h-{name}"), html.P(about, className="soft"), *parts],
+        id=f"{name}-part",
+        **{"aria-labelledby": f"h-{name}"},
+    )
+
+
+def _ask(source: Source, view: View) -> Any:
+    first, second = source.classes
+    groups = source.groups()[:200]
+    rows = [
+        html.Div(
+            [
+                html.Div(
+                    [
+                        html.Label(f"Wording {k + 1}", htmlFor=f"wording-{k}"),
+                        dcc.Textarea(
+                            id=f"wording-{k}", value=view.texts[k] if k < len(view.texts) else "",
+                            rows=2, spellCheck=False,
+                        ),
+                    ]
+                ),
+                html.Div(id=f"said-{k}", className="said"),
+            ],
+            id=f"row-{k}",
+            className="row",
+            hidden=k >= max(1, len(view.texts)),
+        )
+        for k in range(MOST_WORDINGS)
+    ]  # fmt: skip
+    question = (
+        [pick("question", "Question of the study", {g: g for g in groups}, groups[0])]
+        if groups
+        else [dcc.Store(id="question")]
+    )
+    return _section(
+        "ask",
+        "Remembering or thinking?",
+        "Ask one question in up to eight wordings. What is written shows which it did; a margin "
+        "near 0 means that it hangs in the balance.",
+        html.Div(
+            [
+                *question,
+                named(f"Answer that is {first}", _typed("memorized", view.memorized)),
+                named(f"Answer that is {second}", _typed("generalized", view.generalized)),
+            ],
+            className="fields",
+        ),
+        html.Div(rows, className="rows"),
+        html.Div(
+            [
+                html.Button("Ask the model", id="ask", className="main"),
+                html.Button("One wording more", id="more", className="plain"),
+                html.Span("Ctrl+Enter asks, too.", className="soft"),
+            ],
+            className="buttons",
+        ),
+        html.Div(id="shares", role="status"),
+    )
+
+
+def _typed(name: str, value: str) -> Any:
+    return dcc.Input(id=name, value=value, type="text", autoComplete="off", spellCheck=False)
+
+
+def _where(source: Source, view: View) -> Any:
+    which = {str(k): f"wording {k + 1}" for k in range(max(1, len(view.texts)))}
+    shown = {
+        "projection": "projection on the study's direction",
+        "margin": "margin of the two answers after each layer",
+    }
+    return _section(
+        "where",
+        "Where?",
+        "Each cell is one token's state after one layer. Blank cells are no farther out than "
+        "random directions are. The direction was fitted at the last prompt token: read the last "
+        "column first. A click chooses the site and the position for the push below.",
+        html.Div(
+            [choices("map", "The map shows", shown, view.map), pick("shown", "Of", which, "0")],
+            className="fields",
+        ),
+        html.Div(id="map-found", role="status"),
+        html.Div(
+            dcc.Graph(id="map-figure", responsive=True, config={"displaylogo": False}),
+            id="map-holder",
+            hidden=True,
+            role="figure",
+            **{"aria-label": "Map of layers and tokens"},
+        ),
+        html.Div(id="neurons"),
+    )
+
+
+def _turn(source: Source, view: View) -> Any:
+    first, second = source.classes
+    sites = {key: key.replace(".", " ") for key in source.sites} or {"": "no direction yet"}
+    return _section(
+        "turn",
+        "Turn it",
+        "Push the state and see whether the answer turns, beside a push of the same size that "
+        "has nothing of the contrast in it. Only what goes beyond that control is an effect.",
+        html.Div(
+            [
+                html.Div(
+                    [
+                        html.Label(
+                            [
+                                "Strength, in distances between the classes: ",
+                                html.B(f"{view.strength:g}", id="strength-said"),
+                            ],
+                            htmlFor="strength",
+                        ),
+                        dcc.Input(
+                            id="strength",
+                            type="range",
+                            min=-3,
+                            max=3,
+                            step=0.25,
+                            value=view.strength,
+                            debounce=0.1,
+                            list="strengths",
+                        ),
+                        html.Datalist(
+                            [html.Option(value=str(k)) for k in range(-3, 4)], id="strengths"
+                        ),
+                        html.Div(
+                            [html.Span(str(k)) for k in range(-3, 4)],
+                            className="ticks",
+                            **{"aria-hidden": "true"},
+                        ),
+                    ],
+                    className="field slide",
+                ),
+                choices("toward", "Toward", {first: first, second: second}, view.toward),
+                pick("kind", "Kind of edit", dict(EDITS), view.kind),
+                pick("site", "Site", sites, view.site),
+                pick(
+                    "positions",
+                    "Positions",
+                    {name: WHERE[name] for name in POSITIONS},
+                    view.positions,
+                ),
+                pick("control", "Control", {"": "the strictest"}, ""),
+            ],
+            className="fields",
+        ),
+        html.Div(id="columns", role="status", **{"aria-live": "polite"}),
+        html.Div(id="dose"),
+    )
+
+
+def _keep() -> Any:
+    return _section(
+        "keep",
+        "Keep it",
+        "What is on the screen, to go on with elsewhere. A file of a vector is added at every "
+        "position by the tool that reads it.",
+        html.Div(
+            [
+                html.Button("Report (HTML)", id="save-report", className="plain"),
+                html.Button("Tables (CSV, zipped)", id="save-csv", className="plain"),
+                *(
+                    html.Button(f"Vector ({suffix})", id=f"save-vector{k}", className="plain")
+                    for k, suffix in enumerate(SUFFIXES)
+                ),
+            ],
+            className="buttons",
+        ),
+        html.Div(id="saved", role="status"),
+        html.P(
+            [
+                "A link to this view: ",
+                html.Code(id="link", className="prompt"),
+                dcc.Clipboard(target_id="link", title="Copy the link", n_clicks=0),
+            ],
+            className="linked",
+        ),
+        html.Details(
+            [
+                html.Summary("The Python lines that do exactly this"),
+                html.Pre(id="lines", tabIndex="0"),
+            ],
+            open=True,
+        ),
+    )
+
+
+__all__ = ["SUFFIXES", "WHERE", "chip", "layout"]

@@ -1,0 +1,243 @@
+"""What each part of the page shows for a view: no browser and no callback is needed to call it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+from dash import html
+
+from mechmem.app import show
+from mechmem.app.source import Source
+from mechmem.app.view import DOSED, MOST_WORDINGS, View
+from mechmem.app.worker import Job, Worker
+from mechmem.style import template
+
+if TYPE_CHECKING:
+    from mechmem.app.live import Live
+
+PANELS: Mapping[str, tuple[str, int]] = {
+    "ask": ("asking", 0),
+    "turn": ("turning", 1),
+    "map": ("mapping", 2),
+    "cost": ("KL on neutral prompts", 3),
+    "dose": ("dose and response", 4),
+}
+"""What is computed: its name in the line, and who goes first."""
+
+_READS: Mapping[str, tuple[str, ...]] = {
+    "ask": (),
+    "map": ("shown", "map"),
+    "turn": ("site", "kind", "toward", "strength", "positions", "control"),
+    "cost": ("site", "kind", "toward", "strength", "positions", "control"),
+    "dose": ("site", "kind", "toward", "positions", "control"),
+}
+"""What of a view each reads besides the prompts."""
+
+NEURONS = {
+    "rank": "rank of all", "neuron": "neuron", "position": "position", "correlation": "r",
+    "mean_difference": "mean difference", "effect_size": "d",
+}  # fmt: skip
+WAIT = 0.6
+"""Seconds that an answer may take before the page says that it waits."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One part of the page.
+
+    Attributes:
+        parts: What stands there.
+        settled: False while something is still being computed.
+    """
+
+    parts: Any
+    settled: bool
+
+
+class Page:
+    """The parts of a page over one source, and the one worker behind them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.worker = source, Worker()
+        self._live: Live | None = None
+        self._loading = threading.Lock()
+
+    def live(self) -> Live:
+        """The model, loaded when it is first needed; in the worker's thread."""
+        with self._loading:
+            if self._live is None:
+                from mechmem.app.loading import load_live
+
+                self._live = load_live(self.source)
+            return self._live
+
+    def status(self, window: str) -> list[str]:
+        """What this window waits for, in words."""
+        lines = self.worker.status(window)
+        if lines and self._live is None:
+            lines[0] = f"loading {self.source.model_name}, which takes a moment"
+        return lines
+
+    def key(self, panel: str, view: View) -> tuple[Any, ...]:
+        """What the result of a panel depends on."""
+        own = tuple(getattr(view, name) for name in _READS[panel])
+        strength = () if view.kind in DOSED or "strength" not in _READS[panel] else ("any",)
+        if strength:
+            own = tuple(getattr(replace(view, strength=1.0), name) for name in _READS[panel])
+        return (panel, view.texts, view.memorized, view.generalized, *own)
+
+    def job(self, panel: str, view: View, window: str, wait: float = WAIT) -> Job:
+        """The work of a panel, asked for once."""
+        name, rank = PANELS[panel]
+
+        def work(check: Callable[[], None]) -> Any:
+            live = self.live()
+            check()
+            return live.under(check, getattr(live, _TO_DO[panel]), view)
+
+        return self.worker.ask(
+            self.key(panel, view), window, panel, name, work, rank=rank, wait=wait
+        )
+
+    def done(self, panel: str, view: View) -> Any:
+        """The result of a panel if it is there; it is not asked for."""
+        return self.worker.result(self.key(panel, view))
+
+    def words(self, view: View, window: str) -> tuple[list[Any], Shown]:
+        """What stands beside every wording, and the shares below them."""
+        if not view.live:
+            return self._saved_words(view)
+        job = self.job("ask", view, window)
+        blank: list[Any] = [[] for _ in range(MOST_WORDINGS)]
+        if not job.done.is_set():
+            return blank, Shown(show.waiting(self.status(window)), False)
+        if job.error:
+            return blank, Shown(show.refusal(job.error), True)
+        seen, words, table = job.value
+        row_of = {prompt.text: k for k, prompt in enumerate(seen.prompts)}
+        said = [
+            show.wording(seen, row_of[text], words) if text in row_of else [] for text in view.texts
+        ]
+        groups = len(set(seen.prompts.groups))
+        about = (
+            f"Shares over {len(seen)} wording{'s' if len(seen) > 1 else ''} of {groups} "
+            f"question{'s' if groups > 1 else ''}, with 95 % intervals over questions; wordings of "
+            "one question are not independent."
+        )
+        found = [html.P(self._found(seen), className="found"), show.shares(table, about)]
+        return said + blank[len(said) :], Shown(found, True)
+
+    def _found(self, seen: Any) -> str:
+        counts = [f"{seen.outcomes.count(name)} {name}" for name in seen.allowed]
+        return f"Of {len(seen)} wordings: {', '.join(counts)}."
+
+    def _saved_words(self, view: View) -> tuple[list[Any], Shown]:
+        rows = self.source.saved_rows(view.texts)
+        said = [
+            show.saved_wording(rows.loc[text], self.source.classes) if text in rows.index else []
+            for text in view.texts
+        ]
+        note = html.P(
+            "As the study saw it; the model is not loaded. Ask the model, or change anything, and "
+            "it is.",
+            className="soft",
+        )
+        return said + [[]] * (MOST_WORDINGS - len(said)), Shown(note, True)
+
+    def map(self, view: View, window: str, theme: str) -> tuple[go.Figure | None, Any, Shown]:
+        """The map of one wording, the neurons of the site, and what the map says in words."""
+        if not view.live:
+            return None, [], self._saved_figure("separation", theme)
+        job = self.job("map", view, window)
+        if not job.done.is_set():
+            return None, [], Shown(show.waiting(self.status(window)), False)
+        if job.error:
+            return None, [], Shown(show.refusal(job.error), True)
+        found, neurons = job.value, self.live().neurons(view)
+        from mechmem import plotting
+
+        figure = plotting.token_map(found, theme=theme)
+        beside: Any = []
+        if not neurons.empty:
+            site = view.site.replace(".", " ")
+            scores = self.live().scores
+            total = scores.total if scores is not None else 0
+            beside = show.table(
+                neurons,
+                f"Neurons of {site} that differ most between the classes, ranked by |r| among all "
+                f"{total} that were scored. That one differs does not make it a cause.",
+                NEURONS,
+            )
+        return figure, beside, Shown(html.P(map_words(found), className="found"), True)
+
+    def turn(self, view: View, window: str) -> tuple[Shown, str]:
+        """The three columns, and the Python that gives them."""
+        if not view.live:
+            note = "Move anything here and the model is loaded."
+            return Shown(html.P(note, className="soft"), True), "# nothing has been asked yet"
+        job = self.job("turn", view, window)
+        if not job.done.is_set():
+            return Shown(show.waiting(self.status(window)), False), ""
+        if job.error:
+            return Shown(show.refusal(job.error), True), "# refused, see above"
+        cost = self.job("cost", view, window, wait=0.0)
+        there = cost.done.is_set()
+        parts = [show.columns(job.value, cost.value if there and not cost.error else None)]
+        if there and cost.error:
+            parts.append(show.refusal(cost.error))
+        return Shown(parts, there), job.value.lines
+
+    def dose(self, view: View, window: str, theme: str) -> Shown:
+        """The dose-response with the control's band."""
+        if not view.live:
+            return self._saved_figure("dose_response", theme)
+        if view.kind not in DOSED:
+            return Shown(html.P("This kind of edit has no strength.", className="soft"), True)
+        if not self.job("turn", view, window, wait=0.0).done.is_set():
+            return Shown([], False)  # first the three columns
+        job = self.job("dose", view, window, wait=0.0)
+        if not job.done.is_set():
+            return Shown(show.waiting(self.status(window)), False)
+        if job.error:
+            return Shown(show.refusal(job.error), True)
+        figure = show.dose(job.value, view.strength, self.source.classes, theme)
+        return Shown(show.graph(figure, "dose-figure", "Margin against strength"), True)
+
+    def _saved_figure(self, name: str, theme: str) -> Shown:
+        """A figure that the study saved, in this theme."""
+        if name not in self._figures:
+            return Shown(html.P("The study has no figure for this.", className="soft"), True)
+        figure = go.Figure(self._figures[name]).update_layout(template=template(theme))
+        note = html.P("From the study, over all its test prompts:", className="soft")
+        return Shown([note, show.graph(figure, f"saved-{name}", name)], True)
+
+    @cached_property
+    def _figures(self) -> dict[str, go.Figure]:
+        return {} if self.source.study is None else self.source.study.figures()
+
+
+_TO_DO = {"ask": "asked", "map": "map", "turn": "turn", "cost": "cost", "dose": "dose"}
+
+
+def map_words(found: Any) -> str:
+    """Where the map first leaves the band of chance at the last token, in one sentence."""
+    rows = found.rows
+    last = rows[rows["position"] == rows["position"].max()]
+    out = last[(last["value"] < last["band_low"]) | (last["value"] > last["band_high"])]
+    if out.empty:
+        return (
+            "At the last prompt token no layer lies farther out than random directions do: this "
+            "wording shows neither side there."
+        )
+    far = out.loc[out["value"].abs().idxmax()]
+    sides = sorted({found.toward if value > 0 else found.away for value in out["value"]})
+    layers = ", ".join(f"{row.stream} {row.layer}" for row in show.each_row(out))
+    return (
+        f"At the last prompt token this wording lies on the {' and the '.join(sides)} side, beyond "
+        f"random directions, at {layers} (most: {abs(far['value']):.2f} {found.unit})."
+    )

@@ -1,0 +1,258 @@
+"""From results to what stands on the page. All text goes in as text: nothing of it is markup."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from dash import dcc, html
+
+from mechmem.style import COLORS, GRAY, PALETTE, faded, house_style
+
+if TYPE_CHECKING:
+    from mechmem.app.live import Turned
+    from mechmem.evaluation import Observations
+    from mechmem.patching import EditReport
+
+KINDS = {"memorized", "generalized", "correct", "wrong"}
+SAME = {"known": "memorized", "context": "generalized"}
+GRAPH: Any = {"displaylogo": False, "modeBarButtons": [["toImage", "zoom2d", "resetScale2d"]]}
+
+
+def visible(text: object) -> str:
+    """Control characters made visible, so that what was written can be seen; lone halves of pairs
+    too, which no page can hold."""
+    return "".join(
+        ch if ch.isprintable() or ch == "\n" else f"\\u{{{ord(ch):x}}}" for ch in str(text)
+    )
+
+
+def chip(outcome: str) -> Any:
+    """An outcome in its color, always with its word."""
+    name = SAME.get(outcome, outcome)
+    return html.Span(visible(outcome), className=f"chip {name if name in KINDS else 'other'}")
+
+
+def written(text: str, mark: Sequence[bool] | None = None) -> Any:
+    """What a model wrote; changed words marked."""
+    said = visible(text.strip())
+    if mark is None or not said:
+        return html.Span(said or "(nothing)", className="prompt")
+    words = said.split()
+    parts: list[Any] = []
+    for word, changed in zip(words, mark, strict=False):
+        parts += [html.Mark(word) if changed else word, " "]
+    return html.Span(parts, className="prompt")
+
+
+def changed(before: str, after: str) -> list[bool]:
+    """Which words of ``after`` are not those of ``before``."""
+    one, other = visible(before.strip()).split(), visible(after.strip()).split()
+    out = [True] * len(other)
+    for block in difflib.SequenceMatcher(a=one, b=other, autojunk=False).get_matching_blocks():
+        out[block.b : block.b + block.size] = [False] * block.size
+    return out
+
+
+def nats(margin: float, classes: tuple[str, str]) -> str:
+    """A margin with its side: ``3.1 nats toward memorized``."""
+    if margin != margin:
+        return "no margin: two answers are needed"
+    return f"{abs(margin):.2f} nats toward {visible(classes[int(margin < 0)])}"
+
+
+def refusal(text: str) -> Any:
+    """An error in its own words."""
+    return html.P(visible(text), className="refusal", role="alert")
+
+
+def waiting(lines: Sequence[str]) -> Any:
+    """What is worked on."""
+    return html.P("; ".join(lines) or "in line", className="soft", role="status")
+
+
+def each_row(frame: pd.DataFrame) -> list[Any]:
+    """Rows as named tuples."""
+    return list(frame.itertuples())
+
+
+def share(row: Any) -> str:
+    """``62 % [24, 91]``."""
+    return f"{100 * row.share:.0f} % [{100 * row.share_low:.0f}, {100 * row.share_high:.0f}]"
+
+
+def shares(table: pd.DataFrame, about: str) -> Any:
+    """Shares of the outcomes with their intervals."""
+    cells = [html.Li([chip(str(row.outcome)), " ", share(row)]) for row in each_row(table)]
+    return html.Div([html.P(about, className="soft"), html.Ul(cells, className="shares")])
+
+
+def wording(seen: Observations, k: int, words: pd.DataFrame | None) -> list[Any]:
+    """What the model did on one wording, and in gray what its words alone would predict."""
+    said = "" if words is None else f"words alone: {visible(words['predicted'].iloc[k])}"
+    return [
+        written(seen.completions[k]) if seen.reading == "text" else None,
+        chip(seen.outcomes[k]),
+        html.Span(nats(float(seen.margins[k]), seen.behaviors), className="number"),
+        html.Span(said, className="gray"),
+    ]
+
+
+def saved_wording(row: Any, classes: tuple[str, str]) -> list[Any]:
+    """The same from the table of a study."""
+    return [
+        written(str(row.completion)),
+        chip(str(row.behavior)),
+        html.Span(nats(float(row.margin), classes), className="number"),
+    ]
+
+
+def graph(figure: go.Figure, name: str, label: str) -> Any:
+    """A figure that a screen reader can name."""
+    return html.Div(
+        dcc.Graph(id=name, figure=figure, config=GRAPH, responsive=True),
+        role="figure",
+        **{"aria-label": label},
+    )
+
+
+def table(frame: pd.DataFrame, caption: str, columns: dict[str, str]) -> Any:
+    """A table of numbers."""
+
+    def cell(value: Any) -> Any:
+        number = isinstance(value, float)
+        said = f"{value:.3g}" if number else visible(value)
+        return html.Td(said, className="number" if number or isinstance(value, int) else "")
+
+    rows = [html.Tr([cell(value) for value in row]) for row in frame[list(columns)].values.tolist()]
+    head = html.Tr([html.Th(title, scope="col") for title in columns.values()])
+    return html.Div(
+        html.Table([html.Caption(caption), html.Thead(head), html.Tbody(rows)]),
+        className="wide", tabIndex="0", role="region", **{"aria-label": caption},
+    )  # fmt: skip
+
+
+def fired(report: EditReport) -> Any:
+    """Where an edit fired, how far it moved the state, and whether it stayed closed."""
+    lines = []
+    for one in report.fired:
+        said = (
+            f"{one.site.stream} {one.site.layer}: {one.tokens} tokens moved by {one.distance:.2f} "
+            f"({100 * one.relative:.0f} % of their length)"
+        )
+        if one.closed:
+            said += f"; stayed closed at {one.closed} tokens ({100 * one.closed_share:.0f} %)"
+        lines.append(html.Li(said))
+    return html.Ul(lines, className="soft")
+
+
+def columns(found: Turned, cost: pd.DataFrame | None) -> Any:
+    """Unedited, edited and control, always together."""
+    names = ("Unedited", "Edited", f"Control: {found.name}, same size")
+    seen = (found.before, found.edit, found.control)
+    reports = (None, *found.reports)
+    parts = []
+    for k, (name, one, report) in enumerate(zip(names, seen, reports, strict=True)):
+        rows = []
+        for row in range(len(one)):
+            mark = changed(found.before.completions[row], one.completions[row]) if k else None
+            rows.append(
+                html.Li(
+                    [
+                        html.Span(f"{row + 1}. ", className="soft"),
+                        written(one.completions[row], mark) if one.reading == "text" else None,
+                        chip(one.outcomes[row]),
+                        html.Span(nats(float(one.margins[row]), one.behaviors), className="number"),
+                    ]
+                )
+            )
+        moved = (
+            [fired(report)]
+            if report is not None
+            else [html.P("nothing is moved", className="soft")]
+        )
+        parts.append(
+            html.Section(
+                [html.H3(name), html.Ol(rows, className="answers"), *moved, html.P(_kl(cost, k))],
+                className=("before", "edited", "control")[k],
+                **{"aria-label": name},
+            )
+        )
+    return html.Div(
+        [html.P(moved_words(found), className="found"), html.Div(parts, className="three")]
+    )
+
+
+def moved_words(found: Turned) -> str:
+    """What the push did beside its control, in one sentence."""
+    n = len(found.before)
+
+    def turned(one: Observations) -> str:
+        count = sum(a != b for a, b in zip(found.before.outcomes, one.outcomes, strict=True))
+        gap = float((one.margins - found.before.margins).mean())
+        moved = f", mean margin {abs(gap):.2f} nats toward {one.behaviors[int(gap < 0)]}"
+        return f"{count} of {n} outcomes changed{moved if gap == gap else ''}"
+
+    return (
+        f"Edited: {turned(found.edit)}. Control: {turned(found.control)}. One draw of the control; "
+        "all draws are in the figure below."
+    )
+
+
+def _kl(cost: pd.DataFrame | None, k: int) -> str:
+    if cost is None:
+        return "KL on neutral prompts: being measured" if k else "KL on neutral prompts: 0"
+    row = cost.iloc[k]
+    low, high = float(row["value_low"]), float(row["value_high"])
+    ends = f" [{low:.3f}, {high:.3f}]" if low == low else ""
+    n = int(row["n"])
+    return (
+        f"KL on {n} neutral prompts: {float(row['value']):.3f} nats{ends}"
+        if k
+        else (f"KL on {n} neutral prompts: 0")
+    )
+
+
+def dose(frame: pd.DataFrame, now: float, classes: tuple[str, str], theme: str) -> go.Figure:
+    """The mean margin of the wordings against the strength, beside the band of the control."""
+    fig = go.Figure()
+    control = frame[frame["kind"] == "control"]
+    name = str(control["control"].iloc[0])
+    x = control["strength"].tolist()
+    fig.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*control["margin_high"].tolist(), *control["margin_low"].tolist()[::-1]],
+        fill="toself", fillcolor=faded(GRAY, 0.25), line={"width": 0}, hoverinfo="skip",
+        name=f"{name}, middle 95 % of 10 draws",
+    )  # fmt: skip
+    for part, color, dash, called in (
+        (control, GRAY, "dash", f"{name}, mean"),
+        (frame[frame["kind"] == "edit"], PALETTE[0], "solid", "edit"),
+    ):
+        fig.add_scatter(
+            x=part["strength"], y=part["margin"], mode="lines+markers", name=called,
+            line={"color": color, "dash": dash, "width": 2.5},
+            hovertext=[
+                f"<b>{called}</b>, strength {row.strength:g}<br>margin {row.margin:+.2f} nats<br>"
+                f"{100 * row.share:.0f} % steered to"
+                for row in each_row(part)
+            ],
+            hoverinfo="text",
+        )  # fmt: skip
+    fig.add_vline(x=now, line={"color": GRAY, "width": 1, "dash": "dot"})
+    fig.add_hline(y=0, line={"color": GRAY, "width": 1})
+    first, second = (visible(one).replace("<", "&lt;") for one in classes)
+    fig.update_xaxes(title="strength, in distances between the classes", range=[-3.2, 3.2])
+    fig.update_yaxes(title=f"margin, nats<br>← {second} | {first} →", zeroline=False)
+    n = int(frame["wordings"].iloc[0])
+    about = f"mean over {n} wording{'s' if n > 1 else ''}; dotted: the strength that is set"
+    return house_style(fig, theme, "How the margin follows the strength", about, 420, bottom=58)
+
+
+__all__ = [
+    "COLORS", "changed", "chip", "columns", "dose", "fired", "graph", "moved_words", "nats",
+    "refusal", "saved_wording", "shares", "table", "visible", "waiting", "wording", "written",
+]  # fmt: skip
