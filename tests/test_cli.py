@@ -12,7 +12,9 @@ import pytest
 import mechmem as mm
 from mechmem.cli.app import progress_bar, step_of
 
-COMMANDS = "bake check compare demo export extract merge report study sweep tasks train".split()
+COMMANDS = (
+    "bake check compare demo export extract merge real report study sweep tasks train".split()
+)
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

@@ -173,7 +173,7 @@ def token_features(token_ids: list[tuple[int, ...]]) -> Float[np.ndarray, "examp
             f"shortest prompt has; half of the prompts have {int(np.median(lengths))} or more. "
             "Leave short prompts out to make it a fair one.",
             MechmemWarning,
-            stacklevel=2,
+            stacklevel=1,  # one place, so that Python says it once
         )
     columns = []
     for back in range(1, depth + 1):

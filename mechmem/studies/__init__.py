@@ -12,6 +12,7 @@ from mechmem.studies.memorization.study import MemorizationStudy
 from mechmem.studies.reasoning.read_only import QuestionReading, read_labels
 from mechmem.studies.reasoning.run import run_reasoning_study
 from mechmem.studies.reasoning.study import ReasoningStudy
+from mechmem.studies.together import Together
 
 __all__ = [
     "BehaviorStudy",
@@ -20,6 +21,7 @@ __all__ = [
     "QuestionReading",
     "ReasoningStudy",
     "Study",
+    "Together",
     "counterfactual_memorization",
     "read_labels",
     "run_memorization_study",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,14 @@ class TestTokens:
         with pytest.warns(mm.MechmemWarning, match=r"last 3 tokens only.*30 or more"):
             found = token_features([*ids, (1, 2, 3)])
         assert len(found) == 10
+
+    def test_it_is_told_once_wherever_it_is_asked_from(self) -> None:
+        ids = [(1, 2, 3), *(tuple(range(k, k + 30)) for k in range(9))]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default")
+            token_features(ids)
+            token_features(ids)
+        assert len(told) == 1
 
     def test_fewer_groups_than_inner_folds(self) -> None:
         rng = np.random.default_rng(0)
