@@ -1,8 +1,10 @@
 """What was seen on a real pretrained model. For docs/real-model.md.
 
-python docs/pages/real_model.py measure    # SmolLM2-135M-Instruct; about 10 minutes of CPU
-python docs/pages/real_model.py keep FOLDER  # a saved study of conflict, as `make real` runs it
-python docs/pages/real_model.py page       # from docs/real-model/
+python docs/pages/real_model.py measure      # wordings; each of these some minutes of CPU
+python docs/pages/real_model.py turn         # facts and one-step problems
+python docs/pages/real_model.py recite       # texts known by heart
+python docs/pages/real_model.py keep FOLDER  # what `make real` wrote
+python docs/pages/real_model.py page         # from docs/real-model/
 """
 
 from __future__ import annotations
@@ -32,9 +34,6 @@ def measure() -> None:
     """Ask the model and write the tables."""
     model = mm.load_model(MODEL)
     FOLDER.mkdir(exist_ok=True)
-    tables = mm.read_labels(model).tables()
-    tables["baselines"].to_csv(FOLDER / "reading.csv", index=False)
-    tables["shape"].to_csv(FOLDER / "shape.csv", index=False)
     task = mm.get_task("conflict", wordings=list(WORDINGS))
     task.facts = task.facts[::EVERY]
     known = task.prepared(lambda prompts: mm.observe(model, prompts, task=task).outcomes)
@@ -49,25 +48,19 @@ def measure() -> None:
 
 
 def keep(study: str) -> None:
-    """Take from the saved study of `conflict` what the page needs."""
+    """Take what the page needs from the folder that `make real` wrote."""
     folder = Path(study)
-    for name, saved in {"conflict": "test", "refits": "refits", "separation": "separation"}.items():
-        pd.read_csv(folder / "tables" / f"{saved}.csv").to_csv(FOLDER / f"{name}.csv", index=False)
+    names = {"conflict": "test", "refits": "refits", "separation": "separation"}
+    saved = {name: f"conflict_{table}" for name, table in names.items()}
+    saved |= {"reading": "questions_baselines", "shape": "questions_shape"}
+    for name, table in saved.items():
+        pd.read_csv(folder / "tables" / f"{table}.csv").to_csv(FOLDER / f"{name}.csv", index=False)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    kept = {
-        name: manifest[name]
-        for name in (
-            "verdict",
-            "answer",
-            "notes",
-            "chosen",
-            "flips",
-            "steered",
-            "left_out",
-            "draws",
-        )
-    }
-    kept |= {"p": manifest["refits"]["p"], "shuffles": manifest["refits"]["shuffles"]}
+    conflict = manifest["parts"]["conflict"]
+    about = conflict["details"]
+    kept = {name: conflict[name] for name in ("verdict", "answer", "notes")}
+    kept |= {name: about[name] for name in ("chosen", "flips", "steered", "left_out", "draws")}
+    kept |= {name: about["refits"][name] for name in ("p", "family_p", "shuffles")}
     (FOLDER / "conflict.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     figure = mm.plotting.rates_bars(pd.read_csv(FOLDER / "conflict.csv"))
     mm.plotting.save_figure(figure, FIGURE, width=760, scale=1.5)
