@@ -13,7 +13,8 @@ import mechmem as mm
 from mechmem.cli.app import progress_bar, step_of
 
 COMMANDS = (
-    "bake check compare demo export extract merge open report study sweep tasks train".split()
+    "bake check compare demo export extract merge open real report status study sweep tasks "
+    "train".split()
 )
 
 

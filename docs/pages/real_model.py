@@ -1,21 +1,31 @@
 """What was seen on a real pretrained model. For docs/real-model.md.
 
-python docs/pages/real_model.py measure    # SmolLM2-135M-Instruct; about 10 minutes of CPU
-python docs/pages/real_model.py page       # from docs/real-model/*.csv
+python docs/pages/real_model.py measure      # wordings; each of these some minutes of CPU
+python docs/pages/real_model.py turn         # facts and one-step problems
+python docs/pages/real_model.py recite       # texts known by heart
+python docs/pages/real_model.py keep FOLDER  # what `make real` wrote
+python docs/pages/real_model.py page         # from docs/real-model/
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 import mechmem as mm
+from mechmem.analysis.layer_choice import cross_fitted_auroc
+from mechmem.evaluation import recitation
 from mechmem.tasks.facts.conflict import WORDINGS
+from mechmem.tasks.facts.passages import shipped_passages
+from mechmem.tasks.questions.labels import LABELS
+from mechmem.tasks.questions.right_wrong import right_and_wrong
 
 HERE = Path(__file__).parents[1]
 FOLDER, PAGE = HERE / "real-model", HERE / "real-model.md"
+FIGURE = HERE / "assets" / "real-model.png"
 MODEL, EVERY = "real/smollm2-135m", 3
 """Every third shipped fact is asked."""
 
@@ -24,9 +34,6 @@ def measure() -> None:
     """Ask the model and write the tables."""
     model = mm.load_model(MODEL)
     FOLDER.mkdir(exist_ok=True)
-    tables = mm.read_labels(model).tables()
-    tables["baselines"].to_csv(FOLDER / "reading.csv", index=False)
-    tables["shape"].to_csv(FOLDER / "shape.csv", index=False)
     task = mm.get_task("conflict", wordings=list(WORDINGS))
     task.facts = task.facts[::EVERY]
     known = task.prepared(lambda prompts: mm.observe(model, prompts, task=task).outcomes)
@@ -38,6 +45,131 @@ def measure() -> None:
         rows.append({"wording": name, **counts, "n": len(seen), "asked": len(task.facts)})
         rows[-1]["mean_margin"] = margin
     pd.DataFrame(rows).to_csv(FOLDER / "wordings.csv", index=False)
+
+
+def keep(study: str) -> None:
+    """Take what the page needs from the folder that `make real` wrote."""
+    folder = Path(study)
+    names = {"conflict": "test", "refits": "refits", "separation": "separation"}
+    saved = {name: f"conflict_{table}" for name, table in names.items()}
+    saved |= {"reading": "questions_baselines", "shape": "questions_shape"}
+    for name, table in saved.items():
+        pd.read_csv(folder / "tables" / f"{table}.csv").to_csv(FOLDER / f"{name}.csv", index=False)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    conflict = manifest["parts"]["conflict"]
+    about = conflict["details"]
+    kept = {name: conflict[name] for name in ("verdict", "answer", "notes")}
+    kept |= {name: about[name] for name in ("chosen", "flips", "steered", "left_out", "draws")}
+    kept |= {name: about["refits"][name] for name in ("p", "family_p", "shuffles")}
+    (FOLDER / "conflict.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    figure = mm.plotting.rates_bars(pd.read_csv(FOLDER / "conflict.csv"))
+    mm.plotting.save_figure(figure, FIGURE, width=760, scale=1.5)
+
+
+def turn() -> None:
+    """Push facts and one-step problems along the direction of the questions."""
+    model = mm.load_model(MODEL)
+    items = right_and_wrong(140).filter(lambda p: short(model, p))
+    few = {p.id for label in LABELS for p in [q for q in items if q.label == label][:40]}
+    study = mm.read_labels(model, others={}, turn=items.filter(lambda p: p.id in few))
+    study.turning.questions.to_csv(FOLDER / "turning.csv", index=False)
+    verdict = study.verdict
+    assert verdict is not None
+    verdict.table().to_csv(FOLDER / "turning_refits.csv", index=False)
+    kept = {**verdict.as_dict(), "chosen": str(study.chosen), "fitted": study.fitted}
+    (FOLDER / "turning.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def short(model: mm.Model, prompt: mm.Prompt) -> bool:
+    """Facts whose answers are one token, problems whose answers are one digit."""
+    both = (str(prompt.memorized), str(prompt.generalized))
+    if prompt.label == "reasoning":
+        return all(len(answer) == 1 for answer in both)
+    return all(len(model.tokens.continuation(prompt, f" {answer}")) == 1 for answer in both)
+
+
+def recite() -> None:
+    """What is recited of the shipped texts, and what a direction of it tells."""
+    model = mm.load_model(MODEL)
+    found = recitation(model, shipped_passages())
+    rows = found.rows.assign(kind=[p.meta["kind"] for p in found.prompts])
+    out = []
+    for kind, part in rows.groupby("kind", sort=False):
+        both = {how: found.share(how, kind=kind).row(how) for how in ("exact", "loose")}
+        means = part[["strength", "loss", "min_k"]].mean().to_dict()
+        out.append({"kind": kind, **both["exact"], **both["loose"], **means})
+    pd.DataFrame(out).to_csv(FOLDER / "recitation.csv", index=False)
+    labeled = found.labeled("loss").filter(lambda p: p.meta["kind"] != "proverb")
+    counts = {
+        "recited": sum(p.behavior == "recited" for p in labeled),
+        "not recited": sum(p.behavior != "recited" for p in labeled),
+    }
+    areas = []
+    if min(counts.values()) >= 8:
+        acts = mm.cache_activations(model, labeled, sites="resid_post")
+        for site, x in cross_fitted_auroc(acts, "recited", "not recited").items():
+            areas.append({"layer": site.layer, "x": x, **counts})
+    pd.DataFrame(areas or [counts]).to_csv(FOLDER / "recited_apart.csv", index=False)
+
+
+def turned() -> list[str]:
+    """What the edits did, in lines of the page."""
+    kept = json.loads((FOLDER / "conflict.json").read_text(encoding="utf-8"))
+    rows = pd.read_csv(FOLDER / "conflict.csv").fillna({"family": ""})
+    refits = pd.read_csv(FOLDER / "refits.csv")
+    apart = pd.read_csv(FOLDER / "separation.csv")
+    best = apart.loc[apart["auroc"].idxmax()]
+    steered = kept["steered"]
+    lines = [
+        "## Can it be turned?",
+        "",
+        f"`mm.run_study` on the wording `redefine`: fitted on {kept['flips']} pairs of opposite",
+        f"behavior (item against item), chosen on {steered['validation']['prompts']} validation "
+        "prompts, looked at once on",
+        f"{steered['test']['prompts']} test prompts of {steered['test']['groups']} subjects, with "
+        f"{kept['shuffles']} refits on exchanged behaviors.",
+        "",
+        f"**{kept['verdict']}**",
+        "",
+        "| setting | toward | known | context | undecided | edit minus it, points |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows.itertuples():
+        shares = " | ".join(
+            f"{100 * getattr(row, name):.0f} [{100 * getattr(row, f'{name}_low'):.0f}, "
+            f"{100 * getattr(row, f'{name}_high'):.0f}]"
+            for name in ("known", "context", "undecided")
+        )
+        gap = "" if pd.isna(row.edit_minus_control) else (
+            f"{100 * row.edit_minus_control:+.0f} [{100 * row.edit_minus_control_low:+.0f}, "
+            f"{100 * row.edit_minus_control_high:+.0f}]"
+        )  # fmt: skip
+        name = f"{row.family}: {row.setting}" if row.setting == "edit" else row.setting
+        lines.append(f"| {name} | {row.toward if row.family else ''} | {shares} | {gap} |")
+    null = refits[(refits["kind"] == "refit") & (refits["claim"] == "any")]["effect"]
+    lines += [
+        "",
+        f"Shares in %, with 95 % intervals over subjects. The larger change of the refits was "
+        f"{100 * null.median():.0f} points in",
+        f"the middle and {100 * null.max():.0f} at most. Chosen: "
+        + "; ".join(f"{one['family']} with {_settings(one)}" for one in kept["chosen"])
+        + ".",
+        f"Left out, for the fit and its refits alike: {'; '.join(kept['left_out'])}.",
+        "",
+        f"The difference of means tells the two behaviors apart on unseen items with AUROC "
+        f"{best['auroc']:.2f} [{best['auroc_low']:.2f}, {best['auroc_high']:.2f}] at",
+        f"the best layer ({int(best['layer'])}, looked up afterwards; random directions "
+        f"{best['random_low']:.2f} to {best['random_high']:.2f}).",
+        "",
+        *(f"- {note}" for note in kept["notes"]),
+        "",
+    ]
+    return lines
+
+
+def _settings(edit: dict[str, object]) -> str:
+    shown = ("layer", "layers", "site", "sites", "top", "alpha")
+    return ", ".join(f"{name} {edit[name]}" for name in shown if name in edit)
 
 
 def page() -> None:
@@ -52,8 +184,8 @@ def page() -> None:
         "# A real pretrained model",
         "",
         "SmolLM2-135M-Instruct (30 layers, Apache-2.0), as `real/smollm2-135m` loads it. Written",
-        "by `docs/pages/real_model.py` from the tables in `docs/real-model/`. Nothing was edited:",
-        "no direction has been turned on this model, and no verdict was given.",
+        "by `docs/pages/real_model.py` from the tables in `docs/real-model/`. `make real` does the",
+        "two studies anew.",
         "",
         "## Reasoning and memory, read at the last token",
         "",
@@ -104,9 +236,12 @@ def page() -> None:
         "",
         "Both behaviors stand in one and the same wording, so the item decides too; saying it more",
         "often moves the mean. Wordings: `mechmem.tasks.facts.conflict.WORDINGS`.",
+        "",
+        *turned(),
     ]
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    {"measure": measure, "page": page}[sys.argv[1]]()
+    parts = {"measure": measure, "keep": keep, "turn": turn, "recite": recite, "page": page}
+    parts[sys.argv[1]](*sys.argv[2:])

@@ -74,7 +74,7 @@ def cosine_profile(
     directions: Directions,
     acts: Activations,
     *,
-    by: str = "behavior",
+    by: str | None = None,
     model: str | None = None,
     seed: int = 0,
     allow_seen: bool = False,
@@ -84,7 +84,7 @@ def cosine_profile(
     Args:
         directions: Fitted elsewhere.
         acts: Held-out states of both classes at one position.
-        by: ``"behavior"`` or ``"label"``.
+        by: ``"behavior"`` or ``"label"``; default what the directions were fitted by.
         model: What to call the model; default its own name.
         seed: Keys the resampling of groups.
         allow_seen: Measure on fitted prompts all the same.

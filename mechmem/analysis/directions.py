@@ -146,6 +146,15 @@ class Directions:
     def __len__(self) -> int:
         return len(self.by_site)
 
+    def __repr__(self) -> str:
+        if not self.by_site:
+            return "Directions(0 sites)"
+        first = next(iter(self))
+        return (
+            f"Directions({len(self)} sites, {first.away} -> {first.toward} by "
+            f"{first.provenance.by or 'hand'}, {first.method})"
+        )
+
     @property
     def sites(self) -> list[Site]:
         """Sites in order."""

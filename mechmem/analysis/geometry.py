@@ -10,7 +10,7 @@ import torch
 
 from mechmem.analysis.association import auroc, group_auroc
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.analysis.held_out import refuse_seen_states
+from mechmem.analysis.held_out import own_by, refuse_seen_states
 from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
@@ -61,7 +61,7 @@ def separation(
     directions: Directions,
     acts: Activations,
     *,
-    by: str = "behavior",
+    by: str | None = None,
     seed: int = 0,
     allow_seen: bool = False,
 ) -> Separation:
@@ -70,7 +70,7 @@ def separation(
     Args:
         directions: Fitted elsewhere.
         acts: States with both classes at the same sites, at one position.
-        by: ``"behavior"`` or ``"label"``.
+        by: ``"behavior"`` or ``"label"``; default what the directions were fitted by.
         seed: Keys the random directions.
         allow_seen: Measure on fitted prompts all the same.
 
@@ -81,7 +81,7 @@ def separation(
     if not allow_seen:
         refuse_seen_states(directions, acts, "measure the separation")
     first = next(iter(directions))
-    names = acts.classes(by)
+    names = acts.classes(own_by(directions, by))
     rows = [k for k, name in enumerate(names) if name in (first.toward, first.away)]
     positive = np.array([names[k] == first.toward for k in rows])
     if positive.all() or not positive.any():

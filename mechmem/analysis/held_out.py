@@ -23,13 +23,22 @@ def refuse_seen_states(directions: Directions, acts: Activations, purpose: str) 
     directions.provenance.seen.refuse(acts.prompts, tokenized, purpose)
 
 
-def rows_of_two(directions: Directions, acts: Activations, by: str) -> tuple[list[int], np.ndarray]:
-    """Rows of the directions' two classes, and whether each is of the class pointed to.
+def own_by(directions: Directions, by: str | None) -> str:
+    """What classes go by: as asked, else as the directions were fitted."""
+    return by or directions.provenance.by or "behavior"
+
+
+def rows_of_two(
+    directions: Directions, acts: Activations, by: str | None
+) -> tuple[list[int], np.ndarray]:
+    """Rows of the directions' two classes, and whether each is of the class pointed to; by default
+    by what the directions were fitted by.
 
     Raises:
         PromptError: When a class is missing.
     """
     first = next(iter(directions))
+    by = own_by(directions, by)
     names = acts.classes(by, required=1)
     rows = [k for k, name in enumerate(names) if name in (first.toward, first.away)]
     positive = np.array([names[k] == first.toward for k in rows], dtype=bool)

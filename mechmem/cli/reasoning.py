@@ -75,6 +75,7 @@ def _run(
     from mechmem.studies.reasoning.read_only import read_labels
     from mechmem.studies.reasoning.run import run_reasoning_study
     from mechmem.tasks import Reasoning, get_task
+    from mechmem.tasks.questions.right_wrong import right_and_wrong
 
     reader = Reasoning() if max_new_tokens is None else Reasoning(max_new_tokens=max_new_tokens)
     # Files are cheap to get wrong and models slow to load: files first.
@@ -85,8 +86,10 @@ def _run(
         torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
     if read_only or (asked is None and model.card.get("task") != "recall-reasoning"):
         return read_labels(
-            model, questions=asked, others=None if asked is None else {}, seed=seed, progress=say
-        )
+            model, questions=asked, others=None if asked is None else {},
+            turn=None if read_only else right_and_wrong(seed=seed), shuffles=shuffles, seed=seed,
+            progress=say,
+        )  # fmt: skip
     if asked is not None:
         shots = None if worked is None else len(worked)
         return run_reasoning_study(

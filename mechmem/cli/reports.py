@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,13 @@ import typer
 
 from mechmem.cli.app import command, progress_bar, step_of
 from mechmem.cli.config import save_config
-from mechmem.cli.output import Format, Output, is_first, print_result, say
+from mechmem.cli.output import Format, Output, clean, is_first, print_result, say
 
 if TYPE_CHECKING:
     from mechmem.studies.base import Study
+
+PLANNED = "plan: "
+"""A line that begins so is shown whole, and stays."""
 
 
 @command()
@@ -65,13 +69,20 @@ def run_and_report(
         out: Folder to write to.
         output: How to print the table.
     """
+    from tqdm import tqdm
+
     from mechmem.artifacts import check_writable
+    from mechmem.progress import silenced
     from mechmem.reports import write_report
 
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
 
         def told(line: str) -> None:
+            if line.startswith(PLANNED):
+                if not silenced():
+                    tqdm.write(clean(line), file=sys.stderr)
+                return
             bar.set_description_str(step_of(line))
             bar.update(1)
 

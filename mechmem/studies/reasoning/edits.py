@@ -8,8 +8,8 @@ that serves the oracle best stands the one that a user without labels would choo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from mechmem.evaluation.rates import evaluate
 from mechmem.evaluation.steering import RANDOM, add, scale_everywhere, steering_grid
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
+from mechmem.patching.directions import AddDirection
 from mechmem.patching.projections import ProjectOut
 from mechmem.studies.reasoning.rows import correct, mean_of, of_label
 from mechmem.tasks.base import Task
@@ -43,7 +44,14 @@ FAMILIES = {
     "projection-out everywhere": "the same at block inputs, attention and MLP outputs of every "
     "layer",
 }
-SIGNED = {"addition": add, "scaled projection": scale_everywhere}
+LAST = "addition at the last token"
+
+
+def _add_last(direction: Direction, alpha: float) -> Edit:
+    return replace(cast(AddDirection, add(direction, alpha)), positions="each_step")
+
+
+SIGNED = {"addition": add, "scaled projection": scale_everywhere, LAST: _add_last}
 
 
 @dataclass(frozen=True)

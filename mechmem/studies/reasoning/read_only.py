@@ -1,4 +1,4 @@
-"""`read_labels`: what the states know of reasoning and memory, on real questions, nothing edited.
+"""`read_labels`: what the states know of reasoning and memory, on real questions.
 
 A direction is fitted on one set, its layer is chosen on that set alone, and it is then looked at on
 questions it has not seen: of the same subjects, of other sets, and within one subject, where the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,15 +19,19 @@ import pandas as pd
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.layer_choice import cross_fitted_auroc
+from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.plotting.data import each_row
 from mechmem.plotting.question_reading import question_reading
+from mechmem.plotting.refits import refits
 from mechmem.seeding import keyed_order
 from mechmem.studies.base import Study
+from mechmem.studies.reasoning.margins import MarginTurning, turn_margins
 from mechmem.studies.reasoning.read_measures import baselines, by_layer, cosines, shape
+from mechmem.studies.verdict import Verdict
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.shipped import shipped_questions, within_subjects
@@ -60,6 +64,8 @@ class QuestionReading(Study):
             direction's cosine with it, and its cosine with the direction of the other set.
         cosines: Between the directions of two sites.
         seconds: Wall-clock time.
+        turning: What edits along it did to the margin of right answers; ``None`` where nothing was
+            edited.
 
     The labels are proxies for what a question asks for; an area says that the two kinds look
     different inside the model, not that it reasons on one of them.
@@ -76,8 +82,16 @@ class QuestionReading(Study):
     shape: pd.DataFrame
     cosines: pd.DataFrame
     seconds: float
+    turning: MarginTurning | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What may be claimed of edits; ``None`` where nothing was edited."""
+        return None if self.turning is None else self.turning.verdict
 
     def headline(self) -> str:
+        if self.verdict is not None:
+            return self.verdict.headline
         return f"Read at {self.chosen}: nothing was edited"
 
     def answer(self) -> str:
@@ -86,10 +100,11 @@ class QuestionReading(Study):
             f"form {row.form:.2f}, length {row.length:.2f})"
             for row in each_row(self.baselines)
         ]
-        return (
+        text = (
             f"Reasoning is told from memory along one direction at {self.chosen}, chosen and "
             f"fitted on {self.fitted} other questions, with AUROC {'; '.join(told)}."
         )
+        return text if self.verdict is None else f"{text} {self.verdict.sentence}"
 
     def notes(self) -> list[str]:
         at = self.shape[self.shape["site"] == self.chosen.key].iloc[0]
@@ -115,15 +130,22 @@ class QuestionReading(Study):
         ]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        return {
+        out = {
             "baselines": self.baselines,
             "layers": self.layers,
             "shape": self.shape,
             "cosines": self.cosines,
         }
+        if self.turning is not None:
+            out["turning"] = self.turning.questions
+            out["refits"] = self.turning.verdict.table()
+        return {name: table for name, table in out.items() if not table.empty}
 
     def figures(self) -> dict[str, Any]:
-        return {"layers": question_reading(self.layers)}
+        out = {"layers": question_reading(self.layers)}
+        if self.verdict is not None and self.verdict.shuffles:
+            out["refits"] = refits(self.verdict)
+        return out
 
     def details(self) -> dict[str, Any]:
         return {
@@ -131,6 +153,7 @@ class QuestionReading(Study):
             "fitted": self.fitted,
             "sets": {name: prompts.ids for name, prompts in self.sets.items()},
             "seconds": round(self.seconds, 1),
+            "refits": None if self.verdict is None else self.verdict.as_dict(),
         }
 
     def write_artifacts(self, folder: Path) -> None:
@@ -142,6 +165,8 @@ def read_labels(
     *,
     questions: PromptSet | None = None,
     others: Mapping[str, PromptSet] | None = None,
+    turn: PromptSet | None = None,
+    shuffles: int = 19,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> QuestionReading:
@@ -154,6 +179,9 @@ def read_labels(
         others: Labeled sets that nothing is fitted on, by name; shipped ones by default:
             MMLU-Redux across and within subjects, and GSM8K against MMLU-Redux's facts (told apart
             by form as well: see the baselines).
+        turn: Questions with a right and a wrong answer on which to edit as well (`turn_margins`),
+            such as `right_and_wrong()`; by default nothing is edited.
+        shuffles: Refits behind the verdict on these edits.
         seed: Keys the halves, resampling and random directions.
         progress: Called with a line for every step.
 
@@ -206,7 +234,17 @@ def read_labels(
         shape(directions, train, tested),
         cosines(directions),
         time.monotonic() - started,
+        None
+        if turn is None
+        else turn_margins(
+            model, _blocks(train), turn, shuffles=shuffles, seed=seed, progress=progress
+        ),
     )
+
+
+def _blocks(acts: Activations) -> Activations:
+    states = {site: state for site, state in acts.states.items() if site.stream == "resid_post"}
+    return replace(acts, states=states)
 
 
 def _halves(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet]:

@@ -7,7 +7,7 @@ sign knows the label, as in P2; so it does in the refits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
+Gain = Callable[[Observations, Observations, str], float]
 UNIT = "points of accuracy on {} questions"
 SIGNS = dict(zip(LABELS, (1, -1), strict=True))
 
@@ -52,6 +53,8 @@ def judge_edits(
     reason: str = "",
     how: str = "",
     planned: int = 0,
+    gain: Gain | None = None,
+    unit: str = UNIT,
 ) -> Verdict:
     """The verdict on additions and scaled projections along the directions.
 
@@ -63,9 +66,13 @@ def judge_edits(
         reason: Why no refit could be made.
         how: How labels were exchanged.
         planned: Refits asked for.
+        gain: What an edit did on the questions of a label, from answers after and before; default
+            the gain in accuracy.
+        unit: What a gain is, in words.
     """
-    found, chosen = _effects(model, real, parts, before, reader, strengths, seed)
-    null = [_effects(model, one, parts, before, reader, strengths, seed)[0] for one in refits]
+    gain = gain or _gain
+    found, chosen = _effects(model, real, parts, before, reader, strengths, seed, gain)
+    null = [_effects(model, one, parts, before, reader, strengths, seed, gain)[0] for one in refits]
     beyond: dict[str, tuple[float, int]] = {}
     if chosen is not None and refits:
         for label, sign in SIGNS.items():
@@ -74,12 +81,12 @@ def judge_edits(
             drawn = [named[COVARIANCE] for named in made if COVARIANCE in named]
             if drawn:
                 gains = [
-                    _gain(seen, before["test"], label)
+                    gain(seen, before["test"], label)
                     for seen in _answers(model, drawn, parts, before, "test", reader, seed)
                 ]
                 own = found[chosen.family][label]
                 beyond[label] = (rank_p(own, gains), len(gains))
-    return Verdict(found, null, planned, reason, beyond, how, UNIT)
+    return Verdict(found, null, planned, reason, beyond, how, unit)
 
 
 def _effects(
@@ -90,6 +97,7 @@ def _effects(
     reader: Task,
     strengths: Mapping[str, Sequence[float]],
     seed: int,
+    gain: Gain,
 ) -> tuple[Effects, SignedEdit | None]:
     """Gains on test by family, the best family on validation first, and its setting."""
     settings = [
@@ -105,7 +113,7 @@ def _effects(
     seen = _answers(model, edits, parts, before, "validation", reader, seed)
     held = before["validation"]
     scores = [
-        float(np.mean([_gain(seen[2 * k + j], held, name) for j, name in enumerate(SIGNS)]))
+        float(np.mean([gain(seen[2 * k + j], held, name) for j, name in enumerate(SIGNS)]))
         for k in range(len(settings))
     ]
 
@@ -123,7 +131,7 @@ def _effects(
     seen = _answers(model, edits, parts, before, "test", reader, seed)
     effects = {
         family: {
-            label: _gain(seen[2 * k + j], before["test"], label) for j, label in enumerate(SIGNS)
+            label: gain(seen[2 * k + j], before["test"], label) for j, label in enumerate(SIGNS)
         }
         for k, family in enumerate(order)
     }
