@@ -24,7 +24,7 @@ LONG, SHORT = 1024, 32
 """Tokens of the passes that are measured."""
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are made inside and alive together.
 
     Attributes:
@@ -32,7 +32,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         self._alive: dict[int, int] = {}
         self._now = self.peak = 0
@@ -152,4 +152,4 @@ def _bytes(model: Model, sites: Sequence[Site], lengths: Sequence[int]) -> int:
             plan=plan,
         ):  # fmt: skip
             pass
-    return meter.peak
+    return int(meter.peak)
