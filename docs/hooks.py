@@ -25,4 +25,6 @@ def public_paths(room: str) -> list[str]:
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             home |= {alias.asname or alias.name: node.module for alias in node.names}
-    return [f"{home.get(name, room)}.{name}" for name in sorted(module.__all__, key=str.casefold)]
+    own = [name for name, one in vars(module).items() if getattr(one, "__module__", "") == room]
+    names = getattr(module, "__all__", [name for name in own if not name.startswith("_")])
+    return [f"{home.get(name, room)}.{name}" for name in sorted(names, key=str.casefold)]

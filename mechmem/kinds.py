@@ -54,7 +54,7 @@ def naming_its_arguments(one: Any, room: str) -> Any:
         made.__module__ = room
         return made
     own = vars(one).get("__init__") if inspect.isclass(one) else None
-    if own is not None and not hasattr(own, "__wrapped__"):
+    if own is not None:
         one.__init__ = refusing(own, one)
     return one
 
@@ -80,7 +80,8 @@ def refusing(function: F, named: Callable[..., Any]) -> F:
             raise
         except Exception as error:
             raise _refusal(named, signature, given, wrong) from error
-        if inspect.isclass(named):
+        setting = signature.parameters[wrong].default is not inspect.Parameter.empty
+        if inspect.isclass(named) and (not setting or _takes_ours(named, wrong)):
             raise _refusal(named, signature, given, wrong)
         return out
 
@@ -107,11 +108,15 @@ def _wrong(
             continue
         hint = hints.get(name, Any)
         free = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-        if free and not any(_ours(kind) for kind in _kinds(hint)):
+        if free and not _takes_ours(named, name):
             continue  # a setting, whose function knows better what to say of it
         if not fits(given[name], hint):
             return name
     return None
+
+
+def _takes_ours(named: Callable[..., Any], name: str) -> bool:
+    return any(_ours(kind) for kind in _kinds(hints_of(named).get(name, Any)))
 
 
 def _foreign(value: Any) -> bool:

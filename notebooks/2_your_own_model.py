@@ -175,7 +175,7 @@ for note in study.notes():
 # interval. The edit was chosen on other sums, by a rule, before this set was touched.
 
 # %%
-columns = ["family", "setting", "toward", "memorized", "generalized", "other", "edit_minus_control"]
+columns = ["family", "kind", "control", "toward", "memorized", "generalized", "edit_minus_control"]
 limits = ["edit_minus_control_low", "edit_minus_control_high"]
 study.tables()["test"][[*columns, *limits]].head(12).round(2)
 

@@ -137,7 +137,7 @@ mm.plotting.sweep_cells(found)
 print("chosen:", found.best.family, found.best.edit.describe())
 columns = ["memorized", "generalized", "other", "change", "change_low", "change_high"]
 tested = found.test_table()
-tested[tested["setting"].isin(["unedited", "edit"])][["family", "toward", *columns]].round(3)
+tested[tested["kind"].isin(["unedited", "edit"])][["family", "toward", *columns]].round(3)
 
 # %% [markdown]
 # ## 6. Controls

@@ -82,7 +82,7 @@ def test_an_unwritable_folder_is_found_out_before_the_work(tmp_path):
 
 def test_a_study_of_your_own_prompts_writes_a_report(tmp_path):
     task = mm.get_task("addition-cued")
-    task.pairs(150, seed=3).to_csv(tmp_path / "mine.csv")
+    task.pairs(80, seed=3).to_csv(tmp_path / "mine.csv")
     out = tmp_path / "out"
     done = run(
         "study", str(tmp_path / "mine.csv"), "--model", "lab/addition-cued", "--out", str(out)

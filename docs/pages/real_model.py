@@ -144,7 +144,7 @@ def turned() -> list[str]:
             f"{100 * row.edit_minus_control:+.0f} [{100 * row.edit_minus_control_low:+.0f}, "
             f"{100 * row.edit_minus_control_high:+.0f}]"
         )  # fmt: skip
-        name = f"{row.family}: {row.setting}" if row.setting == "edit" else row.setting
+        name = f"{row.family}: edit" if row.kind == "edit" else row.control or row.kind
         lines.append(f"| {name} | {row.toward if row.family else ''} | {shares} | {gap} |")
     null = refits[(refits["kind"] == "refit") & (refits["claim"] == "any")]["effect"]
     lines += [

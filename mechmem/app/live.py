@@ -213,7 +213,7 @@ class Live:
         """Unedited, edited, and under a control of the same size, on the same wordings."""
         prompts, (edit, line), name = self.prompts(view), self.edit(view), self.control(view)
         reader, model = self.reader(prompts), self.model
-        refuse_seen([edit], prompts, model.tokenize(prompts))
+        refuse_seen(edit, model.encode(prompts), "evaluate an edit")
         before = observe(model, prompts, task=reader)
         seen, reports = [], []
         for one in (edit, edit.controls(self.model, 0)[name]):

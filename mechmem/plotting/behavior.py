@@ -127,6 +127,8 @@ def margins(observed: Observations | pd.DataFrame, *, theme: str = "light") -> g
             "No prompt has an answer margin: prompts need `memorized` and `generalized`, and "
             "observe(..., margins=True)."
         )
+    shown = set(frame["behavior"])
+    first, second = next((pair for pair in FLIPPED if shown & set(pair)), FLIPPED[0])
     edges = np.histogram_bin_edges(values[np.isfinite(values)], BINS)
     flips = _flip_rows(frame)
     panels = {"all prompts": np.arange(len(frame)), "flips only": flips}
@@ -160,12 +162,12 @@ def margins(observed: Observations | pd.DataFrame, *, theme: str = "light") -> g
         fig.update_yaxes(title="prompts", row=number, col=1)
     fig.add_vline(x=0, line={"dash": "dot", "width": 1.5, "color": COLORS["other"]})
     fig.update_xaxes(
-        title="← generalized likelier      answer margin (nats)      memorized likelier →",
+        title=f"← {second} likelier      answer margin (nats)      {first} likelier →",
         row=len(panels),
         col=1,
     )
     fig.update_layout(barmode="overlay", bargap=0)
-    subtitle = f"log p(memorized answer) − log p(generalized answer), n = {len(frame):,} prompts"
+    subtitle = f"log p({first} answer) − log p({second} answer), n = {len(frame):,} prompts"
     height = 210 + 150 * len(panels)
     house_style(fig, theme, "How close the two answers are", subtitle, height, bottom=36)
     return fig.update_layout(margin_t=106)
@@ -177,7 +179,7 @@ def _order(behaviors: pd.Series) -> list[str]:
     return [name for name in COLORS if name in found] + sorted(found - set(COLORS))
 
 
-FLIPPED = ({"memorized", "generalized"}, {"known", "context"})
+FLIPPED = (("memorized", "generalized"), ("known", "context"))
 
 
 def _flip_rows(frame: pd.DataFrame) -> np.ndarray:
@@ -187,6 +189,6 @@ def _flip_rows(frame: pd.DataFrame) -> np.ndarray:
     behaviors = frame["behavior"].to_numpy()
     for members in frame.groupby("group", sort=False).indices.values():
         for one, other in zip(members[::2], members[1::2], strict=False):
-            if {behaviors[one], behaviors[other]} in FLIPPED:
+            if {behaviors[one], behaviors[other]} in map(set, FLIPPED):
                 rows += [int(one), int(other)]
     return np.array(rows, dtype=int)

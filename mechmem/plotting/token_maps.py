@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from mechmem.evaluation.token_maps import TokenMap
 from mechmem.plotting.data import as_array, as_table, each_row, plain
+from mechmem.plotting.registry import figure_of
 from mechmem.plotting.style import house_style
 from mechmem.plotting.tokens import color_scale, turn
 
@@ -17,6 +18,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@figure_of(TokenMap)
 def token_map(found: TokenMap | pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """Layers over tokens. White is no farther out than random directions are; the memorized side is
     orange, whichever class the direction points to.

@@ -112,8 +112,9 @@ def test_a_refusal_keeps_its_words_and_the_line_goes_on(worker: Worker) -> None:
 
 
 def test_closing_ends_the_thread(worker: Worker) -> None:
-    held = Held()
+    held, others = Held(), set(threading.enumerate())
     worker.ask("a", "w", "p", "work", held)
     assert held.begun.wait(LONG)
-    worker.close()
-    assert not any(thread.name == "mechmem page" for thread in threading.enumerate())
+    worker.close(LONG)
+    left = set(threading.enumerate()) - others
+    assert not any(thread.name == "mechmem page" for thread in left)

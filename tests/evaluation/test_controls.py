@@ -202,7 +202,7 @@ class TestControls:
     def test_they_are_had_by_their_documented_names(self, lab, direction) -> None:
         made = mm.controls(edit=mm.AddDirection(direction), model=lab.model, seed=1)
         assert set(made) == {"alpha 0", "random direction", "covariance direction"}
-        with as_users_run_it(), pytest.raises(mm.EditError, match="an edit and a model, got Model"):
+        with as_users_run_it(), pytest.raises(mm.MechmemError, match="swapped with model"):
             mm.controls(lab.model, mm.AddDirection(direction))
 
     def test_no_neuron_is_left_when_more_than_half_are_ablated(self, lab) -> None:

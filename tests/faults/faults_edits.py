@@ -96,7 +96,9 @@ FAULTS = [
     Fault(
         "steer by True", add(alpha=True), mm.EditError, "got True", "alpha must be a finite number"
     ),
-    Fault("steer by a text", add(alpha="3"), mm.MechmemError, "got str", "alpha must be a number"),
+    Fault(
+        "steer by a text", add(alpha="3"), mm.EditError, "got '3'", "alpha must be a finite number"
+    ),
     Fault(
         "shift neurons by NaN",
         shift(alpha=NAN),

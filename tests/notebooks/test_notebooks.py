@@ -20,7 +20,7 @@ def _source(notebook) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
 def test_the_notebook_runs_from_top_to_bottom(twin):
     notebook = jupytext.read(twin)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(FOLDER))
+    NotebookClient(notebook, timeout=900, kernel_name="python3").execute(cwd=str(FOLDER))
     assert any(cell.get("outputs") for cell in notebook.cells)
 
 

@@ -57,6 +57,8 @@ def test_tables_sentences_and_figures_have_the_tasks_names(study, tmp_path) -> N
     words = study.answer() + " ".join(study.notes())
     assert "memorized" not in words
     assert "generalized" not in words
+    assert "generalized" not in study.figures()["margins"].to_json()
+    assert "(nothing)" not in page  # by choice nothing is written, and nothing is shown
 
 
 def test_a_study_of_conflicts_needs_both_behaviors() -> None:

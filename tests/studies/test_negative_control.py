@@ -45,6 +45,6 @@ def test_the_study_is_saved_first_and_says_that_its_control_failed(lab_model, la
     assert "No negative control model was studied beside this one." in study.limits()
     (folder,) = saved
     first, rates = load_study(folder), study.tables()["test"]
-    assert first.table("test")["share"].tolist() == pytest.approx(rates["share"].tolist())
+    assert first.table("test")["memorized"].tolist() == pytest.approx(rates["memorized"].tolist())
     mm.write_report(study, folder)
     assert load_study(folder).notes()[-1] == told

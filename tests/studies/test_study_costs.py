@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_the_command_asks_what_is_typed_then_what_the_lab_model_says(
 
     monkeypatch.setattr(study_module, "run_study", record)
     asked = Asked(model, None, None, None)
-    info, options = studies._run(asked, None, 3, 5, typed, None)
+    info, options = studies._run(asked, Path("out"), None, 3, 5, typed, None)
     assert options["steered"] == expected
     assert info.d_model <= 256
     assert options["token_budget"] == 8 * 8192

@@ -190,7 +190,7 @@ class TestTheNumbers:
         for _ in range(2):
             with pytest.raises(mm.EditError, match="never met one of its positions"):
                 swept(edits=[silent], folder=tmp_path)
-        assert not list(tmp_path.glob("*.json"))
+        assert not list(tmp_path.glob("cell-*.json"))
 
 
 class TestClassesThatAreNoOutcomes:
@@ -343,7 +343,7 @@ class TestSeveralProcesses:
         monkeypatch.setattr(cells_module.Bench, "run", run)
         with pytest.raises(KeyboardInterrupt):
             swept(folder=tmp_path, rank=1, world=3)
-        assert len(list(tmp_path.iterdir())) == 4
+        assert len(list(tmp_path.glob("cell-*.json"))) == 4
         killed = list(ran)
         ran.extend([()] * 2)
         results = [swept(folder=tmp_path, rank=rank, world=3) for rank in (0, 1, 2)]

@@ -236,10 +236,14 @@ def looked_into(model: Any) -> bool:
 
 @contextmanager
 def fused(model: Any) -> Iterator[None]:
-    """Inside, a bridge's attention is done by the fused kernel wherever its code allows."""
+    """Inside, a bridge's attention is done by the fused kernel wherever its code allows. A pass
+    inside a pass, of an edit that asks its own model, changes nothing more."""
     configs = _configs(model)
     before = [config._attn_implementation_internal for config in configs]
-    changed = [part for part in _attentions(model) if hasattr(part, "_update_kv_cache")]
+    changed = [
+        part for part in _attentions(model)
+        if hasattr(part, "_update_kv_cache") and "_update_kv_cache" not in vars(part)
+    ]  # fmt: skip
     try:
         for config in configs:  # by this transformers makes the masks: none, or of truth values
             config._attn_implementation_internal = "sdpa"

@@ -14,7 +14,6 @@ from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 
 DEFAULT_TOKEN_BUDGET = 8192
-
 MAX_ROWS = 512
 
 MAX_PAIRS = 1 << 22
@@ -333,25 +332,19 @@ class PlannedBatch:
         middle = len(self.rows) // 2
         if self.lane_of and self.lanes > 1:
             middle = self.lane_of.index(self.lanes // 2)  # rows stay whole
-        parts = (slice(0, middle), slice(middle, None)) if middle else ()
-        return [self._only(part) for part in parts]
+        return self.cut(middle) if middle else []
 
     def cut(self, rows: int) -> list[PlannedBatch]:
-        """The first rows, and the rest if there is any; not where prompts share rows."""
-        assert not self.lane_of
+        """The first prompts, and the rest if there is any."""
         parts = [slice(0, rows), *([slice(rows, None)] if rows < len(self.rows) else [])]
         return [self._only(part) for part in parts]
 
     def _only(self, part: slice) -> PlannedBatch:
+        rows = self.rows[part]
         if self.lane_of:
             lanes = self.lane_of[part]
-            return PlannedBatch.of(
-                self.rows[part], [k - lanes[0] for k in lanes], self.lengths[part]
-            )
+            return PlannedBatch.of(rows, [k - lanes[0] for k in lanes], self.lengths[part])
         used = sorted(set(self.prefix_of[part]))
-        return PlannedBatch(
-            self.rows[part],
-            self.width,
-            tuple(self.prefixes[root] for root in used),
-            tuple(used.index(root) for root in self.prefix_of[part]),
-        )
+        prefixes = tuple(self.prefixes[root] for root in used)
+        roots = tuple(used.index(root) for root in self.prefix_of[part])
+        return PlannedBatch(rows, self.width, prefixes, roots)

@@ -19,13 +19,14 @@ from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError, listed
 from mechmem.evaluation.advice import HOPELESS, FirstLook, first_look
-from mechmem.evaluation.behavior import Observations, observe, reader_for
+from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
 from mechmem.studies.behavior.pace import fitting_plan, measure_pace, spoken
 from mechmem.studies.behavior.plan import REFINE, Fit, Grid, Plan
 from mechmem.studies.behavior.study import BehaviorStudy
+from mechmem.studies.behavior.words import too_few
 from mechmem.studies.token_reading import read_answers
 from mechmem.studies.verdict import verdict_of
 from mechmem.sweeps.cells import check_sharing
@@ -170,7 +171,8 @@ def run_study(
         )
     flips = task.contrast(observed["train"].behaving)
     if len(flips) // 2 < MIN_FLIPS:
-        raise PromptError(_too_few(observed["train"], task, len(flips) // 2))
+        found = len(flips) // 2
+        raise PromptError(too_few(observed["train"], task, found, MIN_FLIPS, SHARES["train"]))
     say(f"reading the states of {len(flips)} flips")
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
@@ -308,33 +310,6 @@ def _advise(look: FirstLook | None) -> None:
 def _asker(model: Model, task: Task, token_budget: int) -> Callable[[PromptSet], Sequence[str]]:
     return lambda prompts: (
         observe(model, prompts, task=task, margins=False, token_budget=token_budget).outcomes
-    )
-
-
-def _too_few(seen: Observations, task: Task, found: int) -> str:
-    """What the model did instead of showing both behaviors, with an example."""
-    pairs = seen.prompts.pairs()
-    by_flips = type(task).contrast is Task.contrast
-    if not pairs and by_flips:
-        return (
-            f"None of {len(seen)} training prompts has a rephrasing: no two share a `group`. Give "
-            "the rephrasings of one question the same group."
-        )
-    shares = {name: seen.outcomes.count(name) for name in seen.allowed}
-    made = f"pairs of opposite behavior can be made of {len(seen)} training prompts"
-    prompt, wrote = seen.prompts[0], seen.completions[0]
-    example = (
-        f"after {prompt.text!r:.80} the model wrote {wrote!r:.60}, where {prompt.memorized!r} or "
-        f"{prompt.generalized!r} was looked for"
-        if seen.reading == "text"
-        else f"{prompt.memorized!r} minus {prompt.generalized!r} is {seen.margins[0]:.2f} nats "
-        f"after {prompt.text!r:.80}"
-    )
-    return (
-        f"Only {found} {f'of {len(pairs)} training pairs are flips' if by_flips else made} "
-        f"(outcomes {shares}); a contrast needs at least {MIN_FLIPS} in the training part, which "
-        f"is {SHARES['train']:.0%} of the groups. For example, {example}. Use more pairs, or a "
-        "model that shows both behaviors."
     )
 
 

@@ -9,10 +9,12 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.probes import Probes
+from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.studies.verdict import Verdict
 from mechmem.studies.words import few_groups, joined, percent, points, sentence, share
 from mechmem.sweeps.result import Sweep, Tested
+from mechmem.tasks.base import Task
 
 PAPER = "P1"
 """Families of edits whose name begins like this are the published form."""
@@ -210,3 +212,31 @@ def _input_matches(probes: Probes) -> bool:
     """Whether the input tokens alone tell the classes as well as the states do."""
     given = probes.input_only
     return given.low > probes.majority and probes.chosen.low <= given.value
+
+
+def too_few(seen: Observations, task: Task, found: int, needed: int, part: float) -> str:
+    """What the model did instead of showing both behaviors in its ``part`` of the groups, with an
+    example."""
+    pairs = seen.prompts.pairs()
+    by_flips = type(task).contrast is Task.contrast
+    if not pairs and by_flips:
+        return (
+            f"None of {len(seen)} training prompts has a rephrasing: no two share a `group`. Give "
+            "the rephrasings of one question the same group."
+        )
+    shares = {name: seen.outcomes.count(name) for name in seen.allowed}
+    made = f"pairs of opposite behavior can be made of {len(seen)} training prompts"
+    prompt, wrote = seen.prompts[0], seen.completions[0]
+    example = (
+        f"after {prompt.text!r:.80} the model wrote {wrote!r:.60}, where {prompt.memorized!r} or "
+        f"{prompt.generalized!r} was looked for"
+        if seen.reading == "text"
+        else f"{prompt.memorized!r} minus {prompt.generalized!r} is {seen.margins[0]:.2f} nats "
+        f"after {prompt.text!r:.80}"
+    )
+    return (
+        f"Only {found} {f'of {len(pairs)} training pairs are flips' if by_flips else made} "
+        f"(outcomes {shares}); a contrast needs at least {needed} in the training part, which "
+        f"is {part:.0%} of the groups. For example, {example}. Use more pairs, or a "
+        "model that shows both behaviors."
+    )
