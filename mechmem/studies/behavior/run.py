@@ -171,8 +171,8 @@ def run_study(
         )
     flips = task.contrast(observed["train"].behaving)
     if len(flips) // 2 < MIN_FLIPS:
-        found = len(flips) // 2
-        raise PromptError(too_few(observed["train"], task, found, MIN_FLIPS, SHARES["train"]))
+        pairs = len(flips) // 2
+        raise PromptError(too_few(observed["train"], task, pairs, MIN_FLIPS, SHARES["train"]))
     say(f"reading the states of {len(flips)} flips")
     acts = cache_activations(model, flips, sites=["resid_pre", "resid_post"])
     acts = _first_and_posts(acts)
