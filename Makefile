@@ -21,7 +21,7 @@ PYTEST = -m pytest -n $(JOBS) --dist loadfile
 CORE = -m "not notebook and not browser and not docs and not real and not tl4"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real test check format test-fast test-tl3 peers wheel-check bench calibrate docs notebooks render-notebooks clean
+.PHONY: help install demo real test check format test-fast test-tl3 peers wheel-check bench attack calibrate docs notebooks render-notebooks clean
 
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
@@ -34,6 +34,7 @@ help:
 	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
+	@echo "make attack     flips bits, kills processes, fills disks: how every attempt ends (minutes)"
 	@echo "make calibrate  how often a verdict is wrong: 260 studies, resumable (two hours)"
 	@echo "make peers      exported vectors, read by steering-vectors and repeng in $(VENVP)"
 	@echo "make wheel-check  build, install into a fresh environment, run the demo outside"
@@ -90,6 +91,9 @@ test-tl3: $(VENV3)/installed
 # BENCH="extraction generation" runs some; the rivals' environment is made in .bench/.
 bench: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m benchmarks $(BENCH)
+
+attack: $(VENV)/installed
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(PY) -m attacks docs/reliability.md
 
 calibrate: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(PY) docs/pages/calibration.py run

@@ -25,6 +25,7 @@ from mechmem.manifests import (
     opened,
     parsed,
     read_json,
+    regular,
     sealed,
     shape_of,
 )
@@ -212,7 +213,7 @@ def _open(folder: Path) -> Part:
     index = opened(read_json(path, "part of a store"), path, "shards", FORMAT)
     checked(index, INDEX, path)
     try:
-        data = listing.read_bytes()
+        data = regular(listing).read_bytes()
     except OSError as error:
         raise ArtifactError(
             f"{listing} cannot be read as part of a store: {error.strerror}. Choose another folder."

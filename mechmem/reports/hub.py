@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
 from mechmem.errors import ArtifactError, listed
+from mechmem.manifests import read_json
 from mechmem.tasks.prompts import PromptSet
 
 KINDS: dict[str, Any] = {
@@ -118,8 +118,8 @@ def from_hub(
     note = found / f"{NAME}.json"
     if note.is_file():
         try:
-            kind = json.loads(note.read_text(encoding="utf-8"))["kind"]
-        except (ValueError, KeyError, TypeError) as error:
+            kind = read_json(note)["kind"]
+        except (ArtifactError, KeyError, TypeError) as error:
             raise ArtifactError(f"{repo_id}: {note.name} is no manifest. Push it again.") from error
         if kind not in KINDS:
             raise ArtifactError(
@@ -141,7 +141,7 @@ def _lay_out(what: Any, folder: Path) -> None:
         card = f"{len(what):,} prompts in {len(set(what.groups)):,} groups."
     elif type(what) in KINDS.values():
         what.save(folder / NAME)
-        about = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
+        about = read_json(folder / f"{NAME}.json")
         made = about.get("provenance", {}).get("model", {})
         facts = {
             "kind": about["kind"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mechmem.errors import ArtifactError, MechmemError, listed
 from mechmem.reports.page import drawn, render
 from mechmem.reports.saved import SavedStudy, load_study
 from mechmem.studies.base import STUDIES, Study
-from mechmem.studies.saving import write_manifest, write_whole
+from mechmem.studies.saving import seal_manifest, write_manifest, write_whole
 
 PAGE = "report.html"
 
@@ -49,11 +48,9 @@ def write_report(study: Study | SavedStudy | str | Path, folder: str | Path | No
             f"{str(folder)!r}; leave it out, or copy the folder first."
         )
     page = write_text(saved.folder / PAGE, _page(saved))
-    files = saved.manifest.get("files")
-    if isinstance(files, list) and PAGE not in files:
-        manifest = {**saved.manifest, "files": [*files[:-1], PAGE, *files[-1:]]}
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        write_text(saved.folder / "manifest.json", text + "\n")
+    files = saved.manifest["files"]
+    if PAGE not in files:
+        seal_manifest({**saved.manifest, "files": sorted([*files, PAGE])}, saved.folder)
     return page
 
 
@@ -62,8 +59,8 @@ def _written(study: Study, folder: str | Path) -> Path:
         manifest = study.manifest()
         study.write_parts(draft)
         # What is shown is what was saved, so that the page can be written again from the folder.
-        kept = json.loads(json.dumps(manifest, ensure_ascii=False, default=str))
-        write_text(draft / PAGE, _page(SavedStudy(draft, kept)))
+        write_manifest(manifest, draft)
+        write_text(draft / PAGE, _page(load_study(draft)))
         write_manifest(manifest, draft)
 
     return write_whole(parts, folder) / PAGE

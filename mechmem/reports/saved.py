@@ -13,7 +13,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.errors import ArtifactError, did_you_mean, listed
-from mechmem.studies.table_files import read_table
+from mechmem.manifests import checked, is_whole, read_json, regular
+from mechmem.studies.saving import file_digest
+from mechmem.studies.table_files import COLUMNS, read_table
+
+_SHAPE = {
+    "model": {"name": str},
+    "task": str,
+    "seed": int,
+    "verdict": str,
+    "answer": str,
+    "files": [str],
+    "digests": {str: str},
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class SavedStudy:
     @cached_property
     def names(self) -> list[str]:
         """Names of its tables."""
-        return sorted(path.stem for path in (self.folder / "tables").glob("*.csv"))
+        return self._saved("tables", ".csv")
 
     def table(self, name: str) -> pd.DataFrame:
         """A table by name, as it was saved: text stays text, whatever it looks like.
@@ -86,6 +98,8 @@ class SavedStudy:
                 f"{self.folder} has no table {name!r}; it has {listed(self.names, 30)}."
                 f"{did_you_mean(name, self.names)}"
             )
+        for one in (file, file.parent / COLUMNS):
+            self._check(one)
         try:
             return read_table(file)
         except (OSError, ValueError) as error:
@@ -106,7 +120,9 @@ class SavedStudy:
             ArtifactError: When one cannot be read.
         """
         found = {}
-        for file in sorted((self.folder / "figures").glob("*.json")):
+        for name in self._saved("figures", ".json"):
+            file = self.folder / "figures" / f"{name}.json"
+            self._check(file)
             try:
                 spec = json.loads(file.read_text(encoding="utf-8"))
                 found[file.stem] = go.Figure({"data": spec["data"], "layout": spec["layout"]})
@@ -117,12 +133,31 @@ class SavedStudy:
                 ) from error
         return found
 
+    def _saved(self, folder: str, suffix: str) -> list[str]:
+        """Names of the files that were saved there; what else lies there is not the study's."""
+        files = [Path(name) for name in self.manifest["digests"]]
+        return sorted(f.stem for f in files if f.parent == Path(folder) and f.suffix == suffix)
+
+    def _check(self, file: Path) -> None:
+        """Raise unless a file is there and holds what was saved."""
+        try:
+            whole = file_digest(regular(file)) == self.manifest["digests"].get(
+                file.relative_to(self.folder).as_posix()
+            )
+        except OSError as error:
+            raise ArtifactError(f"{file} cannot be read: {error}. Save the study again.") from error
+        if not whole:
+            raise ArtifactError(
+                f"{file} was changed after it was saved: it does not give its digest in "
+                "manifest.json. Save the study again."
+            )
+
     @property
     def about(self) -> dict[str, Any]:
         """The part of the manifest that a report shows at its end."""
         told = (
-            "splits", "answer", "notes", "limits", "files", "families", "controls", "negative",
-            "headline",
+            "splits", "answer", "notes", "limits", "files", "digests", "digest", "families",
+            "controls", "negative", "headline",
         )  # fmt: skip
         return {name: value for name, value in self.manifest.items() if name not in told}
 
@@ -136,17 +171,18 @@ def load_study(folder: str | Path) -> SavedStudy:
     place = Path(folder)
     note = place / "manifest.json"
     try:
-        manifest = json.loads(note.read_text(encoding="utf-8"))
-        study = SavedStudy(place, manifest)
-        _ = (study.model, study.task, study.seed, study.verdict, study.answer())
+        regular(note)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{place} holds no study: {note.name} is missing. Give a folder that study.save() or "
             "`mechmem study` wrote."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ArtifactError(f"{note} cannot be read: {error}.") from error
+    manifest = checked(read_json(note, "the manifest of a study"), _SHAPE, note)
+    if not is_whole(manifest):
         raise ArtifactError(
-            f"{note} is not the manifest of a study, or was cut off ({type(error).__name__}: "
-            f"{error}). Save the study again."
-        ) from error
-    return study
+            f"{note} was changed after it was written, or is of an earlier mechmem: its entries do "
+            "not give its digest. Save the study again."
+        )
+    return SavedStudy(place, manifest)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mechmem.errors import ArtifactError
-from mechmem.manifests import checked, read_json
+from mechmem.manifests import checked, json_text, read_json, sealed
 from mechmem.writing import draft_in, inside, write_text
 
 _NOTE, _DRAFT = "manifest.json", "study"
@@ -39,11 +39,22 @@ def write_whole(parts: Callable[[Path], None], folder: str | Path) -> Path:
 
 
 def write_manifest(manifest: dict[str, Any], draft: Path) -> None:
-    """Write ``manifest.json`` with the names of all files of the report."""
-    files = sorted(str(path.relative_to(draft).as_posix()) for path in _files(draft))
-    manifest["files"] = [*files, _NOTE]
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
-    write_text(draft / _NOTE, text + "\n")
+    """Write ``manifest.json`` with the names of all files of the report, the digests of those that
+    are read again (all but pages), and its own."""
+    found = {path.relative_to(draft).as_posix(): path for path in _files(draft)}
+    digests = {n: file_digest(path) for n, path in found.items() if path.suffix != ".html"}
+    seal_manifest({**manifest, "files": sorted({*found, _NOTE}), "digests": digests}, draft)
+
+
+def seal_manifest(entries: Mapping[str, Any], folder: Path) -> None:
+    """Write ``manifest.json``, with the digest of what it says."""
+    text = json_text(sealed(entries, default=str), indent=1)
+    write_text(folder / _NOTE, text + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """32 hexadecimal digits of what a file holds."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def _move_in(draft: Path, target: Path) -> None:

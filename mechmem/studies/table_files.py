@@ -44,6 +44,8 @@ def read_table(file: Path) -> pd.DataFrame:
         kinds = {}
     except AttributeError as error:
         raise ValueError(f"{COLUMNS} holds no columns") from error
+    if not isinstance(kinds, dict):
+        raise ValueError(f"{COLUMNS} says {kinds!r:.60} of the columns of {file.name}")
     header = pd.read_csv(file, nrows=0).columns
     return pd.read_csv(
         file,

@@ -18,7 +18,13 @@ from small_study import small_study
 import mechmem as mm
 from mechmem.reports.compare import compare_studies
 from mechmem.reports.saved import load_study
+from mechmem.studies.saving import write_manifest
 from mechmem.studies.table_files import write_tables
+
+
+def sealed_again(folder: Path, **changed: object) -> None:
+    """By somebody who knows how: the digests fit what lies there now."""
+    write_manifest({**json.loads((folder / "manifest.json").read_text()), **changed}, folder)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +34,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     study = small_study()
     mm.write_report(study, root / "one")
     mm.write_report(study, root / "two")
-    note = root / "two" / "manifest.json"
-    manifest = json.loads(note.read_text())
-    manifest["model"]["name"], manifest["seed"] = "another <b>model</b>", 7
-    note.write_text(json.dumps(manifest))
     file = root / "two" / "tables" / "beyond_controls.csv"
     frame = pd.read_csv(file)
     columns = ["beyond_every_control", "beyond_every_control_low", "beyond_every_control_high"]
     frame[columns] = frame[columns] - frame["beyond_every_control_low"].max() - 0.01
     frame.to_csv(file, index=False)
+    model = {**study.model.as_dict(), "name": "another <b>model</b>"}
+    sealed_again(root / "two", model=model, seed=7)
     return root / "one", root / "two"
 
 
@@ -64,6 +68,7 @@ def test_text_comes_back_as_text_and_numbers_as_numbers(folders, tmp_path):
          "mixed": ["", None, *["7"] * 8]}
     )  # fmt: skip
     write_tables({"mine": table, "other": table[["n"]]}, folder / "tables")
+    sealed_again(folder)
     saved = load_study(folder)
     assert saved.names == ["mine", "other"]
     back = saved.table("mine")
@@ -72,13 +77,33 @@ def test_text_comes_back_as_text_and_numbers_as_numbers(folders, tmp_path):
         assert all(a == b or (pd.isna(a) and pd.isna(b)) for a, b in both), name
     assert back["mixed"].tolist() == ["", "", *["7"] * 8]
     assert (back["share"].dtype, back["n"].dtype) == (np.dtype(float), np.dtype(int))
-    (folder / "tables" / "columns.json").unlink()  # of an older mechmem
-    back = load_study(folder).table("mine")
-    assert back["completion"].tolist()[:4] == texts[:4]
-    assert back["share"].dtype == float
-    (folder / "tables" / "columns.json").write_text("[]")
-    with pytest.raises(mm.ArtifactError, match="Save the study again"):
+    for said in ("[]", '{"mine": "text"}', '{"mine": []}'):
+        (folder / "tables" / "columns.json").write_text(said)
+        with pytest.raises(mm.ArtifactError, match=r"columns\.json was changed"):
+            load_study(folder).table("mine")
+        sealed_again(folder)
+        with pytest.raises(mm.ArtifactError, match="Save the study again"):
+            load_study(folder).table("mine")
+    (folder / "tables" / "columns.json").unlink()
+    with pytest.raises(mm.ArtifactError, match=r"columns\.json cannot be read"):
         load_study(folder).table("mine")
+
+
+def test_what_was_changed_after_it_was_saved_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "study")
+    for name, read in (
+        ("tables/test.csv", lambda: load_study(folder).table("test")),
+        ("figures/rates.json", lambda: load_study(folder).figures()),
+        ("manifest.json", lambda: load_study(folder)),
+    ):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(whole.replace("0", "1", 1))
+        with pytest.raises(mm.ArtifactError, match="was changed after it was"):
+            read()
+        (folder / name).write_text(whole)
+        read()
+    (folder / "tables" / "more.csv").write_text("a\n1\n")
+    assert "more" not in load_study(folder).names
 
 
 def test_every_text_of_a_study_comes_back(folders):
@@ -125,9 +150,9 @@ def test_two_studies_lie_side_by_side(folders):
     assert "0 of 2 studies with refits turned the model toward memorized" in text
     note = folders[0] / "manifest.json"
     kept = note.read_text()
-    told = {**json.loads(kept), "refits": {"shuffles": 19, "turned": ["memorized"], "p": {
-        "any": 0.05, "both": 0.3, "memorized": 0.05, "generalized": 0.3}}}  # fmt: skip
-    note.write_text(json.dumps(told))
+    found_p = {"any": 0.05, "both": 0.3, "memorized": 0.05, "generalized": 0.3}
+    refits = {"shuffles": 19, "turned": ["memorized"], "p": found_p}
+    sealed_again(folders[0], refits=refits)
     text = compare_studies(folders)._count()
     note.write_text(kept)
     assert "1 of 2 studies with refits turned the model toward memorized" in text
@@ -161,8 +186,8 @@ def test_the_page_of_a_comparison_opens_offline_and_shows_every_figure(folders, 
 def test_what_is_no_study_is_refused_in_words(folders, tmp_path):
     for make, words in [
         (lambda place: None, "manifest.json is missing"),
-        (lambda place: (place / "manifest.json").write_text("{}"), "not the manifest of a study"),
-        (lambda place: (place / "manifest.json").write_text("{"), "not the manifest of a study"),
+        (lambda place: (place / "manifest.json").write_text("{}"), "model"),
+        (lambda place: (place / "manifest.json").write_text("{"), "as the manifest of a study"),
     ]:
         make(tmp_path)
         with pytest.raises(mm.ArtifactError, match=words):
@@ -184,23 +209,22 @@ def test_a_folder_that_lacks_what_the_page_shows_is_refused_and_keeps_its_page(f
 
     def manifest(**changed):
         def write(folder):
-            note = json.loads((folder / "manifest.json").read_text())
-            (folder / "manifest.json").write_text(json.dumps({**note, **changed}))
+            sealed_again(folder, **changed)
 
         return write
 
-    assert "not a plotly figure" in spoiled(
-        "cut", lambda f: (f / "figures/rates.json").write_text("{")
-    )
-    for k, text in enumerate(
-        ("[]", "3", '{"data": []}', '{"data": [{"type": "x"}], "layout": {}}')
-    ):
-        told = spoiled(
-            f"other {k}", lambda f, text=text: (f / "figures/rates.json").write_text(text)
-        )
-        assert "not a plotly figure" in told
+    def figure(text):
+        def write(folder):
+            (folder / "figures/rates.json").write_text(text)
+            sealed_again(folder)
+
+        return write
+
+    others = ("{", "[]", "3", '{"data": []}', '{"data": [{"type": "x"}], "layout": {}}')
+    for k, text in enumerate(others):
+        assert "not a plotly figure" in spoiled(f"other {k}", figure(text))
     assert "rates" in spoiled("figure", lambda f: (f / "figures/rates.json").unlink())
-    assert "no table 'summary'" in spoiled("table", lambda f: (f / "tables/summary.csv").unlink())
+    assert "summary" in spoiled("table", lambda f: (f / "tables/summary.csv").unlink())
     assert "run the study again" in spoiled("older", manifest(chosen=[]))
     assert "run the study again" in spoiled("words", manifest(splits="none", steered=3))
     assert "of the kind 'page'" in spoiled("kind", manifest(study="page"))
@@ -225,10 +249,10 @@ def test_the_folder_of_a_stranger_is_data(folders, tmp_path, chromium):
         return f"{value}{HOSTILE}" if isinstance(value, str) else value
 
     folder = shutil.copytree(folders[0], tmp_path / "study")
-    kept = {"study", "seed", "files", "steered", "splits", "classes"}
+    kept = {"study", "seed", "files", "digest", "digests", "steered", "splits", "classes"}
     note = json.loads((folder / "manifest.json").read_text())
     note = {name: part if name in kept else hostile(part) for name, part in note.items()}
-    (folder / "manifest.json").write_text(json.dumps(note))
+    sealed_again(folder, **note)
     study = load_study(folder)
     keys = {"id", "setting", "toward", "part", "stream", "flip", "group"}
     write_tables(
@@ -248,6 +272,7 @@ def test_the_folder_of_a_stranger_is_data(folders, tmp_path, chromium):
                 trace["hovertext"] = [HOSTILE] * len(trace["hovertext"])
         file.write_text(json.dumps(spec))
     (folder / "figures" / "more.json").write_text('{"data": [], "layout": {}}')
+    sealed_again(folder)
     page = mm.write_report(folder).read_text(encoding="utf-8")
     assert page.count("<script") == 3
     assert "<img" not in page
@@ -256,7 +281,7 @@ def test_the_folder_of_a_stranger_is_data(folders, tmp_path, chromium):
     seen = open_page(chromium, folder / "report.html")
     assert seen.requests == []
     assert "<title>stolen" not in seen.dom
-    assert f'data-drawn="{len(study.figures()) - 1}"' in seen.dom
+    assert f'data-drawn="{len(load_study(folder).figures()) - 1}"' in seen.dom
 
 
 def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):
@@ -264,14 +289,14 @@ def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):
     (folder / "tables").mkdir(parents=True)
     manifest = {"study": "reasoning", "model": {"name": "m"}, "task": "t", "seed": 0}
     manifest |= {"verdict": "v", "answer": "a"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
     frame = pd.DataFrame(
         {"family": ["unedited", "addition"], "label": ["memory"] * 2, "accuracy": [0.5, 0.7],
          "accuracy_low": [0.4, 0.6], "accuracy_high": [0.6, 0.8], "n": [20, 20], "groups": [20, 20],
          "sign": [None, "toward memory"], "beyond_random": [None, 0.2],
          "beyond_random_low": [None, 0.1], "beyond_random_high": [None, 0.3]}
     )  # fmt: skip
-    frame.to_csv(folder / "tables" / "accuracy.csv", index=False)
+    write_tables({"accuracy": frame}, folder / "tables")
+    write_manifest(manifest, folder)
     found = compare_studies([folders[0], folder])
     row = found.table().set_index("kind").loc["reasoning"]
     assert (row["beyond"], row["beyond_low"], row["beyond_high"], row["n"]) == (0.2, 0.1, 0.3, 20)

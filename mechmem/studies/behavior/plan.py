@@ -15,6 +15,7 @@ from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
 from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
 from mechmem.errors import ArtifactError, MechmemError, listed
+from mechmem.manifests import read_json
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.presets import p1_preset
@@ -197,10 +198,10 @@ class Plan:
         Raises:
             ArtifactError: When the file holds no plan.
         """
+        held = read_json(file, "a plan of a study")
         try:
-            held = json.loads(Path(file).read_text(encoding="utf-8"))
             return cls(**{**held, "families": tuple(held["families"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ArtifactError(
                 f"{file} holds no plan of a study ({error}); give the plan.json that a study with "
                 "--budget has saved."

@@ -1,0 +1,114 @@
+"""What is attacked: everything that mechmem saves, and how it is read back whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import bench, contrast_set, ragged
+from small_study import small_study
+from sweeps.test_sweep import swept
+
+import mechmem as mm
+from mechmem.reports.saved import load_study
+from mechmem.tasks.questions.labels import Labels
+
+SHARDS: Any = {"sites": ["resid_post"], "token_budget": 40, "shard_rows": 5}
+
+Read = Callable[[Path], Any]
+
+
+def states() -> mm.Activations:
+    return mm.cache_activations(bench().model, contrast_set(), sites=["resid_post", "mlp_post"])
+
+
+def save_directions(folder: Path) -> None:
+    mm.difference_of_means(states(), toward="generalized").save(folder / "it")
+
+
+def save_scores(folder: Path) -> None:
+    mm.neuron_mean_difference(states()).save(folder / "it")
+
+
+def save_states(folder: Path) -> None:
+    states().save(folder / "it")
+
+
+def save_moments(folder: Path) -> None:
+    options: Any = {"by": "behavior", "sites": ["resid_post"]}
+    mm.cache_moments(bench().model, contrast_set(), **options).save(folder / "it")
+
+
+def save_labels(folder: Path) -> None:
+    names = [f"q{k}" for k in range(9)]
+    Labels("me", dict.fromkeys(names, 0.5), dict.fromkeys(names, "0f" * 8), {}).save(
+        folder / "it.jsonl"
+    )
+
+
+def save_store(folder: Path) -> None:
+    mm.extract_activations(bench().model, ragged(23), folder, **SHARDS)
+
+
+def save_sweep(folder: Path) -> None:
+    swept(folder=folder)
+
+
+def save_study(folder: Path) -> None:
+    small_study().save(folder)
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    study = load_study(folder)
+    tables = {name: table.to_csv() for name, table in study.tables().items()}
+    return {"answer": study.answer(), "notes": study.notes(), **tables}
+
+
+def read_store(folder: Path) -> mm.Activations:
+    return mm.ActivationStore(folder).load()
+
+
+SAVED: dict[str, tuple[Callable[[Path], None], Read]] = {
+    "directions": (save_directions, lambda folder: mm.Directions.load(folder / "it")),
+    "neuron scores": (save_scores, lambda folder: mm.NeuronScores.load(folder / "it")),
+    "states": (save_states, lambda folder: mm.Activations.load(folder / "it")),
+    "moments": (save_moments, lambda folder: mm.Moments.load(folder / "it")),
+    "labels": (save_labels, lambda folder: Labels.load(folder / "it.jsonl")),
+    "a store": (save_store, read_store),
+    "a study": (save_study, read_study),
+    "a sweep": (save_sweep, lambda folder: swept(folder=folder)),
+}
+"""How each is made in an empty folder, and read."""
+
+
+def content(value: Any) -> str:
+    """A digest of all that a result says: numbers to the bit."""
+    mark = hashlib.sha256()
+    _add(value, mark)
+    return mark.hexdigest()
+
+
+def _add(value: Any, mark: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        mark.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, mm.Directions):
+        _add([(one.vector, repr(one)) for one in value], mark)
+    elif isinstance(value, mm.Activations):
+        _add([value.states, value.prompts.to_records()], mark)
+    elif hasattr(value, "cells") and hasattr(value, "test_table"):
+        _add([value.table().to_csv(), value.test_table().to_csv()], mark)
+    elif is_dataclass(value):
+        _add([getattr(value, field.name) for field in fields(value)], mark)
+    elif isinstance(value, Mapping):
+        _add([[str(key), item] for key, item in value.items()], mark)
+    elif isinstance(value, (set, frozenset)):
+        _add(sorted(map(str, value)), mark)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _add(item, mark)
+    else:
+        mark.update(repr(value).encode())
