@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from small_study import small_study
 
+from mechmem.studies.saving import seal_manifest
+
 PAGES = Path(__file__).parent.parent.parent / "docs" / "pages"
 
 
@@ -64,7 +66,7 @@ def test_a_family_counts_only_by_its_rank_among_enough_refits(pages, entries) ->
     file = entries[0].results / "study" / "manifest.json"
     manifest = json.loads(file.read_text(encoding="utf-8"))
     manifest["refits"] |= {"shuffles": 19, "family_p": {claims.OWN: 0.05}}
-    file.write_text(json.dumps(manifest), encoding="utf-8")
+    seal_manifest(manifest, file.parent)
     (_, _, here), _ = claims.intervention([(entry, entry.study()) for entry in entries])
     assert "`cipher` 1 of 1" in here
     assert "`colors` 0 of 1" in here
