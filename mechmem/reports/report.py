@@ -50,7 +50,7 @@ def write_report(study: Study | SavedStudy | str | Path, folder: str | Path | No
     page = write_text(saved.folder / PAGE, _page(saved))
     files = saved.manifest["files"]
     if PAGE not in files:
-        seal_manifest({**saved.manifest, "files": sorted([*files, PAGE])}, saved.folder)
+        seal_manifest({**saved.manifest, "files": [PAGE, *files]}, saved.folder)
     return page
 
 

@@ -42,8 +42,9 @@ def write_manifest(manifest: dict[str, Any], draft: Path) -> None:
     """Write ``manifest.json`` with the names of all files of the report, the digests of those that
     are read again (all but pages), and its own."""
     found = {path.relative_to(draft).as_posix(): path for path in _files(draft)}
+    found.pop(_NOTE, None)
     digests = {n: file_digest(path) for n, path in found.items() if path.suffix != ".html"}
-    seal_manifest({**manifest, "files": sorted({*found, _NOTE}), "digests": digests}, draft)
+    seal_manifest({**manifest, "files": [*sorted(found), _NOTE], "digests": digests}, draft)
 
 
 def seal_manifest(entries: Mapping[str, Any], folder: Path) -> None:

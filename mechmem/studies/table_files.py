@@ -40,8 +40,6 @@ def read_table(file: Path) -> pd.DataFrame:
     """
     try:
         kinds = json.loads((file.parent / COLUMNS).read_text(encoding="utf-8")).get(file.stem, {})
-    except FileNotFoundError:
-        kinds = {}
     except AttributeError as error:
         raise ValueError(f"{COLUMNS} holds no columns") from error
     if not isinstance(kinds, dict):

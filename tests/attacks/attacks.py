@@ -116,8 +116,10 @@ def two_processes(rng: Rng) -> str:
             for part in (mine, sets[1])
         ]
         mm.cache_activations(bench().model, mine, sites=["resid_post"])  # sites are checked once
-        if any(_forked(work, None) for work in works):
-            return RAW
+        children = [_started(work) for work in works]
+        ends = [_ended(child) for child in children]
+        if any(ends):
+            return REFUSED if set(ends) <= {0, 1} else RAW
         both = mm.PromptSet({p.id: p for p in (*mine, *sets[1])}.values())
         want = mm.cache_activations(bench().model, both, sites=["resid_post"])
         found = mm.ActivationStore(folder).select(both)
@@ -153,7 +155,7 @@ def changed_entry(rng: Rng) -> str:
 
 
 def sealed_entry(rng: Rng) -> str:
-    """The same by somebody who makes the digest fit: it may be read as what it says then."""
+    """The same by somebody who makes the digest fit; kept: read as what it says then."""
     found = _mutated(rng, sealed)
     return KEPT if found == WRONG else found
 
@@ -220,7 +222,10 @@ def killed(rng: Rng) -> str:
         began = time.monotonic()
         save(Path(tempfile.mkdtemp(dir=place)))
         took = time.monotonic() - began
-        _forked(lambda: save(target), took * float(rng.random()))
+        child = _started(lambda: save(target))
+        time.sleep(took * float(rng.random()))
+        os.kill(child, signal.SIGKILL)
+        _ended(child)
         early = outcome(lambda: read(target), whole) if any(target.iterdir()) else REFUSED
         if early in (RAW, WRONG):
             return early
@@ -228,8 +233,12 @@ def killed(rng: Rng) -> str:
         return outcome(lambda: read(target), whole)
 
 
-def _forked(work: Callable[[], object], kill_after: float | None, limit: int | None = None) -> int:
-    """Run it in a process of its own; 0 when it ended well, 1 when refused, 2 when raw."""
+def _started(work: Callable[[], object], limit: int | None = None) -> int:
+    """Run it in a process of its own, which ends with 0, or 1 when refused, or 2 when raw.
+
+    Args:
+        limit: Bytes that no file may grow past.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         child = os.fork()
@@ -246,11 +255,11 @@ def _forked(work: Callable[[], object], kill_after: float | None, limit: int | N
             status = 1
         finally:
             os._exit(status)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return os.waitstatus_to_exitcode(status)
+    return child
+
+
+def _ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def full_disk(rng: Rng) -> str:
@@ -262,7 +271,7 @@ def full_disk(rng: Rng) -> str:
         if name in ("a store", "a sweep"):  # begun in an empty folder
             shutil.rmtree(folder)
             folder.mkdir()
-        status = _forked(lambda: save(folder), None, limit=int(rng.integers(1, largest)))
+        status = _ended(_started(lambda: save(folder), limit=int(rng.integers(1, largest))))
         if status == 2:
             return RAW
         if name in ("a store", "a sweep"):

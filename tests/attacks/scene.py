@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from helpers import bench, contrast_set, ragged
 from small_study import small_study
@@ -65,7 +67,8 @@ def save_study(folder: Path) -> None:
 def read_study(folder: Path) -> dict[str, Any]:
     study = load_study(folder)
     tables = {name: table.to_csv() for name, table in study.tables().items()}
-    return {"answer": study.answer(), "notes": study.notes(), **tables}
+    figures = {name: figure.to_json() for name, figure in study.figures().items()}
+    return {"manifest": json.dumps(study.manifest), "tables": tables, "figures": figures}
 
 
 def read_store(folder: Path) -> mm.Activations:
@@ -96,9 +99,11 @@ def _add(value: Any, mark: Any) -> None:
     if isinstance(value, torch.Tensor):
         mark.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, mm.Directions):
-        _add([(one.vector, repr(one)) for one in value], mark)
-    elif isinstance(value, mm.Activations):
-        _add([value.states, value.prompts.to_records()], mark)
+        _add(list(value), mark)
+    elif isinstance(value, mm.PromptSet):
+        _add(value.to_records(), mark)
+    elif isinstance(value, np.ndarray):
+        mark.update(value.tobytes())
     elif hasattr(value, "cells") and hasattr(value, "test_table"):
         _add([value.table().to_csv(), value.test_table().to_csv()], mark)
     elif is_dataclass(value):
