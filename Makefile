@@ -7,7 +7,7 @@ VENV = .venv
 VENV3 = .venv-tl3
 VENVP = .venv-peers
 PY = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
-PY3 = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV3)/bin/python
+PY3 = MECHMEM_TEST_UNTYPED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV3)/bin/python
 PIP = -m pip --disable-pip-version-check install --quiet
 
 EXTRAS = app,figures,parquet,hub,exchange,lora,test,dev,docs

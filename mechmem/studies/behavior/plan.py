@@ -198,10 +198,10 @@ class Plan:
         Raises:
             ArtifactError: When the file holds no plan.
         """
-        held = read_json(file, "a plan of a study")
         try:
+            held = read_json(file)
             return cls(**{**held, "families": tuple(held["families"])})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ArtifactError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(
                 f"{file} holds no plan of a study ({error}); give the plan.json that a study with "
                 "--budget has saved."
