@@ -91,9 +91,13 @@ def is_stale(claim: Path) -> bool:
     try:
         age = time.time() - claim.stat().st_mtime
         said = json.loads(claim.read_text(encoding="utf-8") or "{}")
-    except (OSError, ValueError):
-        return False  # it went, or is being written
-    return age > STALE_CLAIM or gone(str(said.get("host")), str(said.get("pid")))
+    except OSError:
+        return False  # it went
+    except (ValueError, RecursionError):
+        said = None  # it is being written, or is somebody else's
+    if age > STALE_CLAIM or not isinstance(said, dict):
+        return age > STALE_CLAIM
+    return gone(str(said.get("host")), str(said.get("pid")))
 
 
 def _take(claim: Path) -> bool:

@@ -35,6 +35,8 @@ HERE = Path(__file__).parents[1]
 TABLE, PAGE = HERE / "calibration" / "studies.csv", HERE / "calibration.md"
 SHUFFLES = 19
 P2, P2_NULL = "P2", "P2, nothing"
+FEW = (12, 24, 48)
+"""Training groups that flip, in the planted studies with few of them."""
 NULLS = ("exchanged", "coin", "random edits", "answers swapped")
 """Half of the null studies are of the first kind; the others were not made by an exchange."""
 
@@ -143,8 +145,13 @@ def whole_groups(part: mm.PromptSet, most: int) -> mm.PromptSet:
     return mm.PromptSet(prompt for prompt in part if prompt.group in kept)
 
 
-def flips_of(bench: Bench, parts: Mapping[str, mm.PromptSet]) -> mm.PromptSet:
-    return mm.observe(bench.model, parts["train"], task=bench.task, margins=False).flips()
+def flips_of(bench: Bench, parts: Mapping[str, mm.PromptSet], groups: int = 0) -> mm.PromptSet:
+    """The training prompts whose group shows both behaviors; of so many groups, if said."""
+    flips = mm.observe(bench.model, parts["train"], task=bench.task, margins=False).flips()
+    if not groups:
+        return flips
+    kept = set(sorted(set(flips.groups))[:groups])
+    return flips.filter(lambda prompt: prompt.group in kept)
 
 
 def null(bench: Bench, kind: str, seed: int, grid: Grid = default_grid) -> Verdict:
@@ -215,9 +222,14 @@ def kind_of(seed: int) -> str:
     return NULLS[0] if seed % 2 == 0 else NULLS[1 + seed // 2 % 3]
 
 
-def planned(nulls: int, power: int, questions: int) -> Iterator[tuple[str, int]]:
-    yield from (("nothing", seed) for seed in range(nulls))
-    yield from ((study, seed) for seed in range(power) for study in ("negative control", "planted"))
+def planned(nulls: int, power: int, questions: int) -> Iterator[tuple[str, str, int]]:
+    """Study, kind and seed, in the order in which they are run."""
+    for seed in range(power):
+        yield from (("negative control", "", seed), ("planted", "", seed))
+    yield from (("nothing", kind_of(seed), seed) for seed in range(nulls))
+    yield from ((P2_NULL, "", seed) for seed in range(questions))
+    yield from ((P2, "", seed) for seed in range(questions // 4))
+    yield from (("planted", f"{few} groups", seed) for few in FEW for seed in range(power // 3))
 
 
 def run(nulls: int, power: int, questions: int, work: Path) -> None:
@@ -225,11 +237,12 @@ def run(nulls: int, power: int, questions: int, work: Path) -> None:
     TABLE.parent.mkdir(exist_ok=True)
     done = set()
     if TABLE.exists():
-        done = {(row["study"], int(row["seed"])) for row in csv.DictReader(TABLE.open())}
+        rows = csv.DictReader(TABLE.open())
+        done = {(row["study"], row["kind"], int(row["seed"])) for row in rows}
     benches: dict[str, Bench] = {}
     reasoning: Questions | None = None
-    for study, seed in planned(nulls, power, questions):
-        if (study, seed) in done:
+    for study, kind, seed in planned(nulls, power, questions):
+        if (study, kind, seed) in done:
             continue
         if study in (P2, P2_NULL):
             reasoning = reasoning or Questions(work)
@@ -241,11 +254,11 @@ def run(nulls: int, power: int, questions: int, work: Path) -> None:
         bench = benches.setdefault(name, Bench(name))
         started = time.process_time()
         if study == "nothing":
-            kind = kind_of(seed)
             found = null(bench, kind, seed)
         else:
-            kind, parts = "", bench.parts(seed)
-            found = bench.judge(flips_of(bench, parts), parts, seed, draws=30)
+            parts = bench.parts(seed)
+            groups = int(kind.split()[0]) if kind else 0
+            found = bench.judge(flips_of(bench, parts, groups), parts, seed, draws=30)
         _append(study, kind, seed, found, time.process_time() - started)
 
 
@@ -271,9 +284,9 @@ def page() -> None:
     table = pd.read_csv(TABLE, keep_default_na=False, na_values={"p_any": [""], "p_both": [""]})
     lines = []
     for study, rows in table.groupby("study", sort=False):
-        kinds = [("all", rows)] + ([(k, part) for k, part in rows.groupby("kind")]
-                                   if study == "nothing" else [])  # fmt: skip
-        for kind, part in kinds:
+        kinds = [(kind, part) for kind, part in rows.groupby("kind", sort=False) if kind]
+        whole = rows if study == "nothing" else rows[rows["kind"] == ""]
+        for kind, part in [("all", whole), *kinds]:
             claims = int((part["turned"] != "").sum())
             both = int(part["turned"].str.contains("+", regex=False).sum())
             found = binomtest(claims, len(part)).proportion_ci(method="exact")
@@ -282,7 +295,8 @@ def page() -> None:
                 f"{100 * claims / len(part):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}] "
                 f"| {both} |"
             )
-    seeds = {study: _spans(rows["seed"]) for study, rows in table.groupby("study", sort=False)}
+    whole = table[(table["kind"] == "") | (table["study"] == "nothing")]
+    seeds = {study: _spans(rows["seed"]) for study, rows in whole.groupby("study", sort=False)}
     told = "; ".join(f"{study}: {spans}" for study, spans in seeds.items())
     PAGE.write_text(TEXT.format(rows="\n".join(lines), seeds=told), encoding="utf-8")
 
@@ -318,7 +332,8 @@ what is missing here has not been run.
   fit; *answers swapped*, own prompts whose two answers trade places in half of the groups. Nominal:
   5 %.
 - **negative control**: `lab/addition-uncued`, trained without the planted mode, nothing exchanged.
-- **planted**: `lab/addition-cued` as it is.
+- **planted**: `lab/addition-cued` as it is; *12 groups*: fitted to the flips of 12 training groups
+  only, of some 100 that there are.
 - **P2, nothing**: the verdict of `run_reasoning_study` on `recall-reasoning`, 400 questions,
   trained for 700 of 2,000 steps so that accuracy is far from 0 and 100 %, with the training labels
   exchanged before anything is fitted. **P2**: the same with the labels as they are.

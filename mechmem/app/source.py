@@ -91,7 +91,7 @@ class Source:
                 try:
                     lines = file.read_text(encoding="utf-8").splitlines()
                     return [json.loads(line) for line in lines if line.strip()]
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, RecursionError) as error:
                     raise ArtifactError(
                         f"{file} cannot be read ({error}). Save the study again."
                     ) from error

@@ -108,9 +108,10 @@ def _decoded(value: Any, name: str, index: int) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
+            why = getattr(error, "msg", "nested too deeply")
             raise PromptError(
-                f"Row {index}: column {name!r} is not JSON: {value!r:.80} ({error.msg}). "
+                f"Row {index}: column {name!r} is not JSON: {value!r:.80} ({why}). "
                 "Write it as a JSON object, or leave it empty."
             ) from None
     if value is not None and not isinstance(value, Mapping):
@@ -127,9 +128,10 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
+                why = getattr(error, "msg", "nested too deeply")
                 raise PromptError(
-                    f"{path}, line {number}: not JSON ({error.msg}). Mend or remove that line."
+                    f"{path}, line {number}: not JSON ({why}). Mend or remove that line."
                 ) from None
             if not isinstance(row, dict):
                 raise PromptError(
@@ -138,6 +140,19 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 )
             rows.append(row)
     return rows
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file of somebody else's holds."""
+    with _readable(path, "JSON") as source:
+        return json.loads(source.read_text(encoding="utf-8-sig"))
+
+
+def read_lines(path: str | Path, kind: str) -> list[str]:
+    """The lines of a text file that are not blank; ``kind`` is what an error calls it."""
+    with _readable(path, kind) as source:
+        lines = source.read_text(encoding="utf-8-sig").split("\n")
+    return [line.rstrip("\r") for line in lines if line.strip()]
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -222,7 +237,9 @@ def _json(value: Any, row: Mapping[str, Any]) -> str:
 
 
 _READABLE = {
+    "JSON": "Save it as JSON, in UTF-8.",
     "JSON lines": "Save it as UTF-8, one JSON object a line.",
+    "TSV": "Give a table in UTF-8 with a tabulator between its cells.",
     "CSV": "Give a CSV file in UTF-8 with a header row and as many cells in every row.",
     "Parquet": "Give a Parquet file, or CSV or JSON lines.",
 }
@@ -237,7 +254,7 @@ def _readable(path: str | Path, kind: str) -> Iterator[Path]:
         yield source
     except PromptError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise PromptError(
             f"{source} cannot be read as {kind}: {str(error).splitlines()[0]}. {_READABLE[kind]}"
         ) from error

@@ -43,7 +43,7 @@ class Chat:
         given = {**(template or {}), **more}
         try:
             kept = json.loads(json.dumps(given, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(
                 f"Arguments of a chat template must be what JSON can hold, got {given!r:.200} "
                 f"({error})."

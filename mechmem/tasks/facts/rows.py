@@ -112,10 +112,7 @@ def _file(path: Path) -> Any:
         return files.read_jsonl(path)
     if kind != ".json":
         return files.read_csv(path) if kind == ".csv" else files.read_parquet(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{path} cannot be read as JSON: {error}.") from None
+    return files.read_json(path)
 
 
 def _fact(row: Mapping[str, Any], where: str) -> Fact:

@@ -76,7 +76,7 @@ class JudgeCache:
             try:
                 row = json.loads(line)
                 self._replies[row["key"]] = row["reply"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ArtifactError(
                     f"{path}, line {number} is not a reply of a judge; give another cache=, or "
                     "delete that line."

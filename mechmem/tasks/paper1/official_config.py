@@ -42,15 +42,16 @@ def load_config(task: str, config: Mapping[str, Any] | str | Path | None) -> dic
         where = str(config)
         try:
             text = Path(config).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise TaskError(
-                f"Cannot read {where} ({error.strerror}); give the path of a config.json for "
-                f"{task!r}, a dictionary, or nothing for the shipped one."
+                f"Cannot read {where} ({getattr(error, 'strerror', None) or error}); give the path "
+                f"of a config.json for {task!r}, a dictionary, or nothing for the shipped one."
             ) from error
     try:
         loaded = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{where} is not JSON: {error.msg} in line {error.lineno}.") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        why = getattr(error, "msg", "nested too deeply")
+        raise TaskError(f"{where} is not JSON: {why}. Mend that file.") from None
     if not isinstance(loaded, dict):
         raise TaskError(f"{where} must hold a JSON object, got {type(loaded).__name__}.")
     return loaded

@@ -20,14 +20,7 @@ def read_rows(path: str | Path) -> list[list[dict[str, Any]]]:
         PromptError: When the file is missing, or not a JSON list of such items.
     """
     source = Path(path)
-    try:
-        loaded = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PromptError(
-            f"Cannot read {source} ({error.strerror}); give the path of an official JSON file."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{source} is not JSON: {error.msg} in line {error.lineno}.") from None
+    loaded = files.read_json(source)
     if not isinstance(loaded, list):
         raise PromptError(f"{source} must hold a JSON list, got {type(loaded).__name__}.")
     items = [entry if isinstance(entry, list) else [entry] for entry in loaded]

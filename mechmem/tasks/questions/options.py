@@ -95,7 +95,7 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[list[str], tuple[str, 
     if isinstance(cell, str) and cell.strip().startswith("{"):
         try:
             cell = json.loads(cell)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise PromptError(
                 f"{where}: {name} is neither a list nor JSON: {cell!r:.80}."
             ) from None

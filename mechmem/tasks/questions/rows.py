@@ -61,7 +61,7 @@ def listed_cell(value: Any, where: str) -> list[str]:
             return []
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise PromptError(
                 f"{where} must be a list or a list written as JSON, got {value!r:.80}."
             ) from None
@@ -98,10 +98,7 @@ def _from_file(path: Path) -> list[dict[str, Any]]:
 
 def _from_tsv(path: Path) -> list[dict[str, Any]]:
     """With a header (PopQA) or, when there is no ``question`` in it, two columns without (MGSM)."""
-    if not path.is_file():
-        raise PromptError(f"No file {path}; give the path of an existing file.")
-    lines = [line.rstrip("\r") for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-    cells = [line.split("\t") for line in lines]
+    cells = [line.split("\t") for line in files.read_lines(path, "TSV")]
     header = cells[0] if cells else []
     if "question" in header:
         cells = cells[1:]
@@ -125,12 +122,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _from_json(path: Path) -> list[dict[str, Any]]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise PromptError(f"Cannot read {path}: {error.strerror or error}.") from None
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{path} is not JSON: {error.msg} in line {error.lineno}.") from None
+    loaded = files.read_json(path)
     if isinstance(loaded, dict) and isinstance(loaded.get("data"), list):
         loaded = loaded["data"]
     return _rows(loaded, str(path))
