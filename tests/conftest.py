@@ -11,10 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 
-# Before mechmem is first imported: from here on every call checks its types and shapes, which makes
-# a study four times as slow. What has been checked on one TransformerLens is not on the other.
+import checking
+
+# Before mechmem is first imported; what was checked on one TransformerLens is not on the other.
 if not os.environ.get("MECHMEM_TEST_UNTYPED"):
-    jaxtyping.install_import_hook("mechmem", "checking.checked")
+    checking.install()
 
 import importlib.metadata
 import shutil

@@ -54,24 +54,23 @@ def load_live(source: Source) -> Live:
         "model": source.names.get("model", f"mm.load_model({model.name!r})"),
         "task": source.names.get("task", line),
     }
-    folder = source.folder
-    if folder is None:
+    if source.study is None:
         return _fitted(model, task, head)
     held: dict[str, Any] = {}
     for name, file, kind in (
         ("vector", "directions", Directions),
         ("scores", "neurons", NeuronScores),
     ):
-        path = folder / file
-        there = path.with_suffix(".json").is_file()
-        held[name] = kind.load(path) if there else None
+        there = source.artifact(f"{file}.json")
+        path = source.study.folder / "artifacts" / file
+        held[name] = None if there is None else kind.load(path)
         head[name] = f"mm.{kind.__name__}.load({str(path)!r})"
     if held["vector"] is not None:
         held["vector"].provenance.check_model(model, "This study")
         useful = {site: one for site, one in held["vector"].by_site.items() if one.norm > 0}
         held["vector"] = Directions(useful)
-    flips = _read(folder, "flips.jsonl")
-    known = [p for p in (_read(folder, f"{n}_test.jsonl") for n in ("prompts", "questions")) if p]
+    flips = _read(source, "flips.jsonl")
+    known = [p for p in (_read(source, f"{n}_test.jsonl") for n in ("prompts", "questions")) if p]
     return Live(
         model, task, held["vector"], held["scores"], flips, known[0] if known else None, head
     )
@@ -120,6 +119,6 @@ def _fitted(model: Model, task: Task | None, head: dict[str, str]) -> Live:
     )
 
 
-def _read(folder: Path, name: str) -> PromptSet | None:
-    file = folder / name
-    return PromptSet.from_jsonl(file) if file.is_file() else None
+def _read(source: Source, name: str) -> PromptSet | None:
+    file = source.artifact(name)
+    return None if file is None else PromptSet.from_jsonl(file)

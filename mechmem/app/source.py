@@ -13,6 +13,7 @@ import pandas as pd
 
 from mechmem.app.view import MOST_WORDINGS, View
 from mechmem.errors import ArtifactError
+from mechmem.manifests import read_json
 from mechmem.reports.saved import SavedStudy
 
 if TYPE_CHECKING:
@@ -86,33 +87,30 @@ class Source:
     def prompts(self) -> list[dict[str, Any]]:
         """The prompts of the study's test part, as they were saved."""
         for name in ("prompts_test.jsonl", "questions_test.jsonl"):
-            file = self.folder / name if self.folder else None
-            if file is not None and file.is_file():
+            file = self.artifact(name)
+            if file is not None:
                 try:
                     lines = file.read_text(encoding="utf-8").splitlines()
-                    return [json.loads(line) for line in lines if line.strip()]
-                except (OSError, ValueError, RecursionError) as error:
+                    rows = [json.loads(line) for line in lines if line.strip()]
+                    return [{**row} for row in rows]
+                except (ValueError, TypeError, RecursionError) as error:
                     raise ArtifactError(
                         f"{file} cannot be read ({error}). Save the study again."
                     ) from error
         return []
 
-    @property
-    def folder(self) -> Path | None:
-        """Where the study keeps what was fitted."""
-        return None if self.study is None else self.study.folder / "artifacts"
+    def artifact(self, name: str) -> Path | None:
+        """A file that the study saved, unless it has none of that name."""
+        if self.study is None or name not in self.study.artifacts:
+            return None
+        return self.study.artifact(name)
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        file = self.folder / "directions.json" if self.folder else None
-        if file is None or not file.is_file():
+        file = self.artifact("directions.json")
+        if file is None:
             return {}
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(
-                f"{file} cannot be read ({error}). Save the study again."
-            ) from error
+        found = read_json(file, "directions")
         return found if isinstance(found, dict) else {}
 
     def groups(self) -> list[str]:

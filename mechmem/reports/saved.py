@@ -133,6 +133,27 @@ class SavedStudy:
                 ) from error
         return found
 
+    @cached_property
+    def artifacts(self) -> list[str]:
+        """Names of the files with what was fitted and what was asked, for `artifact`."""
+        found = [Path(name) for name in self.manifest["digests"]]
+        return sorted(str(f.relative_to("artifacts")) for f in found if f.parts[0] == "artifacts")
+
+    def artifact(self, name: str) -> Path:
+        """Where a file of ``artifacts/`` lies, once it was seen to be what was saved.
+
+        Raises:
+            ArtifactError: When there is none of that name, or it was changed.
+        """
+        if name not in self.artifacts:
+            raise ArtifactError(
+                f"{self.folder} has no artifact {name!r}; it has {listed(self.artifacts, 30)}."
+                f"{did_you_mean(name, self.artifacts)}"
+            )
+        file = self.folder / "artifacts" / name
+        self._check(file)
+        return file
+
     def _saved(self, folder: str, suffix: str) -> list[str]:
         """Names of the files that were saved there; what else lies there is not the study's."""
         files = [Path(name) for name in self.manifest["digests"]]

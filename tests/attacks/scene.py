@@ -17,6 +17,7 @@ from sweeps.test_sweep import swept
 
 import mechmem as mm
 from mechmem.reports.saved import load_study
+from mechmem.sweeps.store import CellStore
 from mechmem.tasks.questions.labels import Labels
 
 SHARDS: Any = {"sites": ["resid_post"], "token_budget": 40, "shard_rows": 5}
@@ -68,11 +69,24 @@ def read_study(folder: Path) -> dict[str, Any]:
     study = load_study(folder)
     tables = {name: table.to_csv() for name, table in study.tables().items()}
     figures = {name: figure.to_json() for name, figure in study.figures().items()}
-    return {"manifest": json.dumps(study.manifest), "tables": tables, "figures": figures}
+    fitted: list[Any] = []
+    for name in study.artifacts:
+        file = study.artifact(name)
+        if file.suffix == ".jsonl":
+            fitted.append(mm.PromptSet.from_jsonl(file))
+        elif file.suffix == ".safetensors":
+            kind: Any = mm.Directions if file.stem == "directions" else mm.NeuronScores
+            fitted.append(kind.load(file.with_suffix("")))
+    about = {"manifest": json.dumps(study.manifest), "tables": tables, "figures": figures}
+    return {**about, "fitted": fitted}
 
 
 def read_store(folder: Path) -> mm.Activations:
     return mm.ActivationStore(folder).load()
+
+
+def read_sweep(folder: Path) -> list[Any]:
+    return [CellStore(folder).plans(), swept(folder=folder)]
 
 
 SAVED: dict[str, tuple[Callable[[Path], None], Read]] = {
@@ -83,7 +97,7 @@ SAVED: dict[str, tuple[Callable[[Path], None], Read]] = {
     "labels": (save_labels, lambda folder: Labels.load(folder / "it.jsonl")),
     "a store": (save_store, read_store),
     "a study": (save_study, read_study),
-    "a sweep": (save_sweep, lambda folder: swept(folder=folder)),
+    "a sweep": (save_sweep, read_sweep),
 }
 """How each is made in an empty folder, and read."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +17,11 @@ from helpers import as_users_run_it
 import mechmem as mm
 from mechmem.caching.provenance import Seen
 from mechmem.models.tokens import TokenizedPrompt
+from mechmem.tasks import Cipher
+from mechmem.tasks.facts.rows import read_facts
 from mechmem.tasks.own import check_own_pairs
+from mechmem.tasks.paper1.official_files import read_rows
+from mechmem.tasks.questions.rows import load_rows
 
 HEAD = "text,group,memorized,generalized\n"
 
@@ -202,3 +209,28 @@ class TestLeaks:
         with pytest.raises(mm.LeakageError, match=r"0 by group, 1 by the same text\): 'b'"):
             seen.refuse(asked, [TokenizedPrompt("b", (1, 3), {})], "evaluate")
         seen.refuse(other, [TokenizedPrompt("b", (1, 3), {})], "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("ending", "read"),
+    [
+        ("json", load_rows),
+        ("tsv", load_rows),
+        ("jsonl", load_rows),
+        ("parquet", load_rows),
+        ("json", read_facts),
+        ("jsonl", mm.PromptSet.from_jsonl),
+        ("json", read_rows),
+        ("json", Cipher),
+    ],
+)
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"[" * 100_000, b'{"question": ' * 50_000, b"\x00"]
+)
+def test_no_file_of_a_stranger_ends_raw(
+    tmp_path: Path, ending: str, read: Callable[[Path], Any], content: bytes
+) -> None:
+    file = tmp_path / f"it.{ending}"
+    file.write_bytes(content)
+    with pytest.raises(mm.MechmemError, match=re.escape(str(file))):
+        read(file)

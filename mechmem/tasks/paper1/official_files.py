@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mechmem.errors import PromptError
+from mechmem.tasks import files
 from mechmem.tasks.prompts import Prompt
 
 T = TypeVar("T")

@@ -220,7 +220,7 @@ def test_official_training_files_are_read_as_prompts_and_targets(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "cannot be read as JSON: Expecting property name"),
         ("{}", "must hold a JSON list, got dict"),
         ('[{"input": "x"}]', "item 0: expected an object with the texts 'input' and 'output'"),
         ('[{"input": "x", "output": "y"}]', "Expected 'CIPHERTEXT:.*got 'x'"),
@@ -238,7 +238,7 @@ def test_a_file_of_another_form_is_refused_with_what_is_wrong(
     path.write_text(content)
     with pytest.raises(PromptError, match=message):
         CIPHER.read(path)
-    with pytest.raises(PromptError, match="Cannot read"):
+    with pytest.raises(PromptError, match="No file"):
         CIPHER.read(tmp_path / "absent.json")
 
 
