@@ -19,8 +19,6 @@ from typing import TypeVar
 from mechmem.errors import ArtifactError
 from mechmem.writing import HERE, gone
 
-__all__ = ["STALE_CLAIM", "claim_of", "claimed", "is_stale", "shared_out"]
-
 T = TypeVar("T")
 
 STALE_CLAIM = 60.0

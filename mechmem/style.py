@@ -25,7 +25,7 @@ COLORS = {
 """Fixed color of every outcome, the same in all figures; orange and blue differ for every eye."""
 
 PALETTE = ("#7B62B8", "#159A78", "#B85C9E", "#A8842C", "#4C8C96", "#8A6D5A")
-"""For series that are no outcome."""
+"""For series that are not an outcome."""
 
 _INK = {
     "light": {"paper": "#ffffff", "text": "#1f2328", "soft": "#59636e", "grid": "#e6e8eb"},

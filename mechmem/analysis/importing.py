@@ -183,7 +183,7 @@ def _read(file: Path) -> _Read:
     }
     if file.suffix not in readers:
         raise ArtifactError(
-            f"{file.name!r} is no file of directions that can be read; readable are "
+            f"{file.name!r} is not a file of directions that can be read; readable are "
             f"{listed(readers)}."
         )
     try:
@@ -222,7 +222,7 @@ def _safetensors(file: Path) -> _Read:
             names = [name for name in opened.keys() if name != MANIFEST]  # noqa: SIM118
             return _Read({name: opened.get_tensor(name) for name in names}, about)
     except SafetensorError as error:
-        raise ArtifactError(f"{file} is no safetensors file: {error}. Save it again.") from error
+        raise ArtifactError(f"{file} is not a safetensors file: {error}. Save it again.") from error
 
 
 def _gguf(file: Path) -> _Read:

@@ -92,7 +92,7 @@ def state_map(
         SiteError: When a set lacks the site or the direction belongs to another.
 
     What it does not prove: two dimensions show where the largest variance is, which need not be
-    where the classes differ; the boundary is fitted to the states drawn, so it is no test.
+    where the classes differ; the boundary is fitted to the states drawn, so it is not a test.
     """
     place = Site(*site)
     states = _flat(acts, place)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 PAIRS = 600
 READERS = {".csv": "from_csv", ".jsonl": "from_jsonl", ".parquet": "from_parquet"}
-_TINY = 256
 
 
 class HowRead(StrEnum):
@@ -60,8 +59,8 @@ class Asked:
         from mechmem.tasks import get_task
 
         model = load_model(self.model_name)
-        if model.info.d_model <= _TINY:
-            torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+        if model.info.is_tiny:
+            torch.set_num_threads(1)
         if self.prompts is not None:
             return model, None
         name = self.task_name or model.card["task"]
@@ -76,7 +75,7 @@ class Asked:
         they compute."""
         from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 
-        return (8 if model.info.d_model <= _TINY else 1) * DEFAULT_TOKEN_BUDGET
+        return (8 if model.info.is_tiny else 1) * DEFAULT_TOKEN_BUDGET
 
 
 def read_prompts(file: Path) -> PromptSet:

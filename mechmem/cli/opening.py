@@ -10,8 +10,6 @@ import typer
 from mechmem.cli.app import command
 from mechmem.cli.output import say
 
-__all__ = ["open_"]
-
 
 @command("open")
 def open_(

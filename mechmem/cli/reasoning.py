@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 LAB_MODEL = "lab/recall-reasoning"
 REASONING = ("reasoning", "recall-reasoning")
-_TINY = 256
 
 
 def study_reasoning(
@@ -82,8 +81,8 @@ def _run(
     asked = None if questions is None else reader.read(questions)
     worked = None if examples is None else reader.read(examples)
     model = load_model(model_name)
-    if model.info.d_model <= _TINY:
-        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+    if model.info.is_tiny:
+        torch.set_num_threads(1)
     if read_only or (asked is None and model.card.get("task") != "recall-reasoning"):
         return read_labels(
             model, questions=asked, others=None if asked is None else {},

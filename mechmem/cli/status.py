@@ -16,8 +16,6 @@ from mechmem.cli.output import Format, Output, print_result
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["status"]
-
 WATCHED_EVERY = 5.0
 RECENT = 32
 """Units by whose times the pace is told."""

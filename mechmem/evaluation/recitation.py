@@ -16,8 +16,6 @@ from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["RECITED", "Recitation", "recitation"]
-
 RECITED, NOT_RECITED = "recited", "not recited"
 LOOSE, LOWEST, CALIPER = 0.8, 0.2, 0.25
 MATCHES = {"loss": "prefix_loss", "length": "prefix_tokens"}

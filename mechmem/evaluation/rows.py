@@ -19,10 +19,10 @@ def sign_toward(toward: str) -> int:
     """The sign with which the answer margin moves toward a behavior.
 
     Raises:
-        MechmemError: For something that is no behavior.
+        MechmemError: For something that is not a behavior.
     """
     if toward not in BEHAVIORS:
-        raise MechmemError(f"toward={toward!r} is no behavior; say one of {listed(BEHAVIORS)}.")
+        raise MechmemError(f"toward={toward!r} is not a behavior; say one of {listed(BEHAVIORS)}.")
     return 1 if toward == BEHAVIORS[0] else -1
 
 

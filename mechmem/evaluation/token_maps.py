@@ -22,8 +22,6 @@ from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-__all__ = ["TokenMap", "margin_map", "projection_map"]
-
 DRAWS = 20
 BAND = (0.025, 0.975)
 NOTHING = 1e-6

@@ -177,8 +177,8 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ModelError(
-            f"{dtype!r} is no floating dtype that models compute in; use 'float32', 'bfloat16' or "
-            "'float16'."
+            f"{dtype!r} is not a floating dtype that models compute in; use 'float32', 'bfloat16' "
+            "or 'float16'."
         )
     return found
 
@@ -195,7 +195,7 @@ def parse_device(device: torch.device | str | None) -> torch.device | None:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ModelError(
-            f"{device!r} is no device; use 'cpu', 'cuda', 'cuda:1' or 'mps'."
+            f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error
     if found.type != "cpu":
         module = getattr(torch, found.type, None)

@@ -182,7 +182,7 @@ def _check_folder(folder: Path) -> None:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(
-            f"{folder / 'config.json'} cannot be read: it is no JSON ({error}). Save the model "
+            f"{folder / 'config.json'} cannot be read: it is not JSON ({error}). Save the model "
             "there again: model.save_pretrained(folder)."
         ) from error
     try:
@@ -239,8 +239,8 @@ def _from_transformers(
     config = getattr(model, "config", None)
     if config is None:
         raise ModelError(
-            f"{type(model).__name__} has no `config`, so it is no transformers model; load_model "
-            "takes transformers, HookedTransformer and TransformerBridge models."
+            f"{type(model).__name__} has no `config`, so it is not a transformers model; "
+            "load_model takes transformers, HookedTransformer and TransformerBridge models."
         )
     if placement(options):
         raise ModelError(

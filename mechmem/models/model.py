@@ -39,7 +39,7 @@ class ModelInfo:
         kind: ``"TransformerBridge"`` or ``"HookedTransformer"``.
         processing: ``"raw"`` weights, or ``"compatibility"`` / ``"processed"`` ones. Directions of
             the two are not comparable.
-        n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes; an `n_ctx` of 0 is no limit.
+        n_layers, d_model, n_heads, d_mlp, vocab_size, n_ctx: Sizes; an `n_ctx` of 0 is not a limit.
         dtype: Of the weights.
         fingerprint: Hash of every weight, of `processing` and of the settings that say what is
             computed with them (heads, norms, rotation, windows, caps).
@@ -59,6 +59,11 @@ class ModelInfo:
     dtype: str
     fingerprint: str
     tokenizer: str
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether its matrices are so small that threads only wait for each other."""
+        return self.d_model <= 256
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -207,7 +212,7 @@ class Model:
         whatever penalties or suppressed tokens the model's generation_config names.
 
         Raises:
-            ModelError: When ``max_new_tokens`` is no integer from 1.
+            ModelError: When ``max_new_tokens`` is not an integer from 1.
         """
         if not _is_count(max_new_tokens):
             raise ModelError(

@@ -52,7 +52,7 @@ class Positions:
         for part in parts:
             if isinstance(part, bool) or not isinstance(part, (str, int)):
                 raise PositionError(
-                    f"{part!r} is no position; use one of {listed(_WORDS)}, an integer, "
+                    f"{part!r} is not a position; use one of {listed(_WORDS)}, an integer, "
                     "the name of a span, or a list of these."
                 )
         if not parts:

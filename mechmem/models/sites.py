@@ -59,7 +59,7 @@ class Site(NamedTuple):
         """The inverse of `key`."""
         stream, _, layer = key.rpartition(".")
         if stream not in DEPTH or not layer.isdigit():
-            raise SiteError(f"{key!r} is no site key; an example is 'resid_post.3'.")
+            raise SiteError(f"{key!r} is not a site key; an example is 'resid_post.3'.")
         return cls(stream, int(layer))
 
 
@@ -93,12 +93,12 @@ def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
             stream, layers = item[0], [_checked_layer(item, n_layers)]
         else:
             raise SiteError(
-                f"{item!r} is no site; write a stream name for every layer or ('resid_post', 3). "
-                f"Streams: {listed(STREAMS)}."
+                f"{item!r} is not a site; write a stream name for every layer or "
+                f"('resid_post', 3). Streams: {listed(STREAMS)}."
             )
         if stream == NORMED:
             raise SiteError(
-                f"{NORMED!r} is no place of a block: mm.hidden_states(model, prompts) reads it, "
+                f"{NORMED!r} is not a place of a block: mm.hidden_states(model, prompts) reads it, "
                 "and an edit acts before the norm, for example at ('resid_post', -1)."
             )
         if stream not in DEPTH:

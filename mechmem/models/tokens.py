@@ -24,7 +24,7 @@ _Spelled = tuple[list[int], list[tuple[int, int]]]
 class Tokens:
     """The only way from text to ids and back.
 
-    The caller's tokenizer is copied and never changed. A missing pad token is no problem: batches
+    The caller's tokenizer is copied and never changed. A missing pad token is harmless: batches
     are padded with an arbitrary id under a mask.
 
     Args:
@@ -156,7 +156,7 @@ class Tokens:
         except UnicodeEncodeError as error:
             raise PromptError(
                 f"Prompt {prompt.id!r} has {error.object[error.start]!r} at character "
-                f"{error.start}, which is no character of UTF-8. Read the text again with its "
+                f"{error.start}, which is not a character of UTF-8. Read the text again with its "
                 "right encoding, or remove it."
             ) from None
         text, shift = rendered(self.tokenizer, prompt)

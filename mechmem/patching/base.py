@@ -142,7 +142,7 @@ def as_edits(edit: Edit | Sequence[Edit]) -> list[Edit]:
     """One edit or several, as a list.
 
     Raises:
-        EditError: For something that is no edit, or an empty list.
+        EditError: For something that is not an edit, or an empty list.
     """
     edits = [edit] if isinstance(edit, Edit) else list(edit) if isinstance(edit, Sequence) else []
     wrong = [item for item in edits if not isinstance(item, Edit)]
@@ -266,11 +266,6 @@ class Held:
         if self._last.dtype != other.dtype or self._last.device != other.device:
             self._last = self.value.to(other)
         return self._last
-
-
-def over_features(mask: Tensor, activation: Tensor) -> Tensor:
-    """``[row, token]`` with as many trailing axes as the activation has features."""
-    return mask.reshape(*mask.shape, *(1 for _ in activation.shape[2:]))
 
 
 def site_width(model: Model, site: Site) -> int:

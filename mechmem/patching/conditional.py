@@ -14,10 +14,11 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
+from mechmem.models.engine.reading import over_features
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.patching.base import Change, Edit, Watcher, check_number, over_features, signed
+from mechmem.patching.base import Change, Edit, Watcher, check_number, signed
 
 
 @dataclass(frozen=True)

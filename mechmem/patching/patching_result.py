@@ -92,7 +92,7 @@ class PatchingResult:
         """Share of the distance from recipient to donor that patching makes up.
 
         ``mean(patched - recipient) / mean(donor - recipient)``: 0 leaves the recipient as it was,
-        1 makes it answer like the donor. It is no share of a mechanism: several sites can each
+        1 makes it answer like the donor. It is not a share of a mechanism: several sites can each
         recover all of it, and it can lie outside [0, 1].
 
         Returns:

@@ -21,12 +21,12 @@ from mechmem.plotting.scores import score_correlation
 from mechmem.plotting.settings import graded_answers, prompting, sampling
 from mechmem.plotting.state_maps import state_map
 from mechmem.plotting.steering import steering_grid
-from mechmem.plotting.style import COLORS, THEMES, house_style
 from mechmem.plotting.sweeps import sweep_cells
 from mechmem.plotting.token_maps import token_map
 from mechmem.plotting.tokens import token_projection
 from mechmem.plotting.training import training_curves
 from mechmem.plotting.transfer import transfer_matrix
+from mechmem.style import COLORS, THEMES, house_style
 
 __all__ = [
     "COLORS",

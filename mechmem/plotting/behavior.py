@@ -24,7 +24,7 @@ from mechmem.plotting.data import (
     plain,
 )
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, color_of, house_style
+from mechmem.style import COLORS, color_of, house_style
 
 _ROW = ("behavior", "group")
 BINS = 40

@@ -12,7 +12,7 @@ from mechmem.evaluation.interaction import Interaction
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, plain
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, GRAY, house_style
+from mechmem.style import COLORS, GRAY, house_style
 
 SUMS = ("joint", "sum of parts", "interaction")
 MAX_PARTS = 12

@@ -13,7 +13,7 @@ from mechmem.analysis.layer_distribution import LayerDistribution
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, percent
 from mechmem.plotting.intervals import add_bars, interval_text
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, PALETTE, house_style
+from mechmem.style import GRAY, PALETTE, house_style
 
 TITLES = {
     "mean_difference": "mean difference",

@@ -22,7 +22,7 @@ from mechmem.plotting.data import (
 )
 from mechmem.plotting.registry import figure_of
 from mechmem.plotting.state_maps import class_color
-from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
+from mechmem.style import GRAY, PALETTE, faded, house_style
 
 
 @figure_of(CosineProfile)

@@ -15,7 +15,7 @@ from mechmem.evaluation.side_effects import SideEffects
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, error_bars, plain
 from mechmem.plotting.intervals import add_line
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
+from mechmem.style import COLORS, GRAY, PALETTE, house_style
 
 MEASURES = {
     "kl": "KL from unedited<br>(nats)",

@@ -16,7 +16,7 @@ from mechmem.plotting.data import (
     interval_in,
 )
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, GRAY, color_of, house_style
+from mechmem.style import COLORS, GRAY, color_of, house_style
 
 
 @figure_of()

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.plotting.data import as_array, error_bars
-from mechmem.plotting.style import GRAY, faded
+from mechmem.style import GRAY, faded
 
 
 def interval_text(

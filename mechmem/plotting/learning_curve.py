@@ -16,7 +16,7 @@ from mechmem.plotting.data import (
     interval_in,
 )
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, PALETTE, faded, house_style
+from mechmem.style import GRAY, PALETTE, faded, house_style
 
 BASELINES = {
     "input_only": ("input tokens only", PALETTE[1], "dash"),

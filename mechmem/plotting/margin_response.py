@@ -10,7 +10,7 @@ from mechmem.evaluation.margin_response import MarginResponse
 from mechmem.plotting.data import as_array, as_table, counted, each_row, ended, plain
 from mechmem.plotting.intervals import add_band, add_line, interval_text
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, color_of, house_style
+from mechmem.style import GRAY, color_of, house_style
 
 
 @figure_of(MarginResponse)

@@ -18,7 +18,7 @@ from mechmem.plotting.data import (
     plain,
 )
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, PALETTE, house_style
+from mechmem.style import GRAY, PALETTE, house_style
 
 SCORES = ("perturbational", "counterfactual")
 

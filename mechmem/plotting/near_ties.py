@@ -9,7 +9,7 @@ from mechmem.evaluation.near_ties import NearTies
 from mechmem.plotting.data import as_table, counted, each_row, ended, interval_in, plain
 from mechmem.plotting.intervals import add_line
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
+from mechmem.style import COLORS, GRAY, PALETTE, house_style
 
 
 @figure_of(NearTies)

@@ -12,7 +12,7 @@ from mechmem.analysis.neurons import NeuronScores, NeuronSet
 from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, each_row, percent, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, PALETTE, house_style
+from mechmem.style import GRAY, PALETTE, house_style
 
 STATISTICS = {
     "mean_difference": "mean difference",

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.plotting.data import as_array, as_table, counted, each_row, error_bars, interval
-from mechmem.plotting.style import GRAY, PALETTE, house_style
+from mechmem.style import GRAY, PALETTE, house_style
 
 
 def question_reading(layers: pd.DataFrame, *, theme: str = "light") -> go.Figure:

@@ -22,7 +22,7 @@ from mechmem.plotting.data import (
     plain,
 )
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, color_of, faded, house_style
+from mechmem.style import GRAY, color_of, faded, house_style
 
 
 @figure_of(Rates)

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from mechmem.errors import MechmemError
 from mechmem.plotting.data import as_array, as_table, p_value, percent, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, GRAY, PALETTE, house_style
+from mechmem.style import COLORS, GRAY, PALETTE, house_style
 
 CLAIMS = {"any": "either way", "both": "both ways"}
 """How claims read that are not a class steered to."""

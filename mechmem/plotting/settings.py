@@ -11,7 +11,7 @@ from mechmem.evaluation.sampling import Sampling
 from mechmem.plotting.data import as_table, counted, each_row, ended, error_bars, plain
 from mechmem.plotting.intervals import add_bars, add_line
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, GRAY, PALETTE, color_of, house_style
+from mechmem.style import COLORS, GRAY, PALETTE, color_of, house_style
 
 
 @figure_of(Prompting)

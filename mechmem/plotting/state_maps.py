@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from mechmem.analysis.state_map import StateMap
 from mechmem.plotting.data import as_array, as_table, counted, each_row, percent, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import GRAY, PALETTE, color_of, house_style
+from mechmem.style import GRAY, PALETTE, color_of, house_style
 
 _LIKE = {"memory": "memorized", "reasoning": "generalized"}
 _SYMBOLS = ("diamond-open", "square-open", "triangle-up-open", "cross-open", "star-open")

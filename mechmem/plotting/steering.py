@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from mechmem.evaluation.steering import SteeringGrid
 from mechmem.plotting.data import as_table, counted, each_row, interval, interval_in, percent, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import house_style
+from mechmem.style import house_style
 
 
 @figure_of(SteeringGrid)

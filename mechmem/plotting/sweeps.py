@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from mechmem.plotting.data import as_array, as_table, percent, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, house_style
+from mechmem.style import COLORS, house_style
 
 CELL, GAP, BORDER = 34, 76, 162
 """Pixels: a cell's height, between panels, above and below all of them."""

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from mechmem.evaluation.token_maps import TokenMap
 from mechmem.plotting.data import as_array, as_table, each_row, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import house_style
 from mechmem.plotting.tokens import color_scale, turn
+from mechmem.style import house_style
 
 COLUMNS = (
     "stream", "layer", "position", "token", "value", "band_low", "band_high", "toward", "away",

@@ -13,7 +13,7 @@ from mechmem.analysis.token_projections import TokenProjections
 from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import house_style
+from mechmem.style import house_style
 
 COLUMNS = ("id", "part", "token", "from_middle", "projection", "stream", "layer", "toward", "away")
 AS_MEMORIZED = ("memorized", "memory", "known")

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import as_array, as_table, error_bars, percent, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import COLORS, PALETTE, color_of, faded, house_style
+from mechmem.style import COLORS, PALETTE, color_of, faded, house_style
 
 _SHARES = (*COLORS, "clean_accuracy", "flip_rate")
 

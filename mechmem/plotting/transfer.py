@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer
 from mechmem.plotting.data import as_table, counted, each_row, plain
 from mechmem.plotting.registry import figure_of
-from mechmem.plotting.style import house_style
+from mechmem.style import house_style
 
 
 @figure_of(ProbeTransfer, EditTransfer)

@@ -14,7 +14,7 @@ from mechmem.plotting.data import (
     percent,
     plain,
 )
-from mechmem.plotting.style import PALETTE, color_of, faded, house_style
+from mechmem.style import PALETTE, color_of, faded, house_style
 
 ROW = 34
 LINES = ("solid", "dash", "dot", "dashdot")

@@ -120,7 +120,9 @@ def from_hub(
         try:
             kind = read_json(note)["kind"]
         except (ArtifactError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{repo_id}: {note.name} is no manifest. Push it again.") from error
+            raise ArtifactError(
+                f"{repo_id}: {note.name} is not a manifest. Push it again."
+            ) from error
         if kind not in KINDS:
             raise ArtifactError(
                 f"{repo_id} holds {kind!r}, which this mechmem does not know; it knows "

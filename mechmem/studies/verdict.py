@@ -23,6 +23,9 @@ from mechmem.plotting.data import p_value
 from mechmem.studies.words import joined
 from mechmem.sweeps.result import Sweep, Tested
 
+SHUFFLES = 19
+"""Refits unless others are asked for: the fewest whose smallest p is 1/20."""
+
 LEVEL = 0.05
 FEWEST = 19
 """Refits below which no p can reach the level."""

@@ -33,7 +33,7 @@ Objective = Callable[[Mapping[str, Rates]], float]
 
 def two_way_gain(rates: Mapping[str, Rates]) -> float:
     """The smaller of the gains in share toward each class: high only for edits that steer both
-    ways. What an edit turns into ``other`` counts against it, since it is no gain."""
+    ways. What an edit turns into ``other`` counts against it, since it is not a gain."""
     return min(result.change(toward).value for toward, result in rates.items())
 
 

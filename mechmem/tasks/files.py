@@ -45,7 +45,7 @@ def prompt_from_record(
     row: Mapping[str, Any],
     index: int,
 ) -> T:
-    """The inverse of `record_from_prompt`; keys that are no field are kept in ``meta``."""
+    """The inverse of `record_from_prompt`; keys that are not a field are kept in ``meta``."""
     known = {item.name for item in fields(prompt_class)}  # type: ignore[arg-type]
     if not isinstance(row, Mapping):
         raise PromptError(

@@ -96,8 +96,8 @@ class TrainingSettings:
                 raise TaskError(f"{name} must be an integer from 1, got {value!r}.")
         if self.batch % (self.micro_batch or self.batch):
             raise TaskError(
-                f"batch={self.batch} is no multiple of micro_batch={self.micro_batch}; choose one "
-                "that divides it."
+                f"batch={self.batch} is not a multiple of micro_batch={self.micro_batch}; choose "
+                "one that divides it."
             )
 
     @classmethod

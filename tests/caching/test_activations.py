@@ -220,7 +220,7 @@ class TestRefusals:
             (("resid_post", 9), r"Layer 9 of 'resid_post' is out of range.*\d layers"),
             (3, r"got 3; write \('resid_post', 3\)"),
             ([], r"No sites given.*sites='resid_post'"),
-            ([("resid_post", "1")], r"is no site"),
+            ([("resid_post", "1")], r"is not a site"),
         ],
     )
     def test_a_wrong_site(self, lab, sites, text) -> None:

@@ -119,7 +119,7 @@ class TestInteraction:
         parts = {"a": {FIRST: first[:2]}, "b": {FIRST: first[1:3]}}
         with pytest.raises(mm.EditError, match=r"share a neuron"):
             mm.evaluation.interaction(here.lab.model, edit, here.test, parts=parts)
-        with pytest.raises(mm.MechmemError, match=r"toward='odd' is no behavior"):
+        with pytest.raises(mm.MechmemError, match=r"toward='odd' is not a behavior"):
             mm.evaluation.interaction(here.lab.model, edit, here.test, toward=["odd"])
         got = mm.evaluation.interaction(here.lab.model, edit, here.fit, allow_seen=True, draws=2)
         assert np.isfinite(got.score("memorized").value)

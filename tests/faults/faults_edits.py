@@ -154,7 +154,7 @@ FAULTS = [
         "leave a block by closing a generator", left_by_generator, None, "the edit is gone with it"
     ),
     Fault(
-        "patch with something that is no edit",
+        "patch with something that is not an edit",
         under(lambda s: s.direction),
         mm.MechmemError,
         "edit must be Edit or a sequence of Edit, got Direction",

@@ -179,7 +179,7 @@ FAULTS = [
         "observe this one, or leave it out.",
     ),
     Fault(
-        "evaluate something that is no edit",
+        "evaluate something that is not an edit",
         evaluated(edit="ProjectOut"),
         mm.EditError,
         "got 'ProjectOut'",
@@ -255,7 +255,7 @@ FAULTS = [
         "evaluate it on its own with mm.evaluate(..., edit=...).",
     ),
     Fault(
-        "sweep something that is no edit",
+        "sweep something that is not an edit",
         swept(grid=lambda s: [s.direction]),
         mm.EditError,
         "got [Direction(",

@@ -302,7 +302,7 @@ FAULTS = [
         "run text with a lone surrogate",
         lambda s: s.model.logits([one(text="w1 \ud800 w2")]),
         mm.PromptError,
-        "Prompt 'a' has '\\ud800' at character 3, which is no character of UTF-8",
+        "Prompt 'a' has '\\ud800' at character 3, which is not a character of UTF-8",
         "Read the text again with its right encoding, or remove it.",
     ),
     Fault(

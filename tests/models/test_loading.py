@@ -143,9 +143,9 @@ class TestFolder:
     def test_dtype_by_name_and_by_object(self, folder):
         for dtype in ("bfloat16", torch.bfloat16):
             assert mm.load_model(folder, dtype=dtype).info.dtype == "bfloat16"
-        with pytest.raises(mm.ModelError, match=r"'float12' is no floating dtype.*bfloat16"):
+        with pytest.raises(mm.ModelError, match=r"'float12' is not a floating dtype.*bfloat16"):
             mm.load_model(folder, dtype="float12")
-        with pytest.raises(mm.ModelError, match="'int8' is no floating dtype"):
+        with pytest.raises(mm.ModelError, match="'int8' is not a floating dtype"):
             mm.load_model(folder, dtype="int8")
 
     @pytest.mark.parametrize("map_of", ["cpu", "disk"])

@@ -237,7 +237,7 @@ class TestWhatTheMachineLacks:
 
     @pytest.mark.parametrize("dtype", ["int8", torch.int8, torch.float8_e4m3fn, torch.complex64])
     def test_dtypes_that_nothing_is_computed_in(self, folder, dtype):
-        with pytest.raises(mm.ModelError, match="is no floating dtype that models compute in"):
+        with pytest.raises(mm.ModelError, match="is not a floating dtype that models compute in"):
             mm.load_model(folder, dtype=dtype)
 
     @pytest.mark.parametrize("kind", ["gptq", "awq", "bitsandbytes"])

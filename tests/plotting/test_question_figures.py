@@ -17,6 +17,7 @@ from question_scene import scene
 import mechmem as mm
 from mechmem import plotting
 from mechmem.errors import MechmemError
+from mechmem.style import GRAY
 
 DRAWN: dict[str, Callable[..., go.Figure]] = {
     "layers": plotting.layer_shares,
@@ -109,7 +110,7 @@ class TestWhatIsDrawn:
         kl = table[table["measure"] == "kl"]
         np.testing.assert_array_equal(fig.data[0].x, kl["value"])
         assert list(fig.data[0].y) == list(results()["costs"].values)
-        grays = [color == plotting.style.GRAY for color in fig.data[0].marker.color]
+        grays = [color == GRAY for color in fig.data[0].marker.color]
         assert grays == list(kl["kind"] == "control")
         shares = results()["prompting"].table()
         bars = next(t for t in plotting.prompting(results()["prompting"]).data if t.name == "other")

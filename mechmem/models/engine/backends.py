@@ -194,7 +194,7 @@ def backend_for(model: Any) -> Backend:
     """
     if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
         raise ModelError(
-            f"{type(model).__name__} is no TransformerLens model; hand a TransformerBridge, a "
+            f"{type(model).__name__} is not a TransformerLens model; hand a TransformerBridge, a "
             "HookedTransformer (TransformerLens 3.x), a transformers model, a folder or a name to "
             "mechmem.load_model."
         )

@@ -28,7 +28,7 @@ from mechmem.studies.behavior.plan import REFINE, Fit, Grid, Plan
 from mechmem.studies.behavior.study import BehaviorStudy
 from mechmem.studies.behavior.words import too_few
 from mechmem.studies.token_reading import read_answers
-from mechmem.studies.verdict import verdict_of
+from mechmem.studies.verdict import SHUFFLES, verdict_of
 from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.sweep import sweep
 from mechmem.tasks.base import Task, with_reading
@@ -38,7 +38,6 @@ from mechmem.tasks.prompts import PromptSet
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
 MIN_FLIPS = 10
-SHUFFLES = 19
 
 STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""

@@ -25,7 +25,7 @@ from mechmem.studies.reasoning.refits import UNIT, exchange_labels, judge_edits
 from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
 from mechmem.studies.token_reading import read_questions
-from mechmem.studies.verdict import Verdict
+from mechmem.studies.verdict import SHUFFLES, Verdict
 from mechmem.tasks.base import QuestionTask, Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
@@ -36,7 +36,6 @@ QUESTIONS = 1152
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 MOST_LAYERS = 8
 SMALLEST = 4
-SHUFFLES = 19
 
 
 def run_reasoning_study(

@@ -28,7 +28,7 @@ def checked_score(value: Any, where: str) -> float:
     """A score in [0, 1].
 
     Raises:
-        PromptError: When it is no number, or lies outside.
+        PromptError: When it is not a number, or lies outside.
     """
     try:
         score = float(value)
