@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from docs.before import BEFORE
 
 import mechmem as mm
 
@@ -17,11 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
     page
     for page in (ROOT / "docs").rglob("*.md")
-    if (
-        page.parent.name in ("ideas", "how-to", "migration")
-        or page.name in ("index.md", "memorization.md")
-    )
-    and "```python" in page.read_text(encoding="utf-8")
+    if "```python" in page.read_text(encoding="utf-8")
 )
 
 
@@ -43,7 +40,10 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "page.py"
     script.write_text(code, encoding="utf-8")  # line numbers are those of the page
-    runpy.run_path(str(script), run_name=f"page_{page.stem.replace('-', '_')}")
+    before = BEFORE[page.stem](monkeypatch) if page.stem in BEFORE else {}
+    runpy.run_path(
+        str(script), init_globals=dict(before), run_name=f"page_{page.stem.replace('-', '_')}"
+    )
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
