@@ -23,6 +23,9 @@ function name() {
   }
 }
 new MutationObserver(name).observe(document.documentElement, {childList: true, subtree: true, characterData: true});
+document.addEventListener("click", event => {
+  if (event.target.id === "own") document.getElementById("wording-0").focus();
+});
 document.addEventListener("keydown", event => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     const ask = document.getElementById("ask");
