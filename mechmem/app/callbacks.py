@@ -213,15 +213,15 @@ def _panels(app: Dash, page: Page) -> None:
 
     @app.callback(
         Output("status", "children"), Output("tick", "interval"), Output("link", "children"),
-        [Output(f"{part}-beat", "data") for part in PARTS],
+        *(Output(f"{part}-beat", "data") for part in PARTS),
         Input("tick", "n_intervals"), Input("stop", "n_clicks"), State("view", "data"),
         State("theme", "data"), State("window", "data"), State("address", "href"),
         State("status", "children"), State("link", "children"),
-        [State(f"{part}-key", "data") for part in PARTS],
+        *(State(f"{part}-key", "data") for part in PARTS),
     )  # fmt: skip
     def status(
         tick: Any, stop: Any, view: Any, theme: str, window: str, href: Any, said: Any, linked: Any,
-        known: Any,
+        *known: Any,
     ) -> Any:  # fmt: skip
         """Looks at the line for all parts, and wakes those for which there is news."""
         now = View.from_dict(view)
@@ -239,7 +239,7 @@ def _panels(app: Dash, page: Page) -> None:
             no_update if line == said else line,
             SOON if any(behind) else LATER,
             no_update if link == linked else link,
-            beats,
+            *beats,
         )
 
     if page.source.study is None:
