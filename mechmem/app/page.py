@@ -26,8 +26,8 @@ PANELS: Mapping[str, tuple[str, int]] = {
     "map": ("mapping", 2),
     "cost": ("KL on neutral prompts", 3),
     "beyond": ("draws of the control", 3),
-    "everywhere": ("mapping all wordings", 4),
-    "dose": ("dose and response", 5),
+    "everywhere": ("mapping all wordings", 5),
+    "dose": ("dose and response", 4),
 }
 """What is computed: its name in the line, and who goes first."""
 
