@@ -61,7 +61,7 @@ def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: P
         "(() => {const b = document.querySelector('#map-figure .nsewdrag').getBoundingClientRect();"
         "return [b.x, b.y, b.width, b.height]})()"
     )
-    tokens = len(opened.page.tokens(View.from_link(tab.text("link").partition("/#")[2])))
+    tokens = len(opened.page.tokens(View.from_link(tab.text("link"))))
     rows = len(opened.page.source.sites)
     tab.mouse(x + wide * 2.5 / tokens, y + high * (1 - 1.5 / rows))
     tab.until("document.getElementById('lines').innerText.includes('positions=2')")
@@ -74,16 +74,17 @@ def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: P
     now = float(tab.js("document.getElementById('strength').value"))
     tab.until(f"document.getElementById('strength-said').innerText === '{now:g}'")
     tab.until(f"document.getElementById('lines').innerText.includes('alpha={now}')")
-    tab.until(READY + " && document.getElementById('columns').className === ''")
+    said = f"At strength {now:g} the edit lies"
+    tab.until(f"document.getElementById('columns').innerText.includes('{said}')")
+    tab.until(READY)
     assert tab.text("columns") != before
-    view = View.from_link(tab.text("link").partition("/#")[2])
+    view = View.from_link(tab.text("link"))
     turned = opened.page.done("turn", view)
     heads = tab.js("[...document.querySelectorAll('.three h3')].map(one => one.innerText)")
     assert heads == ["Unedited", "Edited", f"Control: {turned.name}, same size"]
     for k, seen in enumerate((turned.before, turned.edit, turned.control)):
         column = tab.js(f"document.querySelectorAll('.three section')[{k}].innerText")
         assert f"{abs(seen.margins[0]):.2f} nats toward" in column
-    assert f"At strength {now:g} the edit lies" in tab.text("columns")
     # what is kept
     tab.click("save-csv")
     tab.until("document.getElementById('saved').innerText.includes('bytes')")
@@ -114,7 +115,7 @@ def test_two_windows_at_once_show_each_its_own(browser: Browser, opened: OpenPag
         tab.until(READY)
     margins = []
     for tab, prompt in zip(tabs, PROMPTS, strict=True):
-        view = View.from_link(tab.text("link").partition("/#")[2])
+        view = View.from_link(tab.text("link"))
         assert view.texts == (prompt,)
         own = opened.page.done("ask", view)[0].margins[0]
         assert f"{abs(own):.2f} nats toward" in tab.text("said-0")

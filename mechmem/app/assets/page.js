@@ -21,6 +21,9 @@ function name() {
       one.removeAttribute("aria-hidden");
     }
   }
+  // Dash puts the cursor back into every input that waits for a pause; a slider has none.
+  const slider = document.getElementById("strength");
+  if (slider) slider.setSelectionRange = () => {};
   for (const list of document.querySelectorAll('[role="listbox"]:not([aria-label])')) {
     const legend = list.closest("fieldset") && list.closest("fieldset").querySelector("legend");
     const open = document.querySelector('button.dash-dropdown[aria-expanded="true"]');
