@@ -14,9 +14,8 @@ import pandas as pd
 
 from mechmem.analysis import Directions, InputWords, NeuronScores, fit_input_words
 from mechmem.app.lines import Call, call, python
-from mechmem.app.show import at_last
 from mechmem.app.stopping import go_on, watched
-from mechmem.app.view import DOSED, View
+from mechmem.app.view import DOSED, View, at_last
 from mechmem.errors import EditError, PromptError, TaskError
 from mechmem.evaluation import (
     Observations,

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 
+from mechmem.app.view import at_last
 from mechmem.style import GRAY, PALETTE, TOOLBAR, faded, house_style
 
 if TYPE_CHECKING:
@@ -109,13 +110,6 @@ def saved_wording(row: Any, classes: tuple[str, str]) -> list[Any]:
     ]
 
 
-def at_last(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last prompt token's rows of a map; ``beyond``: farther out than random directions."""
-    last = rows[rows["position"] == rows["position"].max()]
-    out = (last["value"] < last["band_low"]) | (last["value"] > last["band_high"])
-    return last.assign(beyond=out)
-
-
 def map_words(found: TokenMap) -> str:
     """Where the map leaves the band of chance at the last token, in one sentence."""
     last, margin = at_last(found.rows), found.unit == "nats"
@@ -133,7 +127,7 @@ def map_words(found: TokenMap) -> str:
             else "At the last prompt token no layer lies farther out than random directions do: "
             "this wording shows neither side there."
         )
-    far = out.loc[out["value"].abs().idxmax()]
+    most = float(out["value"].abs().max())
     layers = ", ".join(f"{row.stream} {row.layer}" for row in each_row(out))
     if margin:
         return (
@@ -143,7 +137,7 @@ def map_words(found: TokenMap) -> str:
     sides = " and the ".join(sorted({side[value > 0] for value in out["value"]}))
     return (
         f"At the last prompt token this wording lies on the {sides} side, beyond random "
-        f"directions, at {layers} (most: {abs(far['value']):.2f} {found.unit})."
+        f"directions, at {layers} (most: {most:.2f} {found.unit})."
     )
 
 
