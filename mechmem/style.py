@@ -42,6 +42,11 @@ _SCORE = {
 _SEQUENTIAL = {"light": ["#F6F4FA", "#4F2E86"], "dark": ["#20242B", "#BCA3F2"]}
 THEMES = tuple(_INK)
 """The names of the two themes, `"light"` and `"dark"`."""
+TOOLBAR = {
+    "displaylogo": False, "responsive": True,
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+}  # fmt: skip
+"""Of a drawn figure. Its buttons are named, since Plotly's own row offers to upload the figure."""
 
 
 def color_of(outcome: str, index: int = 0) -> str:

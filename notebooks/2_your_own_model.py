@@ -190,5 +190,12 @@ page = mm.write_report(study, work / "report")
 print(page.name, sorted(path.name for path in page.parent.iterdir()))
 
 # %% [markdown]
+# `mm.open` opens a page on which to ask and turn instead of reading. A cell that ends in `opened` shows it inline; from
+# a shell it is `mechmem open report`.
+
+# %%
+opened = mm.open(study, model=mine)
+
+# %% [markdown]
 # The same from a shell: `mechmem study sums.csv --model my-model --out report`. For answers that need
 # another reading, write a task (`docs/how-to/task.md`).

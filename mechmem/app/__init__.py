@@ -70,12 +70,15 @@ def open_page(
             "There is nothing to open: give the folder of a study, a model, or both."
         )
     names: dict[str, str] = {}
+    scratch = None
     if not (study is None or isinstance(study, (str, Path, SavedStudy))):
-        place = Path(tempfile.mkdtemp(prefix="mechmem-open-")) / "study"
-        study = load_study(study.save(place))
+        scratch = tempfile.TemporaryDirectory(prefix="mechmem-open-", ignore_cleanup_errors=True)
+        made = {"vector": "directions", "scores": "scores"}
+        names = {name: f"study.{at}" for name, at in made.items() if hasattr(study, at)}
+        study = load_study(study.save(Path(scratch.name) / "study"))
     elif isinstance(study, (str, Path)):
         study = load_study(study)
     if model is not None and not isinstance(model, str):
         names["model"] = "model"
     source = Source(study, model, task, names)
-    return OpenPage(source, host or LOCAL, port)
+    return OpenPage(source, host or LOCAL, port, scratch)

@@ -44,7 +44,7 @@ def _tables(page: Page, view: View) -> dict[str, Any]:
             found[name] = one.table()
         for name, report in zip(("edit_fired", "control_fired"), turned.reports, strict=True):
             found[name] = report.table()
-    for name in ("cost", "dose"):
+    for name in ("cost", "beyond", "everywhere", "dose"):
         table = page.done(name, view)
         if table is not None:
             found[name] = table
@@ -54,7 +54,7 @@ def _tables(page: Page, view: View) -> dict[str, Any]:
 
 
 def report(page: Page, view: View) -> str:
-    """What is on the screen, as a page that stands by itpage."""
+    """What is on the screen, as a page that stands by itself."""
     from mechmem import plotting
     from mechmem.reports.page import drawn, render
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from dash import dcc, html
 
-from mechmem.app.show import chip, visible
+from mechmem.app.page import PARTS
+from mechmem.app.show import visible
 from mechmem.app.source import Source
 from mechmem.app.view import EDITS, MOST_WORDINGS, POSITIONS, View
+from mechmem.style import TOOLBAR
 
 TITLE = "Is it remembering or thinking?"
 WHERE = {
@@ -18,6 +20,8 @@ WHERE = {
     "prompt": "the whole prompt",
     "all": "every token",
 }
+SOON, LATER = 400, 2000
+"""Milliseconds between two looks at the line, while something is awaited and while nothing is."""
 SUFFIXES = (".gguf", ".pt", ".safetensors")
 
 
@@ -30,8 +34,8 @@ def layout(source: Source) -> Any:
             dcc.Store(id="window", data=secrets.token_hex(8)),
             dcc.Store(id="view", data=view.as_dict()),
             dcc.Store(id="theme", data="light"),
-            *(dcc.Store(id=f"{name}-key") for name in ("words", "map", "turn", "dose")),
-            dcc.Interval(id="tick", interval=300, disabled=True),
+            *(dcc.Store(id=f"{name}-{kind}") for name in PARTS for kind in ("key", "beat")),
+            dcc.Interval(id="tick", interval=SOON),
             dcc.Download(id="download"),
             html.A("Skip to the prompt", href="#ask-part", className="skip"),
             _top(source),
@@ -91,7 +95,9 @@ def choices(name: str, label: str, options: dict[str, str], value: str) -> Any:
     )
 
 
-def pick(name: str, label: str, options: dict[str, str], value: str | None) -> Any:
+def pick(
+    name: str, label: str, options: dict[str, str], value: str | None, hidden: bool = False
+) -> Any:
     """One of many."""
     return html.Div(
         [
@@ -101,7 +107,7 @@ def pick(name: str, label: str, options: dict[str, str], value: str | None) -> A
                 value=value, clearable=False, searchable=len(options) > 12,
             ),
         ],
-        className="field",
+        className="field", id=f"{name}-field", hidden=hidden,
     )  # fmt: skip
 
 
@@ -136,11 +142,6 @@ def _ask(source: Source, view: View) -> Any:
         )
         for k in range(MOST_WORDINGS)
     ]  # fmt: skip
-    question = (
-        [pick("question", "Question of the study", {g: g for g in groups}, groups[0])]
-        if groups
-        else [dcc.Store(id="question")]
-    )
     return _section(
         "ask",
         "Remembering or thinking?",
@@ -148,7 +149,13 @@ def _ask(source: Source, view: View) -> Any:
         "near 0 means that it hangs in the balance.",
         html.Div(
             [
-                *question,
+                pick(
+                    "question",
+                    "Question of the study" if source.study else "Question of the task",
+                    {g: g for g in groups},
+                    groups[0] if groups else None,
+                    not groups,
+                ),
                 named(f"Answer that is {first}", _typed("memorized", view.memorized)),
                 named(f"Answer that is {second}", _typed("generalized", view.generalized)),
             ],
@@ -159,6 +166,7 @@ def _ask(source: Source, view: View) -> Any:
             [
                 html.Button("Ask the model", id="ask", className="main"),
                 html.Button("One wording more", id="more", className="plain"),
+                html.Button("My own prompt", id="own", className="plain"),
                 html.Span("Ctrl+Enter asks, too.", className="soft"),
             ],
             className="buttons",
@@ -187,15 +195,20 @@ def _where(source: Source, view: View) -> Any:
             [choices("map", "The map shows", shown, view.map), pick("shown", "Of", which, "0")],
             className="fields",
         ),
-        html.Div(id="map-found", role="status"),
         html.Div(
-            dcc.Graph(id="map-figure", responsive=True, config={"displaylogo": False}),
-            id="map-holder",
-            hidden=True,
-            role="figure",
-            **{"aria-label": "Map of layers and tokens"},
+            [
+                html.Div(id="map-found", role="status"),
+                html.Div(
+                    dcc.Graph(id="map-figure", responsive=True, config=TOOLBAR),
+                    id="map-holder",
+                    hidden=True,
+                    role="figure",
+                    **{"aria-label": "Map of layers and tokens"},
+                ),
+                html.Div(id="neurons"),
+            ],
+            id="map-all",
         ),
-        html.Div(id="neurons"),
     )
 
 
@@ -223,7 +236,7 @@ def _turn(source: Source, view: View) -> Any:
                             type="range",
                             min=-3,
                             max=3,
-                            step=0.25,
+                            step=0.1,
                             value=view.strength,
                             debounce=0.1,
                             list="strengths",
@@ -248,7 +261,6 @@ def _turn(source: Source, view: View) -> Any:
                     {name: WHERE[name] for name in POSITIONS},
                     view.positions,
                 ),
-                pick("control", "Control", {"": "the strictest"}, ""),
             ],
             className="fields",
         ),
@@ -291,6 +303,3 @@ def _keep() -> Any:
             open=True,
         ),
     )
-
-
-__all__ = ["SUFFIXES", "WHERE", "chip", "layout"]

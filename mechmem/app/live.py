@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ import pandas as pd
 
 from mechmem.analysis import Directions, InputWords, NeuronScores, fit_input_words
 from mechmem.app.lines import Call, call, python
-from mechmem.app.view import DOSED, View
+from mechmem.app.stopping import go_on, watched
+from mechmem.app.view import DOSED, View, at_last
 from mechmem.errors import EditError, PromptError, TaskError
 from mechmem.evaluation import (
     Observations,
@@ -31,6 +31,7 @@ from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates, refuse_seen
 from mechmem.models import Model, Site
 from mechmem.patching import Edit, EditReport, export_vectors, patched
+from mechmem.patching.margins import answer_ids
 from mechmem.tasks import Prompt, PromptSet, Task
 
 DRAWS = 10
@@ -47,6 +48,9 @@ NEUTRAL = (
     "The river runs past the old",
 )
 """Read where a task has no ordinary items of its own."""
+KEPT = 30
+"""Questions whose unedited answers are kept."""
+_OWN = "mm.tasks.PromptAnswers({kind!r})\ntask.max_new_tokens = {n}"
 NEURONS = 0.2
 """Share of the site's neurons that are shifted."""
 
@@ -96,6 +100,7 @@ class Live:
         self.directions, self.scores, self.flips = directions, scores, flips
         self.known = {prompt.text: prompt for prompt in known or ()}
         self.head = dict(head)
+        self._seen: dict[tuple[Any, ...], Observations] = {}
 
     def under(self, check: Callable[[], None], work: Callable[[View], Any], view: View) -> Any:
         """Do one piece of work that ``check`` may end by raising."""
@@ -104,7 +109,7 @@ class Live:
         try:
             return work(view)
         finally:
-            backend.check = _go_on
+            backend.check = go_on
 
     def prompts(self, view: View) -> PromptSet:
         """The wordings as prompts. All typed ones are one group: they ask one question."""
@@ -124,13 +129,23 @@ class Live:
         return PromptSet(made)
 
     def reader(self, prompts: PromptSet) -> Task:
-        """What reads the answers."""
-        return reader_for(prompts, self.task)
+        """What reads the answers. Without a task it reads on for no longer than a typed answer
+        takes, and two tokens that show where it ends."""
+        reader = reader_for(prompts, self.task)
+        if self.task is None and reader.outcomes[:2] == reader.behaviors:
+            sides = answer_ids(self.model, self.model.encode(prompts), reader)
+            reader.max_new_tokens = 2 + max(len(ids) for side in sides for ids in side)
+        return reader
 
     def ask(self, view: View) -> Observations:
-        """What the unedited model does on every wording."""
-        prompts = self.prompts(view)
-        return observe(self.model, prompts, task=self.reader(prompts))
+        """What the unedited model does on every wording; asked once."""
+        key = (view.texts, view.memorized, view.generalized)
+        if key not in self._seen:
+            prompts = self.prompts(view)
+            self._seen[key] = observe(self.model, prompts, task=self.reader(prompts))
+            if len(self._seen) > KEPT:
+                del self._seen[next(iter(self._seen))]
+        return self._seen[key]
 
     def asked(self, view: View) -> tuple[Observations, pd.DataFrame | None, pd.DataFrame]:
         """The same with what the input words alone would predict, and the shares."""
@@ -153,11 +168,20 @@ class Live:
     def map(self, view: View) -> TokenMap:
         """The map of one wording."""
         prompts = self.prompts(view)
-        one = PromptSet([prompts[min(view.shown, len(prompts) - 1)]])
-        model = self.model
+        return self._map(view, prompts[min(view.shown, len(prompts) - 1)])
+
+    def _map(self, view: View, prompt: Prompt) -> TokenMap:
+        one = PromptSet([prompt])
         if view.map == "margin":
-            return margin_map(model, one, task=self.task)
-        return projection_map(model, self._directions("A projection"), one)
+            return margin_map(self.model, one, task=self.task)
+        return projection_map(self.model, self._directions("A projection"), one)
+
+    def everywhere(self, view: View) -> pd.DataFrame:
+        """In how many wordings the map's last token lies beyond random directions, per site."""
+        out = [at_last(self._map(view, one).rows) for one in self.prompts(view)]
+        rows = pd.concat([rows.assign(wordings=len(out)) for rows in out])
+        found = rows.groupby(["stream", "layer"], as_index=False, sort=False)
+        return found.agg(beyond=("beyond", "sum"), wordings=("wordings", "first"))
 
     def neurons(self, view: View, most: int = 10) -> pd.DataFrame:
         """The neurons of the chosen site, best first, with their ranks among all scored."""
@@ -173,7 +197,7 @@ class Live:
     def edit(self, view: View) -> tuple[Edit, str]:
         """The edit that is set, and the line of Python that makes it."""
         r = self._directions("An edit")
-        site = Site.from_key(view.site)
+        site = Site.from_key(view.site) if view.site else r.sites[len(r.sites) // 2]
         aimed = {"toward": view.toward or r[site].toward}
         dosed = {"alpha": view.strength, **aimed}
         where = {"positions": view.where}
@@ -214,7 +238,7 @@ class Live:
         prompts, (edit, line), name = self.prompts(view), self.edit(view), self.control(view)
         reader, model = self.reader(prompts), self.model
         refuse_seen(edit, model.encode(prompts), "evaluate an edit")
-        before = observe(model, prompts, task=reader)
+        before = self.ask(view)
         seen, reports = [], []
         for one in (edit, edit.controls(self.model, 0)[name]):
             with patched(model, one) as view_of:
@@ -245,25 +269,31 @@ class Live:
         return PromptSet(replace(prompt, answer=None) for prompt in found)
 
     def dose(self, view: View) -> pd.DataFrame:
-        """Margin and shares over all strengths, the edit beside the draws of its control.
-
-        Columns: ``strength, kind, margin, margin_low, margin_high`` (the control's: over its draws
-        and wordings, middle 95 % of its draws), ``share`` of the class steered to.
-        """
+        """`beyond` at all strengths."""
         if view.kind not in DOSED:
             raise EditError(f"To {view.kind} has no strength, so there is no dose to respond to.")
+        return self._beside(view, DOSES)
+
+    def beyond(self, view: View) -> pd.DataFrame:
+        """Margin and shares under the edit, beside all draws of its control.
+
+        Columns: ``strength, kind, margin, margin_low, margin_high`` (the control's: over its draws
+        and wordings, middle 95 % of its draws), ``share`` of the class steered to, ``draws``.
+        """
+        return self._beside(view, (view.strength,))
+
+    def _beside(self, view: View, doses: Sequence[float]) -> pd.DataFrame:
         prompts, name = self.prompts(view), self.control(view)
         reader, model = self.reader(prompts), self.model
         edits: list[Edit] = []
-        for strength in DOSES:
+        for strength in doses:
             aimed, _ = self.edit(replace(view, strength=strength))
             edits += [aimed, *control_draws(aimed, self.model, draws=DRAWS)[name]]
-        before = observe(model, prompts, task=reader)
-        done = evaluate_each(model, prompts, edits, task=reader, before=before)
+        done = evaluate_each(model, prompts, edits, task=reader, before=self.ask(view))
         rows: list[dict[str, Any]] = []
-        for k, strength in enumerate(DOSES):
-            start = k * (len(edits) // len(DOSES))
-            seen = [one.after for one in done[start : start + len(edits) // len(DOSES)]]
+        each = len(edits) // len(doses)
+        for k, strength in enumerate(doses):
+            seen = [one.after for one in done[k * each : (k + 1) * each]]
             for kind, some in (("edit", seen[:1]), ("control", seen[1:])):
                 rows.append({"strength": strength, "kind": kind, **_over(some, view.toward)})
         return pd.DataFrame(rows).assign(control=name, wordings=len(prompts))
@@ -281,7 +311,11 @@ class Live:
 
     def lines(self, view: View, edit: str, control: str) -> str:
         """Python that gives the three columns."""
-        return python(self.head, self.prompts(view), edit, control)
+        prompts, head = self.prompts(view), dict(self.head)
+        if self.task is None:
+            reader: Any = self.reader(prompts)
+            head["task"] = _OWN.format(kind=reader.kind, n=reader.max_new_tokens)
+        return python(head, prompts, edit, control)
 
     def _directions(self, what: str) -> Directions:
         if self.directions is None:
@@ -310,26 +344,5 @@ def _over(some: list[Observations], toward: str) -> dict[str, float]:
         low, high = (float(x) for x in np.quantile(margins, (0.025, 0.975)))
     return {
         "margin": float(margins.mean()), "margin_low": low, "margin_high": high,
-        "share": float(np.mean(shares)),
+        "share": float(np.mean(shares)), "draws": len(some),
     }  # fmt: skip
-
-
-def watched(model: Model) -> Model:
-    """A view of the model that asks ``backend.check`` before every forward pass, so that work can
-    be stopped between two."""
-    backend: Any = copy.copy(model.backend)
-    kind = type(backend)
-
-    class Watched(kind):  # type: ignore[misc, valid-type]
-        check = staticmethod(_go_on)
-
-        def forward(self, *args: Any, **options: Any) -> Any:
-            self.check()
-            return super().forward(*args, **options)
-
-    backend.__class__ = Watched
-    return replace(model, backend=backend)
-
-
-def _go_on() -> None:
-    pass

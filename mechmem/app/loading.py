@@ -64,7 +64,7 @@ def load_live(source: Source) -> Live:
         there = source.artifact(f"{file}.json")
         path = source.study.folder / "artifacts" / file
         held[name] = None if there is None else kind.load(path)
-        head[name] = f"mm.{kind.__name__}.load({str(path)!r})"
+        head[name] = source.names.get(name, f"mm.{kind.__name__}.load({str(path)!r})")
     if held["vector"] is not None:
         held["vector"].provenance.check_model(model, "This study")
         useful = {site: one for site, one in held["vector"].by_site.items() if one.norm > 0}

@@ -25,6 +25,8 @@ PANELS: Mapping[str, tuple[str, int]] = {
     "turn": ("turning", 1),
     "map": ("mapping", 2),
     "cost": ("KL on neutral prompts", 3),
+    "beyond": ("draws of the control", 3),
+    "everywhere": ("mapping all wordings", 5),
     "dose": ("dose and response", 4),
 }
 """What is computed: its name in the line, and who goes first."""
@@ -32,11 +34,21 @@ PANELS: Mapping[str, tuple[str, int]] = {
 _READS: Mapping[str, tuple[str, ...]] = {
     "ask": (),
     "map": ("shown", "map"),
+    "everywhere": ("map",),
     "turn": ("site", "kind", "toward", "strength", "positions", "control"),
     "cost": ("site", "kind", "toward", "strength", "positions", "control"),
+    "beyond": ("site", "kind", "toward", "strength", "positions", "control"),
     "dose": ("site", "kind", "toward", "positions", "control"),
 }
 """What of a view each reads besides the prompts."""
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "words": ("ask",),
+    "map": ("map", "everywhere"),
+    "turn": ("turn", "cost", "beyond"),
+    "dose": ("turn", "dose"),
+}
+"""The parts of the page, and what each of them waits for."""
 
 NEURONS = {
     "rank": "rank of all", "neuron": "neuron", "position": "position", "correlation": "r",
@@ -74,6 +86,7 @@ class Page:
                 from mechmem.app.loading import load_live
 
                 self._live = load_live(self.source)
+                self.source.learn(self._live)
             return self._live
 
     def status(self, window: str) -> list[str]:
@@ -98,7 +111,7 @@ class Page:
         def work(check: Callable[[], None]) -> Any:
             live = self.live()
             check()
-            return live.under(check, getattr(live, _TO_DO[panel]), view)
+            return live.under(check, getattr(live, "asked" if panel == "ask" else panel), view)
 
         return self.worker.ask(
             self.key(panel, view), window, panel, name, work, rank=rank, wait=wait
@@ -107,6 +120,20 @@ class Page:
     def done(self, panel: str, view: View) -> Any:
         """The result of a panel if it is there; it is not asked for."""
         return self.worker.result(self.key(panel, view))
+
+    def shows(self, view: View, theme: str) -> dict[str, str]:
+        """What each part of the page is of; as long as this stays, the part may stay."""
+        again = self.worker.forgotten
+        return {
+            "words": repr((view.live, again, self.key("ask", view))),
+            "map": repr((view.live, again, theme, view.site, self.key("map", view))),
+            "turn": repr((view.live, again, self.key("cost", view))),
+            "dose": repr((view.live, again, theme, view.strength, self.key("dose", view))),
+        }
+
+    def busy(self, part: str, view: View) -> bool:
+        """Whether something that a part waits for is in line or at work."""
+        return any(self.worker.busy(self.key(panel, view)) for panel in PARTS[part])
 
     def words(self, view: View, window: str) -> tuple[list[Any], Shown]:
         """What stands beside every wording, and the shares below them."""
@@ -125,16 +152,19 @@ class Page:
         ]
         groups = len(set(seen.prompts.groups))
         about = (
-            f"Shares over {len(seen)} wording{'s' if len(seen) > 1 else ''} of {groups} "
-            f"question{'s' if groups > 1 else ''}, with 95 % intervals over questions; wordings of "
+            f"Shares over {show.counted(len(seen), 'wording')} of "
+            f"{show.counted(groups, 'question')}, with 95 % intervals over questions; wordings of "
             "one question are not independent."
         )
         found = [html.P(self._found(seen), className="found"), show.shares(table, about)]
+        if seen.allowed[-1] in seen.outcomes:
+            neither = f"{seen.allowed[-1]}: what was written begins with neither answer above."
+            found.insert(1, html.P([neither, " Type the two that you expect."], className="soft"))
         return said + blank[len(said) :], Shown(found, True)
 
     def _found(self, seen: Any) -> str:
         counts = [f"{seen.outcomes.count(name)} {name}" for name in seen.allowed]
-        return f"Of {len(seen)} wordings: {', '.join(counts)}."
+        return f"Of {show.counted(len(seen), 'wording')}: {', '.join(counts)}."
 
     def _saved_words(self, view: View) -> tuple[list[Any], Shown]:
         rows = self.source.saved_rows(view.texts)
@@ -153,11 +183,13 @@ class Page:
         """The map of one wording, the neurons of the site, and what the map says in words."""
         if not view.live:
             return None, [], self._saved_figure("separation", theme)
+        if not view.texts:
+            return None, [], Shown([], True)
         job = self.job("map", view, window)
         if not job.done.is_set():
             return None, [], Shown(show.waiting(self.status(window)), False)
         if job.error:
-            return None, [], Shown(show.refusal(job.error), True)
+            return None, [], self._refused(job.error, "ask", view)
         found, neurons = job.value, self.live().neurons(view)
         from mechmem import plotting
 
@@ -173,24 +205,43 @@ class Page:
                 f"{total} that were scored. That one differs does not make it a cause.",
                 NEURONS,
             )
-        return figure, beside, Shown(html.P(map_words(found), className="found"), True)
+        said, there = [html.P(show.map_words(found), className="found")], True
+        if len(view.texts) > 1:
+            more = self.job("everywhere", view, window, wait=0.0)
+            there = more.done.is_set()
+            if there and not more.error:
+                said.append(html.P(show.everywhere_words(more.value)))
+        return figure, beside, Shown(said, there)
+
+    def _refused(self, error: str, before: str, view: View) -> Shown:
+        """A refusal in its own words, once on the page."""
+        said = self.worker.error(self.key(before, view)) == error
+        return Shown([] if said else show.refusal(error), True)
+
+    def tokens(self, view: View) -> list[str]:
+        """The tokens of the wording that the map is of, once it is there."""
+        found = self.done("map", view)
+        if found is None:
+            return []
+        pieces = found.rows.drop_duplicates("position").sort_values("position")["token"]
+        return [show.visible(piece) for piece in pieces]
 
     def turn(self, view: View, window: str) -> tuple[Shown, str]:
         """The three columns, and the Python that gives them."""
         if not view.live:
             note = "Move anything here and the model is loaded."
             return Shown(html.P(note, className="soft"), True), "# nothing has been asked yet"
+        if not view.texts:
+            return Shown([], True), "# nothing has been asked yet"
         job = self.job("turn", view, window)
         if not job.done.is_set():
             return Shown(show.waiting(self.status(window)), False), ""
         if job.error:
-            return Shown(show.refusal(job.error), True), "# refused, see above"
-        cost = self.job("cost", view, window, wait=0.0)
-        there = cost.done.is_set()
-        parts = [show.columns(job.value, cost.value if there and not cost.error else None)]
-        if there and cost.error:
-            parts.append(show.refusal(cost.error))
-        return Shown(parts, there), job.value.lines
+            return self._refused(job.error, "ask", view), "# refused, see above"
+        later = [self.job(name, view, window, wait=0.0) for name in ("cost", "beyond")]
+        parts = [show.columns(job.value, *(one.value for one in later))]
+        parts += [show.refusal(one.error) for one in later if one.error]
+        return Shown(parts, all(one.done.is_set() for one in later)), job.value.lines
 
     def dose(self, view: View, window: str, theme: str) -> Shown:
         """The dose-response with the control's band."""
@@ -198,13 +249,17 @@ class Page:
             return self._saved_figure("dose_response", theme)
         if view.kind not in DOSED:
             return Shown(html.P("This kind of edit has no strength.", className="soft"), True)
+        if not view.texts:
+            return Shown([], True)
         if not self.job("turn", view, window, wait=0.0).done.is_set():
             return Shown([], False)  # first the three columns
         job = self.job("dose", view, window, wait=0.0)
         if not job.done.is_set():
             return Shown(show.waiting(self.status(window)), False)
         if job.error:
-            return Shown(show.refusal(job.error), True)
+            return self._refused(job.error, "turn", view)
+        if job.value["margin"].isna().all():
+            return Shown(html.P("no margin: two answers are needed", className="soft"), True)
         figure = show.dose(job.value, view.strength, self.source.classes, theme)
         return Shown(show.graph(figure, "dose-figure", "Margin against strength"), True)
 
@@ -219,25 +274,3 @@ class Page:
     @cached_property
     def _figures(self) -> dict[str, go.Figure]:
         return {} if self.source.study is None else self.source.study.figures()
-
-
-_TO_DO = {"ask": "asked", "map": "map", "turn": "turn", "cost": "cost", "dose": "dose"}
-
-
-def map_words(found: Any) -> str:
-    """Where the map first leaves the band of chance at the last token, in one sentence."""
-    rows = found.rows
-    last = rows[rows["position"] == rows["position"].max()]
-    out = last[(last["value"] < last["band_low"]) | (last["value"] > last["band_high"])]
-    if out.empty:
-        return (
-            "At the last prompt token no layer lies farther out than random directions do: this "
-            "wording shows neither side there."
-        )
-    far = out.loc[out["value"].abs().idxmax()]
-    sides = sorted({found.toward if value > 0 else found.away for value in out["value"]})
-    layers = ", ".join(f"{row.stream} {row.layer}" for row in show.each_row(out))
-    return (
-        f"At the last prompt token this wording lies on the {' and the '.join(sides)} side, beyond "
-        f"random directions, at {layers} (most: {abs(far['value']):.2f} {found.unit})."
-    )

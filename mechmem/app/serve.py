@@ -102,7 +102,10 @@ class OpenPage:
         url: Where.
     """
 
-    def __init__(self, source: Source, host: str = LOCAL, port: int | None = None) -> None:
+    def __init__(
+        self, source: Source, host: str = LOCAL, port: int | None = None, scratch: Any = None
+    ) -> None:
+        self._scratch = scratch  # where a study of this process was saved for the page
         self.page = Page(source)
         token = "" if host == LOCAL else secrets.token_urlsafe(24)
         app = make_app(self.page)
@@ -128,13 +131,15 @@ class OpenPage:
         return self
 
     def close(self) -> None:
-        """Stop the work and the server; no hook and no thread is left."""
+        """Stop the work and the server; no hook, thread or file is left."""
         self.page.worker.close()
         if self._thread is not None:
             self._server.shutdown()
             self._thread.join(10)
             self._thread = None
         self._server.server_close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def __repr__(self) -> str:
         return f"OpenPage({self.url})"

@@ -10,16 +10,16 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 
-from mechmem.style import COLORS, GRAY, PALETTE, faded, house_style
+from mechmem.app.view import at_last
+from mechmem.style import GRAY, PALETTE, TOOLBAR, faded, house_style
 
 if TYPE_CHECKING:
     from mechmem.app.live import Turned
-    from mechmem.evaluation import Observations
+    from mechmem.evaluation import Observations, TokenMap
     from mechmem.patching import EditReport
 
 KINDS = {"memorized", "generalized", "correct", "wrong"}
 SAME = {"known": "memorized", "context": "generalized"}
-GRAPH: Any = {"displaylogo": False, "modeBarButtons": [["toImage", "zoom2d", "resetScale2d"]]}
 
 
 def visible(text: object) -> str:
@@ -110,10 +110,49 @@ def saved_wording(row: Any, classes: tuple[str, str]) -> list[Any]:
     ]
 
 
+def map_words(found: TokenMap) -> str:
+    """Where the map leaves the band of chance at the last token, in one sentence."""
+    last, margin = at_last(found.rows), found.unit == "nats"
+    out = last[last["beyond"]]
+    side = {True: found.toward, False: found.away}
+    end = last.iloc[-1]
+    own = (
+        f"After the last layer it is {abs(end['value']):.2f} nats toward {side[end['value'] > 0]}."
+    )
+    if out.empty:
+        return (
+            "At the last prompt token the margin goes beyond that of random directions after no "
+            f"layer. {own}"
+            if margin
+            else "At the last prompt token no layer lies farther out than random directions do: "
+            "this wording shows neither side there."
+        )
+    most = float(out["value"].abs().max())
+    layers = ", ".join(f"{row.stream} {row.layer}" for row in each_row(out))
+    if margin:
+        return (
+            "At the last prompt token the margin goes beyond that of random directions after "
+            f"{layers}. {own}"
+        )
+    sides = " and the ".join(sorted({side[value > 0] for value in out["value"]}))
+    return (
+        f"At the last prompt token this wording lies on the {sides} side, beyond random "
+        f"directions, at {layers} (most: {most:.2f} {found.unit})."
+    )
+
+
+def everywhere_words(table: pd.DataFrame) -> str:
+    """In how many of the wordings each layer shows something at the last token."""
+    n = int(table["wordings"].iloc[0])
+    counts = [f"{row.stream} {row.layer} in {row.beyond}" for row in each_row(table) if row.beyond]
+    said = f"at {', '.join(counts)} of {n}" if counts else f"at no layer in any of {n}"
+    return f"All wordings, last prompt token: beyond random directions {said}; by chance 1 in 20."
+
+
 def graph(figure: go.Figure, name: str, label: str) -> Any:
     """A figure that a screen reader can name."""
     return html.Div(
-        dcc.Graph(id=name, figure=figure, config=GRAPH, responsive=True),
+        dcc.Graph(id=name, figure=figure, config=TOOLBAR, responsive=True),
         role="figure",
         **{"aria-label": label},
     )
@@ -140,16 +179,23 @@ def fired(report: EditReport) -> Any:
     lines = []
     for one in report.fired:
         said = (
-            f"{one.site.stream} {one.site.layer}: {one.tokens} tokens moved by {one.distance:.2f} "
+            f"{one.site.stream} {one.site.layer}: {counted(one.tokens, 'token')} moved by "
+            f"{one.distance:.2f} "
             f"({100 * one.relative:.0f} % of their length)"
         )
         if one.closed:
-            said += f"; stayed closed at {one.closed} tokens ({100 * one.closed_share:.0f} %)"
+            share_closed = f"({100 * one.closed_share:.0f} %)"
+            said += f"; stayed closed at {counted(one.closed, 'token')} {share_closed}"
         lines.append(html.Li(said))
     return html.Ul(lines, className="soft")
 
 
-def columns(found: Turned, cost: pd.DataFrame | None) -> Any:
+def counted(n: int, name: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{n} {name}{'' if n == 1 else 's'}"
+
+
+def columns(found: Turned, cost: pd.DataFrame | None, beyond: pd.DataFrame | None = None) -> Any:
     """Unedited, edited and control, always together."""
     names = ("Unedited", "Edited", f"Control: {found.name}, same size")
     seen = (found.before, found.edit, found.control)
@@ -181,9 +227,8 @@ def columns(found: Turned, cost: pd.DataFrame | None) -> Any:
                 **{"aria-label": name},
             )
         )
-    return html.Div(
-        [html.P(moved_words(found), className="found"), html.Div(parts, className="three")]
-    )
+    said = " ".join([moved_words(found), beyond_words(beyond, found.before.behaviors)]).strip()
+    return html.Div([html.P(said, className="found"), html.Div(parts, className="three")])
 
 
 def moved_words(found: Turned) -> str:
@@ -194,11 +239,30 @@ def moved_words(found: Turned) -> str:
         count = sum(a != b for a, b in zip(found.before.outcomes, one.outcomes, strict=True))
         gap = float((one.margins - found.before.margins).mean())
         moved = f", mean margin {abs(gap):.2f} nats toward {one.behaviors[int(gap < 0)]}"
+        if abs(gap) < 0.005:
+            moved = ", margin unchanged"
         return f"{count} of {n} outcomes changed{moved if gap == gap else ''}"
 
-    return (
-        f"Edited: {turned(found.edit)}. Control: {turned(found.control)}. One draw of the control; "
-        "all draws are in the figure below."
+    return f"Edited: {turned(found.edit)}. Control: {turned(found.control)}, in one draw of it."
+
+
+def beyond_words(table: pd.DataFrame | None, classes: tuple[str, str]) -> str:
+    """Whether the push did more than its control, in one sentence."""
+    if table is None:
+        return ""
+    edit, control = (table[table["kind"] == kind].iloc[0] for kind in ("edit", "control"))
+    low, high, value = control["margin_low"], control["margin_high"], edit["margin"]
+    if value != value or control["draws"] < 2:
+        return ""
+    inside = low <= value <= high
+    said = (
+        "inside the middle 95 % of {n} draws of the control: no more than they do."
+        if inside
+        else "outside the middle 95 % of {n} draws of the control, on the {side} side."
+    )
+    side = visible(classes[int(value < low)])
+    return f"At strength {edit['strength']:g} the edit lies " + said.format(
+        n=int(control["draws"]), side=side
     )
 
 
@@ -248,11 +312,5 @@ def dose(frame: pd.DataFrame, now: float, classes: tuple[str, str], theme: str) 
     fig.update_xaxes(title="strength, in distances between the classes", range=[-3.2, 3.2])
     fig.update_yaxes(title=f"margin, nats<br>← {second} | {first} →", zeroline=False)
     n = int(frame["wordings"].iloc[0])
-    about = f"mean over {n} wording{'s' if n > 1 else ''}; dotted: the strength that is set"
+    about = f"mean over {counted(n, 'wording')}; dotted: the strength that is set"
     return house_style(fig, theme, "How the margin follows the strength", about, 420, bottom=58)
-
-
-__all__ = [
-    "COLORS", "changed", "chip", "columns", "dose", "fired", "graph", "moved_words", "nats",
-    "refusal", "saved_wording", "shares", "table", "visible", "waiting", "wording", "written",
-]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechmem.app.view import MOST_WORDINGS, View
+from mechmem.app.view import MOST_WORDINGS, POSITIONS, STRONGEST, View
 from mechmem.errors import ArtifactError
 from mechmem.manifests import read_json
 from mechmem.reports.saved import SavedStudy
@@ -113,6 +113,16 @@ class Source:
         found = read_json(file, "directions")
         return found if isinstance(found, dict) else {}
 
+    def learn(self, live: Any) -> None:
+        """Without a study: where directions were fitted, and questions to ask, once they are."""
+        if self.study is not None or live.directions is None:
+            return
+        first = next(iter(live.directions))
+        self._about = {"toward": first.toward, "away": first.away}
+        self.sites = [site.key for site in live.directions.sites]
+        names = ("text", "group", "memorized", "generalized", "behavior")
+        self.prompts = [{n: getattr(one, n) for n in names} for one in live.known.values()]
+
     def groups(self) -> list[str]:
         """Questions of the test part, those that came out both ways first."""
         behaviors: dict[str, set[str]] = {}
@@ -130,6 +140,8 @@ class Source:
         for edit in self.study.manifest.get("chosen", ()) if self.study is not None else ():
             if isinstance(edit, dict) and edit.get("edit") == "AddDirection":
                 chosen = edit
+        alpha, where = chosen.get("alpha"), chosen.get("positions")
+        strength = float(alpha) if isinstance(alpha, (int, float)) else 1.0
         site = str(chosen.get("direction", ""))
         if site not in self.sites:
             site = self.sites[len(self.sites) // 2] if self.sites else ""
@@ -140,7 +152,9 @@ class Source:
             memorized=str((wordings or [{}])[0].get("memorized") or ""),
             generalized=str((wordings or [{}])[0].get("generalized") or ""),
             site=site,
-            toward=self.classes[1],
+            toward=chosen["toward"] if chosen.get("toward") in self.classes else self.classes[1],
+            strength=max(-STRONGEST, min(STRONGEST, strength)),
+            positions=where if where in POSITIONS else POSITIONS[0],
             live=self.study is None,
         )
 

@@ -7,9 +7,12 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechmem.errors import MechmemError, listed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_WORDINGS = 8
 STRONGEST = 3.0
@@ -121,3 +124,11 @@ class View:
         except (ValueError, binascii.Error, RecursionError) as error:
             raise MechmemError(f"The link was cut off: {link!r:.60}. Copy all of it.") from error
         return cls.from_dict(found)
+
+
+def at_last(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last prompt token's rows of a map; ``beyond``: farther out than random directions."""
+    last = rows[rows["position"] == rows["position"].max()]
+    out = (last["value"] < last["band_low"]) | (last["value"] > last["band_high"])
+    marked: pd.DataFrame = last.assign(beyond=out)
+    return marked

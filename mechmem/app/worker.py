@@ -30,6 +30,7 @@ class Job:
         name: What the line calls it.
         rank: Lower ones go first.
         value, error: What came out.
+        displaced: Gave way to newer work; asked for again, it is done again.
     """
 
     key: Hashable
@@ -40,6 +41,7 @@ class Job:
     rank: int = 0
     value: Any = None
     error: str = ""
+    displaced: bool = False
     done: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -54,6 +56,7 @@ class Worker:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.forgotten = 0
 
     def ask(
         self,
@@ -77,9 +80,11 @@ class Worker:
                 for other in list(self._line):
                     if (other.window, other.panel) == (window, panel):
                         self._line.remove(other)
+                        other.displaced = True
                         self._end(other, "Replaced by what was asked later.")
                 now = self._running
                 if now is not None and now.window == window and rank <= now.rank:
+                    now.displaced = True
                     now.stopped.set()
                 job = Job(key, window, panel, work, name, rank)
                 self._line.append(job)
@@ -94,6 +99,17 @@ class Worker:
         with self._changed:
             job = self._results.get(key)
             return None if job is None or job.error else job.value
+
+    def error(self, key: Hashable) -> str:
+        """Why it was refused, if it was."""
+        with self._changed:
+            job = self._results.get(key)
+            return "" if job is None else job.error
+
+    def busy(self, key: Hashable) -> bool:
+        """Whether it is in line or at work."""
+        with self._changed:
+            return self._waiting(key) is not None
 
     def status(self, window: str) -> list[str]:
         """What this window waits for, in words; the work that runs first."""
@@ -113,6 +129,7 @@ class Worker:
                     self._line.remove(job)
                     self._end(job, "Stopped.")
             if self._running is not None and window in (None, self._running.window):
+                self._running.displaced = False
                 self._running.stopped.set()
 
     def forget_failures(self) -> None:
@@ -120,6 +137,7 @@ class Worker:
         with self._changed:
             for key in [key for key, job in self._results.items() if job.error]:
                 del self._results[key]
+                self.forgotten += 1
 
     def close(self, seconds: float = 10.0) -> None:
         """Stop everything and wait for the thread."""
@@ -136,7 +154,8 @@ class Worker:
 
     def _end(self, job: Job, error: str) -> None:
         job.error = error
-        self._results[job.key] = job
+        if not (error and job.displaced):
+            self._results[job.key] = job
         while len(self._results) > KEPT:
             self._results.popitem(last=False)
         job.done.set()

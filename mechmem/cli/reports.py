@@ -93,4 +93,4 @@ def run_and_report(
         report = write_report(result, out)
     save_config(out)
     print_result(result.summary(), output, said=result.answer(), notes=result.notes())
-    say(f"report: {report}", err=True)
+    say(f"report: {report}\nto ask and turn it yourself: mechmem open {out}", err=True)

@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.errors import ArtifactError, listed
+from mechmem.style import TOOLBAR
 from mechmem.writing import draft_in, write_text
 
 PICTURES = ("png", "svg", "pdf")
@@ -122,7 +123,7 @@ def _html(fig: go.Figure, target: Path, plotlyjs: str) -> Path:
         write_text(target.with_name("plotly.min.js"), get_plotlyjs())
     page = fig.to_html(
         include_plotlyjs=True if plotlyjs == "inline" else "directory",
-        config={"displaylogo": False, "responsive": True},
+        config=dict(TOOLBAR),
     )
     # Plotly writes every `<` of the data as an escape, so these scripts are its own.
     scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)

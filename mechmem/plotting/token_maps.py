@@ -20,7 +20,7 @@ COLUMNS = (
 
 @figure_of(TokenMap)
 def token_map(found: TokenMap | pd.DataFrame, *, theme: str = "light") -> go.Figure:
-    """Layers over tokens. White is no farther out than random directions are; the memorized side is
+    """Layers over tokens. Blank is no farther out than random directions are; the memorized side is
     orange, whichever class the direction points to.
 
     Args:
@@ -68,6 +68,6 @@ def token_map(found: TokenMap | pd.DataFrame, *, theme: str = "light") -> go.Fig
     color_scale(fig, limit, str(first.toward), str(first.away))
     fig.update_xaxes(tickvals=ids, ticktext=names, tickangle=-60, showgrid=False, title="token")
     fig.update_yaxes(type="category", showgrid=False)
-    about = f"in {first.unit}; white: within the middle 95 % of {first.control}s"
+    about = f"in {first.unit}; blank: within the middle 95 % of {first.control}s"
     height = 230 + 22 * len(order)
     return house_style(fig, theme, "Where it shows, layer by token", about, height)

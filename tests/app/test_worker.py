@@ -118,3 +118,17 @@ def test_closing_ends_the_thread(worker: Worker) -> None:
     worker.close(LONG)
     left = set(threading.enumerate()) - others
     assert not any(thread.name == "mechmem page" for thread in left)
+
+
+def test_work_that_gave_way_is_done_when_it_is_asked_for_again(worker: Worker) -> None:
+    held = Held()
+    worker.ask("dose", "w", "dose", "dosing", held, rank=4)
+    assert held.begun.wait(LONG)
+    assert worker.busy("dose")
+    worker.ask("slide 1", "w", "turn", "turning", lambda check: 1, rank=5)
+    worker.ask("slide 2", "w", "turn", "turning", lambda check: 2, rank=1, wait=LONG)
+    again = Held()
+    again.go.set()
+    assert worker.ask("dose", "w", "dose", "dosing", again, rank=4, wait=LONG).value == "held"
+    assert worker.ask("slide 1", "w", "turn", "turning", lambda check: 1, wait=LONG).value == 1
+    assert not worker.busy("dose")

@@ -8,7 +8,7 @@ function tell() {
 }
 dark.addEventListener("change", tell);
 tell();
-// Dash's menus have no name of their own, and hide from a screen reader what the keyboard reaches.
+// Dash's menus and choices have no name of their own, and menus hide from a screen reader what the keyboard reaches.
 function name() {
   for (const button of document.querySelectorAll("button.dash-dropdown")) {
     const label = document.getElementById(button.id + "-label");
@@ -21,8 +21,21 @@ function name() {
       one.removeAttribute("aria-hidden");
     }
   }
+  // Dash puts the cursor back into every input that waits for a pause; a slider has none.
+  const slider = document.getElementById("strength");
+  if (slider) slider.setSelectionRange = () => {};
+  for (const list of document.querySelectorAll('[role="listbox"]:not([aria-label])')) {
+    const legend = list.closest("fieldset") && list.closest("fieldset").querySelector("legend");
+    const open = document.querySelector('button.dash-dropdown[aria-expanded="true"]');
+    const label = legend || (open && document.getElementById(open.id + "-label"));
+    if (label) list.setAttribute("aria-label", label.textContent);
+    if (legend) list.setAttribute("role", "radiogroup");
+  }
 }
 new MutationObserver(name).observe(document.documentElement, {childList: true, subtree: true, characterData: true});
+document.addEventListener("click", event => {
+  if (event.target.id === "own") document.getElementById("wording-0").focus();
+});
 document.addEventListener("keydown", event => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     const ask = document.getElementById("ask");
