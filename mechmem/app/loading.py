@@ -23,7 +23,6 @@ from mechmem.models import Model, load_model
 from mechmem.tasks import PromptSet, Task, get_task
 
 FITTED_PAIRS = 200
-_TINY = 256
 _FIT = """
 asked = task
 task = asked.prepared(lambda p: mm.observe(model, p, task=asked, margins=False).outcomes)
@@ -46,8 +45,8 @@ def load_live(source: Source) -> Live:
             "nothing. Say where it is: mechmem open FOLDER --model PATH."
         )
     model = load_model(name if source.model is None else source.model)
-    if model.info.d_model <= _TINY:
-        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+    if model.info.is_tiny:
+        torch.set_num_threads(1)
     card = source.card or dict(model.card)
     task, line = _task(source, card)
     head = {
