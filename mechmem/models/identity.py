@@ -18,6 +18,9 @@ _ROWS = 512
 """Rows of it that are summed at a time."""
 _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotation whose frequencies depend on the longest prompt so far."""
+
 _SETTINGS = (
     "activation_function attention_multiplier attn_logit_softcapping embedding_multiplier "
     "final_logit_softcapping head_dim hidden_act hidden_activation layer_norm_eps "
@@ -53,8 +56,9 @@ class Identity:
             self._held = outer
 
     def fingerprint(self, processing: str) -> str:
-        """A hash of the name, shape, dtype and every value of all weights, of `processing` and of
-        the settings that say what is computed with them.
+        """A hash of the name, shape, dtype and every value of all weights and of the buffers that
+        they are used with (rotation, scale of the embedding), of `processing` and of the settings
+        that say what is computed with them.
 
         Integers are summed, so that a model has one fingerprint on every device and however it is
         placed. Some 3 GB a second on one core; asked for again, it takes a glance only, 1 ms for a
@@ -80,7 +84,7 @@ class Identity:
         """
         seen: list[Any] = [processing, self._settings()]
         drawn: dict[Any, list[Tensor]] = {}
-        for name, value in self.model.named_parameters():
+        for name, value in (*self.model.named_parameters(), *_buffers(self.model)):
             version = 0 if value.is_inference() else value._version
             seen.append((name, value.data_ptr(), version, value.dtype, value.shape))
             if value.device.type != "meta" and value.numel():
@@ -107,8 +111,24 @@ class Identity:
         return json.dumps(known, default=str, sort_keys=True)
 
 
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Numbers beside the weights that a pass is computed with; not masks, and nothing that a pass
+    itself writes: tables that grow with it, and frequencies that are set by a prompt's length."""
+    for prefix, module in model.named_modules():
+        kinds = getattr(module, "rope_type", "")
+        for name, value in module.named_buffers(recurse=False):
+            moves = name.endswith("inv_freq") and "original" not in name
+            if not value.is_floating_point() or value.device.type == "meta":
+                continue
+            if name.endswith("_cached") or (moves and any(w in str(kinds) for w in _BY_LENGTH)):
+                continue
+            yield f"{prefix}.{name}", value
+
+
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its name, also where it is kept aside until a module is run."""
+    """Every weight under its name, also where it is kept aside until a module is run; and what
+    `_buffers` says."""
+    yield from _buffers(model)
     done = set()
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
