@@ -84,7 +84,7 @@ class Identity:
         """
         seen: list[Any] = [processing, self._settings()]
         drawn: dict[Any, list[Tensor]] = {}
-        for name, value in (*self.model.named_parameters(), *_buffers(self.model)):
+        for name, value in _tensors(self.model):
             version = 0 if value.is_inference() else value._version
             seen.append((name, value.data_ptr(), version, value.dtype, value.shape))
             if value.device.type != "meta" and value.numel():
@@ -111,35 +111,46 @@ class Identity:
         return json.dumps(known, default=str, sort_keys=True)
 
 
-def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Numbers beside the weights that a pass is computed with; not masks, and nothing that a pass
-    itself writes: tables that grow with it, and frequencies that are set by a prompt's length."""
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight where it is, and what `_buffers` says."""
+    done = set()
     for prefix, module in model.named_modules():
-        kinds = getattr(module, "rope_type", "")
-        for name, value in module.named_buffers(recurse=False):
-            moves = name.endswith("inv_freq") and "original" not in name
-            if not value.is_floating_point() or value.device.type == "meta":
-                continue
-            if name.endswith("_cached") or (moves and any(w in str(kinds) for w in _BY_LENGTH)):
-                continue
-            yield f"{prefix}.{name}", value
+        for name, value in (*module._parameters.items(), *_buffers(module)):
+            if value is not None and id(value) not in done:
+                done.add(id(value))
+                yield f"{prefix}.{name}", value
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its name, also where it is kept aside until a module is run; and what
-    `_buffers` says."""
-    yield from _buffers(model)
+    """The same, also where a weight is kept aside until its module is run."""
     done = set()
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if any(value.device.type == "meta" for value in own.values()):
             with align_module_device(module, "cpu"):
                 own = {n: p.detach().clone() for n, p in module.named_parameters(recurse=False)}
-        for name, value in own.items():
+        for name, value in (*own.items(), *_buffers(module)):
             full = f"{prefix}.{name}"
             if id(value) not in done:
                 yield full, value
             done.add(id(value))
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Numbers of a module that a pass is computed with beside its weights; not masks, and nothing
+    that a pass itself writes: tables that grow with it, frequencies set by a prompt's length."""
+    if not module._buffers:
+        return []
+    by_length = any(word in str(getattr(module, "rope_type", "")) for word in _BY_LENGTH)
+    return [
+        (name, value)
+        for name, value in module._buffers.items()
+        if value is not None
+        and value.is_floating_point()
+        and value.device.type != "meta"
+        and not name.endswith("_cached")
+        and not (by_length and name.endswith("inv_freq") and "original" not in name)
+    ]
 
 
 def _sum(value: Tensor) -> int:
