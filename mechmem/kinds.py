@@ -55,6 +55,11 @@ def whole_number(
     return whole
 
 
+def natural(text: str) -> int | None:
+    """The number that a few plain digits say; of '²', a sign or 5,000 digits there is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def names_its_arguments(room: dict[str, Any]) -> None:
     """Make every public function and class of a room refuse arguments of the wrong kind by name.
 
