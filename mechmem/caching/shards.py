@@ -24,7 +24,7 @@ from mechmem.caching.parts import (
 )
 from mechmem.claims import shared_out
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
-from mechmem.kinds import natural
+from mechmem.kinds import natural, whole_number
 from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import Plan
@@ -79,6 +79,8 @@ def run_shards(
         PositionError: When the positions mean more or fewer tokens than in the prompts before.
     """
     mine, every = share_of_work(rank, world)
+    whole_number(shard_rows, "shard_rows", error=ArtifactError)
+    whole_number(settings["token_budget"], "token_budget", error=ModelError)
     jobs: list[_Job] = []
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)

@@ -82,6 +82,7 @@ def load_model(
         "consume": consume or None,
         **options,
     }
+    _check_choices(tokenizer, prepend_bos, options)
     if isinstance(source, Model):
         refuse_options(given, "a Model that is loaded already", ())
         return source
@@ -89,7 +90,6 @@ def load_model(
         refuse_options(given, "a TransformerLens model", ("tokenizer", "prepend_bos"))
         return _from_hooked(source, tokenizer, prepend_bos)
     known = (*_OPTIONS, *boot_options())
-    _check_choices(tokenizer, prepend_bos, options)
     device = parse_device(device)
     refuse_options(given, "this source", known, known=known)
     if isinstance(source, torch.nn.Module):

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.errors import ModelError
+from mechmem.kinds import whole_number
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 
@@ -208,7 +210,12 @@ def _first_column(index: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:
 
 
 def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
-    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch."""
+    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch.
+
+    Raises:
+        ModelError: For a budget that is not a number of tokens.
+    """
+    whole_number(token_budget, "token_budget", error=ModelError)
     pairs = width * (width if keys is None else keys)
     return max(1, min(MAX_ROWS, token_budget // width, MAX_PAIRS // pairs))
 
