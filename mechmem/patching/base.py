@@ -59,7 +59,7 @@ class Edit(ABC):
     def __post_init__(self) -> None:
         """Refuse numbers that are none before anything runs."""
         for item in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name, None)
+            value: Any = getattr(self, item.name, None)
             if item.type in _NUMBERS and not (value is None and "None" in str(item.type)):
                 check_number(value, item.name)
 

@@ -44,7 +44,7 @@ def same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    there = checked(read_json(path, "the record of a run"), _SHAPE, path)
+    there: dict[str, Any] = checked(read_json(path, "the record of a run"), _SHAPE, path)
     if not is_whole(there):
         raise ArtifactError(f"{path} was changed after it was written. {AGAIN}")
     different = [

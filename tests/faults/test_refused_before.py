@@ -93,7 +93,7 @@ def test_strengths_that_are_no_numbers(number) -> None:
         lambda: mm.AddDirection(r, alpha=number),
         lambda: mm.ShiftNeurons(mm.neuron_mean_difference(acts), alpha=number),
         lambda: replace(mm.AddDirection(r), alpha=number),
-        lambda: mm.ScaleAlong(r, scale=number),
+        lambda: mm.ScaleProjection(r, scale=number),
     ):
         with pytest.raises(mm.EditError, match=r"(alpha|scale) must be a finite number"):
             make()

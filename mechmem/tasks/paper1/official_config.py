@@ -46,7 +46,7 @@ def load_config(task: str, config: Mapping[str, Any] | str | Path | None) -> dic
                 f"A config of {task!r} must be what JSON can hold, got {config!r:.120} ({error})."
             ) from None
     if config is None:
-        text, where = _shipped(task), f"the shipped config of {task!r}"
+        text, where = _shipped(task).encode(), f"the shipped config of {task!r}"
     else:
         where = str(config)
         try:
