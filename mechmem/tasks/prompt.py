@@ -21,7 +21,8 @@ def _as_json(value: dict[str, Any], what: str, *, exactly: bool = False) -> Any:
         kept = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise PromptError(
-            f"{what} must be what JSON can hold, got {shown(value)} ({error})."
+            f"{what} must be what JSON can hold, got {shown(value)} ({error}). Keep numbers, text, "
+            "lists and dictionaries in it."
         ) from None
     if exactly and kept != value:
         raise PromptError(

@@ -96,7 +96,10 @@ def test_bounds_that_no_neuron_reaches_change_nothing_at_all():
     ],
 )
 def test_bounds_that_bound_nothing_are_refused(bounds, words):
-    with pytest.raises(EditError, match=words):
+    def act():
         edit = mm.ClampNeurons({("mlp_post", 1): CHOSEN}, **bounds)
         with mm.patched(helpers.bench().model, edit):
             pass
+
+    with pytest.raises(EditError, match=words):
+        act()
