@@ -18,7 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mechmem.errors import ArtifactError, listed
-from mechmem.manifests import Entries, checked, is_whole, opened, parsed, read_json, regular, sealed
+from mechmem.manifests import (
+    Entries,
+    checked,
+    content_digest,
+    is_whole,
+    opened,
+    parsed,
+    read_json,
+    regular,
+    sealed,
+)
 from mechmem.manifests import json_text as json_text
 from mechmem.writing import check_writable as check_writable
 from mechmem.writing import whole_file as whole_file
@@ -27,6 +37,9 @@ from mechmem.writing import write_text as write_text
 FORMAT = 2
 MANIFEST = "mechmem/manifest"
 """Name of the tensor of bytes that holds the manifest."""
+
+VECTORS, VECTORS_DIGEST = "mechmem vectors 2", "vectors_digest"
+"""What exported vectors say of their layout, and where they hold their digest."""
 
 UNKNOWN = "auc/"
 """How the names of tensors begin that say NaN where something was not counted."""
@@ -252,6 +265,26 @@ def _where(copy: Any, about: Mapping[str, Any]) -> str:
 
 class _Tensors(Entries):
     """Tensors by name; says from which file one is missing."""
+
+
+def vectors_digest(vectors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
+    """One digest of exported vectors, by name, and of the facts that go with them."""
+    facts = {name: fact for name, fact in about.items() if fact and name != VECTORS_DIGEST}
+    held = sorted((name, list(value.shape), _digest(value)) for name, value in vectors.items())
+    return content_digest([facts, held])
+
+
+def check_vectors(
+    path: Path, vectors: Mapping[str, torch.Tensor], about: Mapping[str, str]
+) -> None:
+    """Refuse vectors of our own that are not, bit by bit, those that were exported.
+
+    Raises:
+        ArtifactError: When they, or the facts beside them, were changed.
+    """
+    ours = about.get("format") == VECTORS or VECTORS_DIGEST in about
+    if ours and about.get(VECTORS_DIGEST) != vectors_digest(vectors, about):
+        raise ArtifactError(f"{path} was changed after it was exported. Export it again.")
 
 
 def _described(value: torch.Tensor) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mechmem.errors import ArtifactError
+from mechmem.manifests import LARGEST, regular
 from mechmem.writing import HERE, gone
 
 T = TypeVar("T")
@@ -85,12 +86,18 @@ def shared_out(
 
 def is_stale(claim: Path) -> bool:
     """Whether a claim is free again: its process is gone from this machine, or it was not touched
-    for `STALE_CLAIM` seconds."""
+    for `STALE_CLAIM` seconds.
+
+    Raises:
+        ArtifactError: For a claim that is no file, and can be neither read nor taken over.
+    """
     try:
-        age = time.time() - claim.stat().st_mtime
-        said = json.loads(claim.read_text(encoding="utf-8") or "{}")
+        age = time.time() - regular(claim, LARGEST).stat().st_mtime
+        text = claim.read_bytes()
     except OSError:
         return False  # it went
+    try:
+        said = json.loads(text or b"{}")
     except (ValueError, RecursionError):
         said = None  # it is being written, or is somebody else's
     if age > STALE_CLAIM or not isinstance(said, dict):

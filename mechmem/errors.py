@@ -57,6 +57,14 @@ def listed(values: Iterable[object], limit: int = 12) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def shown(value: object, limit: int = 200) -> str:
+    """The beginning of a ``repr``, or what it is of where Python cannot write it out."""
+    try:
+        return f"{value!r:.{limit}}"
+    except (ValueError, RecursionError):  # a number of 5,000 digits, a list in itself 5,000 deep
+        return f"a {type(value).__name__} that is too large to show"
+
+
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     """A hint `` Did you mean 'x'?`` when something close is allowed, else an empty string."""
     close = difflib.get_close_matches(str(value), list(allowed), n=1)

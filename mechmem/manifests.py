@@ -94,6 +94,43 @@ def content_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def file_digest(path: Path) -> str:
+    """32 hexadecimal digits of what a file holds; never waits for one that is a pipe.
+
+    Raises:
+        ArtifactError: When it is no file, or cannot be read.
+    """
+    mark = hashlib.sha256()
+    try:
+        with regular(path).open("rb") as file:
+            while part := file.read(1 << 22):
+                mark.update(part)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror or error}. Make it again."
+        ) from error
+    return mark.hexdigest()[:32]
+
+
+def check_digests(folder: Path, said: Mapping[str, str], way: str) -> None:
+    """Refuse a folder of which a file is gone, or is not, byte by byte, the one that was written.
+
+    Args:
+        folder: Where the names are.
+        said: Name to `file_digest`.
+        way: The way out, for the message.
+
+    Raises:
+        ArtifactError: Naming the first such file.
+    """
+    for name, digest in said.items():
+        file = folder / name
+        if not file.exists():
+            raise ArtifactError(f"{file} is missing. {way}")
+        if file_digest(file) != digest:
+            raise ArtifactError(f"{file} was changed after it was written. {way}")
+
+
 def is_whole(entries: Mapping[str, Any]) -> bool:
     """Whether the entries are those that were sealed."""
     body = {name: value for name, value in entries.items() if name != DIGEST}

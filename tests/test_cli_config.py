@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -84,7 +85,11 @@ def test_the_settings_that_counted_lie_beside_the_result_and_do_it_again(run, tm
         ("- a list", "must hold names and values"),
         ("a: [", "cannot be read"),
         ("format: xml", "'xml' is not one of 'table', 'json', 'csv'"),
+        ("[" * 100_000, "cannot be read"),
+        ("seed: 2020-99-99", "cannot be read"),
+        ("seed: " + "9" * 10_000, "cannot be read"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_a_wrong_file_is_one_line_that_names_the_key(run, tmp_path, text, words):
     file = tmp_path / "bad.yaml"
@@ -99,7 +104,11 @@ def test_a_wrong_file_is_one_line_that_names_the_key(run, tmp_path, text, words)
 def test_a_file_that_is_no_configuration_is_said_to_be_none(run, tmp_path):
     (tmp_path / "a.ini").write_text("")
     (tmp_path / "a.toml").write_text("a = = 1")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    os.mkfifo(tmp_path / "pipe.yaml")
     for name, words in {
+        "deep.toml": "cannot be read",
+        "pipe.yaml": "is not a file but a pipe",
         "a.ini": "must end in",
         "a.toml": "cannot be read",
         "no.yaml": "No such",

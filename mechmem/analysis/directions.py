@@ -69,6 +69,7 @@ class Direction:
     def __post_init__(self) -> None:
         value = self.vector
         real = isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point()
+        real = real and value.layout == torch.strided and value.device.type != "meta"
         if not real or not len(value) or not bool(value.isfinite().all()):
             found = (
                 f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.artifacts import MANIFEST
+from mechmem.artifacts import MANIFEST, check_vectors
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
+from mechmem.kinds import natural
 from mechmem.manifests import regular
+from mechmem.models.gguf_counts import check_counts
 from mechmem.models.model import Model
 from mechmem.models.sites import DEPTH, Site
 from mechmem.tasks.prompts import PromptSet
@@ -81,6 +83,7 @@ def import_directions(
             "for example toward='generalized'."
         )
     start = away or read.about.get("away") or f"not {goal}"
+    check_vectors(file, read.vectors, read.about)
     placed = _placed(file, read, model, site, stream, layers)
     known = Seen() if seen is None else Seen.of(seen, model.encode(seen).rows)
     made = Provenance(model.info, known, "unknown", "", ())
@@ -165,10 +168,12 @@ def _placed(
 
 def _site_of(name: str, stream: str | None) -> Site | None:
     own, _, layer = name.rpartition(".")
-    if own in DEPTH and layer.isdigit():
-        return Site(own, int(layer))
-    found = re.search(r"(\d+)$", name)
-    return None if found is None or stream is None else Site(stream, int(found.group(1)))
+    number = natural(layer)
+    if own in DEPTH and number is not None:
+        return Site(own, number)
+    found = re.search(r"([0-9]+)$", name)
+    number = natural(found[1]) if found else None
+    return None if number is None or stream is None else Site(stream, number)
 
 
 def _read(file: Path) -> _Read:
@@ -203,15 +208,21 @@ def _read(file: Path) -> _Read:
 
 
 def _refuse_bombs(file: Path) -> None:
-    """Refuse an archive that unpacks to more than any set of directions."""
+    """Refuse an archive that unpacks to more than any set of directions, or whose checksums do not
+    fit: torch does not look at them."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as held:
         size = sum(item.file_size for item in held.infolist())
-    if size > LARGEST:
+        if size > LARGEST:
+            raise ArtifactError(
+                f"{file} unpacks to {size:,} bytes, more than the {LARGEST:,} that are read; it "
+                "holds no directions. Save the vectors alone."
+            )
+        changed = held.testzip()
+    if changed is not None:
         raise ArtifactError(
-            f"{file} unpacks to {size:,} bytes, more than the {LARGEST:,} that are read; it holds "
-            "no directions. Save the vectors alone."
+            f"{file} was changed: the checksum of {changed!r:.80} does not fit. Save it again."
         )
 
 
@@ -232,6 +243,7 @@ def _gguf(file: Path) -> _Read:
         raise ArtifactError(
             "GGUF files need the gguf package: pip install 'mechmem[exchange]'."
         ) from error
+    check_counts(file)
     reader: Any = gguf.GGUFReader(file)
     about = {}
     for name, entry in reader.fields.items():
@@ -270,7 +282,18 @@ def _named(file: Path, held: Mapping[Any, Any]) -> dict[str, Tensor]:
         raise ArtifactError(
             f"{file} holds more than tensors ({listed(wrong, 4)}); save tensors only, by name."
         )
+    odd = [name for name, value in held.items() if not _plain(value)]
+    if odd:
+        raise ArtifactError(
+            f"{file}: {listed(odd, 4)} is sparse, quantized or without data (meta), and a "
+            "direction is plain numbers. Save it with .to_dense() or .dequantize()."
+        )
     return {str(name): value for name, value in held.items()}
+
+
+def _plain(value: Tensor) -> bool:
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_nested
+    return plain and value.device.type != "meta"
 
 
 def _numpy(file: Path) -> _Read:

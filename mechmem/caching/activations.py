@@ -196,11 +196,11 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
     """Refuse a precision that would not keep states.
 
     Raises:
-        ArtifactError: For anything but real floating-point numbers.
+        ArtifactError: For anything but the floating-point numbers that are computed with.
     """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ArtifactError(
-            f"States are kept as real floating-point numbers, got dtype={dtype!r}; for example "
-            "dtype=torch.float32."
+            f"States are kept as float16, bfloat16, float32 or float64, got dtype={dtype!r:.80}; "
+            "for example dtype=torch.float32."
         )
     return dtype

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mechmem.caching.activations import check_dtype
 from mechmem.caching.memory import measured
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
@@ -70,6 +71,7 @@ def plan_extraction(
     Raises:
         PromptError, SiteError, PositionError: As those would.
     """
+    check_dtype(dtype)
     asked = model.encode(prompts, "plan")
     tokenized = asked.rows
     where = Positions.parse(positions)

@@ -24,6 +24,7 @@ from mechmem.caching.parts import (
 )
 from mechmem.claims import shared_out
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
+from mechmem.kinds import natural, whole_number
 from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import Plan
@@ -42,9 +43,10 @@ def share_of_work(rank: int | None = None, world: int | None = None) -> tuple[in
     found = []
     for name, given, default in (("RANK", rank, "0"), ("WORLD_SIZE", world, "1")):
         text = os.environ.get(name, default) if given is None else str(given)
-        if not text.isdigit():
-            raise ModelError(f"{name} must be a whole number, got {text!r}.")
-        found.append(int(text))
+        number = natural(text)
+        if number is None:
+            raise ModelError(f"{name} must be a whole number, got {text!r:.80}.")
+        found.append(number)
     if not found[0] < found[1]:
         raise ModelError(
             f"RANK={found[0]} of WORLD_SIZE={found[1]}: ranks run from 0 to WORLD_SIZE - 1."
@@ -77,6 +79,8 @@ def run_shards(
         PositionError: When the positions mean more or fewer tokens than in the prompts before.
     """
     mine, every = share_of_work(rank, world)
+    whole_number(shard_rows, "shard_rows", error=ArtifactError)
+    whole_number(settings["token_budget"], "token_budget", error=ModelError)
     jobs: list[_Job] = []
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)
@@ -163,8 +167,8 @@ class _Job:
 def _after(known: Sequence[Part], folder: Path) -> Path:
     """A folder for the part that follows those that were looked at when its prompts were chosen:
     one that came since then must be in the way, since it may hold some of them."""
-    taken = [part.folder.name.removeprefix("part-") for part in known]
-    number = 1 + max((int(name) for name in taken if name.isdigit()), default=-1)
+    taken = [natural(part.folder.name.removeprefix("part-")) for part in known]
+    number = 1 + max((n for n in taken if n is not None), default=-1)
     return folder / f"part-{number:04d}"
 
 

@@ -103,18 +103,23 @@ def _flag(hint: Any) -> str:
 def _parsed(file: Path) -> dict[str, Any]:
     import yaml
 
+    from mechmem.errors import ArtifactError
+    from mechmem.manifests import LARGEST, regular
+
     try:
-        text = file.read_text(encoding="utf-8")
+        text = regular(file, LARGEST).read_text(encoding="utf-8")
         if file.suffix == ".toml":
             held: Any = tomllib.loads(text)
         elif file.suffix in (".yaml", ".yml"):
             held = yaml.safe_load(text)
         else:
             raise _wrong(f"{file} must end in .yaml, .yml or .toml")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ArtifactError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _wrong(f"{file} cannot be read: {reason}") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise _wrong(f"{file} cannot be read: it is nested too deeply") from error
+    except (ValueError, yaml.YAMLError) as error:  # yaml's dates and numbers raise plain ones
         raise _wrong(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(held, dict):
         raise _wrong(f"{file} must hold names and values, for example `seed: 1`")

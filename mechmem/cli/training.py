@@ -32,6 +32,7 @@ def train(
     """
     import pandas as pd
 
+    from mechmem.manifests import read_json
     from mechmem.training.lab.recipes import train_lab_model
 
     folder = out or Path(f"lab-{task}-seed{seed}")
@@ -43,7 +44,7 @@ def train(
 
         options = {} if strength is None else {"strength": strength}
         train_lab_model(task, folder, seed=seed, progress=step, **options)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(folder / "manifest.json", "a manifest")
     save_config(folder)
     measured = manifest["measured"]
     if output is Format.json:

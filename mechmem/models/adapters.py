@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import torch
 
 from mechmem.errors import ModelError, listed
 from mechmem.models.booting import first_words, kept_still
+from mechmem.models.folders import check_folder, object_in
 from mechmem.models.shipped import shipped_folder
 from mechmem.models.whole import check_whole
 
 
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds an adapter and no model of its own."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
 
 
 def is_peft_model(model: Any) -> bool:
@@ -82,6 +82,8 @@ def open_adapter(
     from transformers import AutoModelForCausalLM
 
     base = _base_of(folder)
+    if Path(base).is_dir():
+        check_folder(Path(base))
     placed = {key: value for key, value in options.items() if key in _FOR_BASE}
     placed.setdefault("trust_remote_code", False)  # None would ask on standard input
     try:
@@ -94,7 +96,7 @@ def open_adapter(
             whole = PeftModel.from_pretrained(body, str(folder))
     except ModelError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # peft has no error of its own for what it cannot read
         raise ModelError(
             f"Cannot load the adapter {str(folder)!r} on its base model {base!r}: "
             f"{first_words(error, 400)}. The adapter belongs to another base, or to one with a "
@@ -128,9 +130,9 @@ def _check_fits(whole: Any, folder: Path, base: str) -> None:
 
 
 def _base_of(folder: Path) -> str:
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = str(config.get("base_model_name_or_path") or "")
-    if not base:
+    config = object_in(folder / "adapter_config.json", "an adapter's configuration")
+    base = config.get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise ModelError(
             f"{folder / 'adapter_config.json'} names no base model; set base_model_name_or_path."
         )

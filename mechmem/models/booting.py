@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
 from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
-BOOT_ERRORS = (
-    OSError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, TypeError,
-    ImportError, SafetensorError,
-)  # fmt: skip
-_COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts", "n_routed_experts")
-_MOST = 10_000
+_COUNTS = {
+    # name: (least, most)
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 10_000),
+    "hidden_size": (1, 10_000_000),
+    "vocab_size": (1, 100_000_000),
+    "num_local_experts": (0, 10_000),
+    "num_experts": (0, 10_000),
+    "n_routed_experts": (0, 10_000),
+}
 _PASSED_ON = ("quantization_config",)
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
@@ -53,7 +56,7 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
             bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
     except ModelError:
         raise
-    except BOOT_ERRORS as error:
+    except Exception as error:  # neither library has errors of its own for a broken model
         raise ModelError(
             f"TransformerLens cannot load {where!r}: {first_words(error)}. Check that its files "
             "are whole, and that TransformerLens knows this architecture."
@@ -109,7 +112,10 @@ def check_causal(config: Any, name: str) -> None:
     Raises:
         ModelError: When the configuration is not that of a causal language model.
     """
-    classes = [str(item) for item in getattr(config, "architectures", None) or ()]
+    said = getattr(config, "architectures", None) or ()
+    if not isinstance(said, (list, tuple)):
+        raise ModelError(f"config.json of {name} says architectures={said!r:.80}, not a list.")
+    classes = [str(item) for item in said]
     other = [item for item in classes if not item.endswith(("CausalLM", "LMHeadModel"))]
     unfit = ("ForMaskedLM", "ForConditionalGeneration", "Encoder", "ForSequenceClassification")
     if getattr(config, "is_encoder_decoder", False) or any(
@@ -125,14 +131,14 @@ def check_size(config: Any, name: str) -> None:
     """Refuse a configuration that no model has, before its modules are built.
 
     Raises:
-        ModelError: For more blocks or experts than anybody has trained.
+        ModelError: For fewer or more blocks, heads or experts than any model has.
     """
-    for field in _COUNTS:
+    for field, (least, most) in _COUNTS.items():
         count = getattr(config, field, None)
-        if isinstance(count, int) and count > _MOST:
+        if isinstance(count, int) and not least <= count <= most:
             raise ModelError(
-                f"config.json of {name} says {field}={count}; more than {_MOST} of them would fill "
-                "the memory before a weight is read. Mend config.json."
+                f"config.json of {name} says {field}={count}; models have {least} to {most:,}, and "
+                "more would fill the memory before a weight is read. Mend config.json."
             )
 
 
@@ -152,7 +158,7 @@ def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
             # transformers 5 makes an empty one for a GPT-2 folder without tokenizer files.
             raise OSError("it has no tokenizer files")
         return found
-    except BOOT_ERRORS as error:
+    except Exception as error:  # whatever the tokenizer's files make the library raise
         if not Path(where).exists():
             folders = [path.name for path in Path(where).parent.glob("*/") if path.is_dir()]
             raise ModelError(
@@ -225,7 +231,7 @@ def _private(tokenizer: Any) -> Iterator[Any]:
         try:
             tokenizer.save_pretrained(folder)
             private = AutoTokenizer.from_pretrained(folder)
-        except BOOT_ERRORS:  # a class that AutoTokenizer does not know
+        except Exception:  # a class that AutoTokenizer does not know
             private = copy.deepcopy(tokenizer)
         yield private
 
@@ -263,7 +269,7 @@ def first_words(error: BaseException, limit: int = 240) -> str:
     """The first line of an error; TransformerLens's list of all architectures is long."""
     if "trust_remote_code" in str(error):
         return "it brings code of its own, which is run only after trust_remote_code=True"
-    lines = str(error).split("\n") if str(error) else [type(error).__name__]
+    lines = str(error).strip().split("\n") if str(error).strip() else [type(error).__name__]
     if lines[0].endswith(":"):  # what it is about stands below
         lines[0] = " ".join(" ".join(lines).split())
     text = lines[0].split(" Available architectures")[0]

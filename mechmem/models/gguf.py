@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from mechmem.errors import ModelError
+from mechmem.errors import ArtifactError, ModelError
 from mechmem.models.booting import first_words, kept_still
+from mechmem.models.gguf_counts import check_counts
 from mechmem.models.whole import check_whole
 
 
@@ -36,6 +37,10 @@ def open_gguf(file: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[An
         ModelError: When the gguf package is missing, the file is broken or cut off, or its
             architecture is not one that `transformers` reads.
     """
+    try:
+        check_counts(file)
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
     try:
         import gguf  # noqa: F401
     except ImportError as error:

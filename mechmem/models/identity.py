@@ -18,6 +18,9 @@ _ROWS = 512
 """Rows of it that are summed at a time."""
 _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotation whose frequencies depend on the longest prompt so far."""
+
 _SETTINGS = (
     "activation_function attention_multiplier attn_logit_softcapping embedding_multiplier "
     "final_logit_softcapping head_dim hidden_act hidden_activation layer_norm_eps "
@@ -53,8 +56,9 @@ class Identity:
             self._held = outer
 
     def fingerprint(self, processing: str) -> str:
-        """A hash of the name, shape, dtype and every value of all weights, of `processing` and of
-        the settings that say what is computed with them.
+        """A hash of the name, shape, dtype and every value of all weights and of the buffers that
+        they are used with (rotation, scale of the embedding), of `processing` and of the settings
+        that say what is computed with them.
 
         Integers are summed, so that a model has one fingerprint on every device and however it is
         placed. Some 3 GB a second on one core; asked for again, it takes a glance only, 1 ms for a
@@ -80,7 +84,7 @@ class Identity:
         """
         seen: list[Any] = [processing, self._settings()]
         drawn: dict[Any, list[Tensor]] = {}
-        for name, value in self.model.named_parameters():
+        for name, value in _tensors(self.model):
             version = 0 if value.is_inference() else value._version
             seen.append((name, value.data_ptr(), version, value.dtype, value.shape))
             if value.device.type != "meta" and value.numel():
@@ -107,19 +111,46 @@ class Identity:
         return json.dumps(known, default=str, sort_keys=True)
 
 
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight where it is, and what `_buffers` says."""
+    done = set()
+    for prefix, module in model.named_modules():
+        for name, value in (*module._parameters.items(), *_buffers(module)):
+            if value is not None and id(value) not in done:
+                done.add(id(value))
+                yield f"{prefix}.{name}", value
+
+
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its name, also where it is kept aside until a module is run."""
+    """The same, also where a weight is kept aside until its module is run."""
     done = set()
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if any(value.device.type == "meta" for value in own.values()):
             with align_module_device(module, "cpu"):
                 own = {n: p.detach().clone() for n, p in module.named_parameters(recurse=False)}
-        for name, value in own.items():
+        for name, value in (*own.items(), *_buffers(module)):
             full = f"{prefix}.{name}"
             if id(value) not in done:
                 yield full, value
             done.add(id(value))
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Numbers of a module that a pass is computed with beside its weights; not masks, and nothing
+    that a pass itself writes: tables that grow with it, frequencies set by a prompt's length."""
+    if not module._buffers:
+        return []
+    by_length = any(word in str(getattr(module, "rope_type", "")) for word in _BY_LENGTH)
+    return [
+        (name, value)
+        for name, value in module._buffers.items()
+        if value is not None
+        and value.is_floating_point()
+        and value.device.type != "meta"
+        and not name.endswith("_cached")
+        and not (by_length and name.endswith("inv_freq") and "original" not in name)
+    ]
 
 
 def _sum(value: Tensor) -> int:

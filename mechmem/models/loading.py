@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from mechmem.models.booting import (
     boot,
     boot_options,
     check_causal,
-    check_size,
     kept_still,
     parse_device,
     parse_dtype,
@@ -27,6 +25,7 @@ from mechmem.models.booting import (
     refuse_options,
     tokenizer_at,
 )
+from mechmem.models.folders import card_of, check_folder
 from mechmem.models.gguf import is_gguf, open_gguf
 from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
@@ -83,6 +82,7 @@ def load_model(
         "consume": consume or None,
         **options,
     }
+    _check_choices(tokenizer, prepend_bos, options)
     if isinstance(source, Model):
         refuse_options(given, "a Model that is loaded already", ())
         return source
@@ -106,6 +106,18 @@ def load_model(
     return _from_name(os.fspath(source), tokenizer, device, dtype, prepend_bos, options)
 
 
+def _check_choices(tokenizer: Any, prepend_bos: Any, options: Mapping[str, Any]) -> None:
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise ModelError(
+            f"tokenizer must be a transformers tokenizer, got {tokenizer!r:.80}; for example "
+            "transformers.AutoTokenizer.from_pretrained(...)."
+        )
+    code = options.get("trust_remote_code")
+    for name, value in (("prepend_bos", prepend_bos), ("trust_remote_code", code)):
+        if not (value is None or isinstance(value, bool)):
+            raise ModelError(f"{name} must be True, False or None, got {value!r:.80}.")
+
+
 def _from_name(
     name: str,
     tokenizer: Any,
@@ -121,13 +133,13 @@ def _from_name(
     if shipped is None and (name.startswith((".", "/", "~")) or folder.exists()):
         if is_adapter_folder(folder):
             return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
-        _check_folder(folder)
+        check_folder(folder)
     where = str(folder) if folder.is_dir() else name
     own = tokenizer if tokenizer is not None else tokenizer_at(where, options)
     # A model that ships is there at once; for others the bars of download and loading are news.
     with quiet_transformers() if shipped is not None else contextlib.nullcontext():
         bridge = boot(where, own, {"device": device, "dtype": parse_dtype(dtype), **options})
-    return _wrapped(bridge, own, name, prepend_bos=prepend_bos, card=_card(folder))
+    return _wrapped(bridge, own, name, prepend_bos=prepend_bos, card=card_of(folder))
 
 
 def _wrapped(
@@ -147,50 +159,6 @@ def _wrapped(
             stacklevel=4,
         )
     return Model.wrap(bridge, tokenizer, name, prepend_bos=prepend_bos, card=card)
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """The manifest of a lab model, shipped or trained again; empty for any other model."""
-    try:
-        card = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) and "task_options" in card else {}
-
-
-def _check_folder(folder: Path) -> None:
-    from transformers import AutoConfig
-
-    if not folder.is_dir():
-        what = "is a file, but not a GGUF file" if folder.exists() else "does not exist"
-        raise ModelError(
-            f"{folder} {what}. Check the path: it takes a folder with a model and its tokenizer, "
-            "or a .gguf file."
-        )
-    if not (folder / "config.json").is_file():
-        packed = sorted(folder.glob("*.gguf"))
-        raise ModelError(
-            f"{folder} holds no model: there is no config.json in it. "
-            + (
-                f"Give the path of one of its GGUF files: {listed(map(str, packed), 3)}."
-                if packed
-                else "Save one there with model.save_pretrained(folder) and "
-                "tokenizer.save_pretrained(folder)."
-            )
-        )
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            f"{folder / 'config.json'} cannot be read: it is not JSON ({error}). Save the model "
-            "there again: model.save_pretrained(folder)."
-        ) from error
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        return  # remote code, or a type of its own: TransformerLens decides
-    check_causal(config, str(folder))
-    check_size(config, str(folder))
 
 
 def _from_gguf(

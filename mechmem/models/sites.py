@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
+from mechmem.kinds import natural
 
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 """Every stream, in the order in which a sequential block computes them."""
@@ -58,9 +59,10 @@ class Site(NamedTuple):
     def from_key(cls, key: str) -> Site:
         """The inverse of `key`."""
         stream, _, layer = key.rpartition(".")
-        if stream not in DEPTH or not layer.isdigit():
-            raise SiteError(f"{key!r} is not a site key; an example is 'resid_post.3'.")
-        return cls(stream, int(layer))
+        number = natural(layer)
+        if stream not in DEPTH or number is None:
+            raise SiteError(f"{key!r:.80} is not a site key; an example is 'resid_post.3'.")
+        return cls(stream, number)
 
 
 SiteSpec = str | tuple[str, int] | Site | Iterable[str | tuple[str, int] | Site]

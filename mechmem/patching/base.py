@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mechmem.caching.provenance import Provenance, Seen
-from mechmem.errors import EditError, PositionError, listed
+from mechmem.errors import EditError, PositionError, listed, shown
 from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
@@ -45,11 +47,21 @@ class Watcher(ABC):
         """Called in every pass with ``[row, token, *feature]``."""
 
 
+_NUMBERS = (float, "float", "float | None")
+
+
 class Edit(ABC):
     """An intervention as data. Subclasses are frozen dataclasses, and all there is to an edit: what
     it does, its controls, and how weights and files express it where they can."""
 
     force: bool
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none before anything runs."""
+        for item in fields(self):  # type: ignore[arg-type]
+            value: Any = getattr(self, item.name, None)
+            if item.type in _NUMBERS and not (value is None and "None" in str(item.type)):
+                check_number(value, item.name)
 
     @abstractmethod
     def changes(self, model: Model) -> dict[Site, Change]:
@@ -304,10 +316,9 @@ def check_number(value: float, name: str) -> float:
     Raises:
         EditError: For anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise EditError(f"{name} must be a finite number, got {value!r}.")
-    if value in (float("inf"), float("-inf")):
-        raise EditError(f"{name} must be finite, got {value!r}.")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) <= sys.float_info.max:
+        raise EditError(f"{name} must be a finite number, got {shown(value, 80)}.")
     return float(value)
 
 

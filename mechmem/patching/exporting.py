@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.artifacts import whole_file
+from mechmem.artifacts import VECTORS, VECTORS_DIGEST, vectors_digest, whole_file
 from mechmem.caching.provenance import Provenance
 from mechmem.errors import ArtifactError, EditError, SiteError, listed
 from mechmem.models.model import Model
@@ -74,9 +74,16 @@ def export_vectors(
         if not vectors:
             raise SiteError(f"None of the layers {listed(wanted)} has a vector to export.")
     info = made.model
-    about |= {"model": info.name, "fingerprint": info.fingerprint, "format": "mechmem vectors 1"}
+    about |= {"model": info.name, "fingerprint": info.fingerprint, "format": VECTORS}
+    for site, value in vectors.items():
+        if not bool(value.isfinite().all()):
+            raise EditError(
+                f"The vector for {site} is beyond the range of float32 with alpha={alpha:g}; "
+                "export it with a smaller one."
+            )
     if target.suffix == ".safetensors":
-        tensors = {site.key: value for site, value in vectors.items()}
+        tensors = {site.key: value.contiguous() for site, value in vectors.items()}
+        about[VECTORS_DIGEST] = vectors_digest(tensors, about)
         with whole_file(target) as partial:
             save_file(tensors, partial, metadata=about)
         return target
@@ -152,14 +159,16 @@ def _hint(architecture: str) -> str:
 
 def _write_gguf(target: Path, blocks: dict[int, Tensor], about: dict[str, str], hint: str) -> Path:
     gguf: Any = need_gguf()
+    named = {f"direction.{block}": value.contiguous() for block, value in blocks.items()}
+    about[VECTORS_DIGEST] = vectors_digest(named, about)
     with whole_file(target) as partial:
         writer = gguf.GGUFWriter(partial, "controlvector")
         writer.add_string("controlvector.model_hint", hint)
         writer.add_uint32("controlvector.layer_count", len(blocks))
         for key, fact in about.items():
             writer.add_string(f"mechmem.{key}", fact)
-        for block, value in blocks.items():
-            writer.add_tensor(f"direction.{block}", value.numpy())
+        for name, value in named.items():
+            writer.add_tensor(name, value.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

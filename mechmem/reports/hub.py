@@ -123,7 +123,7 @@ def from_hub(
             raise ArtifactError(
                 f"{repo_id}: {note.name} is not a manifest. Push it again."
             ) from error
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ArtifactError(
                 f"{repo_id} holds {kind!r}, which this mechmem does not know; it knows "
                 f"{listed(KINDS)}."

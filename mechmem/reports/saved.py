@@ -13,8 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechmem.errors import ArtifactError, did_you_mean, listed
-from mechmem.manifests import checked, is_whole, read_json, regular
-from mechmem.studies.saving import file_digest
+from mechmem.manifests import checked, file_digest, is_whole, read_json, regular
 from mechmem.studies.table_files import COLUMNS, read_table
 
 _SHAPE = {
@@ -161,13 +160,8 @@ class SavedStudy:
 
     def _check(self, file: Path) -> None:
         """Raise unless a file is there and holds what was saved."""
-        try:
-            whole = file_digest(regular(file)) == self.manifest["digests"].get(
-                file.relative_to(self.folder).as_posix()
-            )
-        except OSError as error:
-            raise ArtifactError(f"{file} cannot be read: {error}. Save the study again.") from error
-        if not whole:
+        name = file.relative_to(self.folder).as_posix()
+        if file_digest(file) != self.manifest["digests"].get(name):
             raise ArtifactError(
                 f"{file} was changed after it was saved: it does not give its digest in "
                 "manifest.json. Save the study again."

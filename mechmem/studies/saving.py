@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mechmem.errors import ArtifactError
-from mechmem.manifests import checked, json_text, read_json, sealed
+from mechmem.manifests import checked, file_digest, json_text, read_json, sealed
 from mechmem.writing import draft_in, inside, write_text
 
 _NOTE, _DRAFT = "manifest.json", "study"
@@ -51,11 +50,6 @@ def seal_manifest(entries: Mapping[str, Any], folder: Path) -> None:
     """Write ``manifest.json``, with the digest of what it says."""
     text = json_text(sealed(entries, default=str), indent=1)
     write_text(folder / _NOTE, text + "\n")
-
-
-def file_digest(path: Path) -> str:
-    """32 hexadecimal digits of what a file holds."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def _move_in(draft: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mechmem.writing import write_text
 KIND = "sweep cell"
 PLAN = "sweep plan"
 FORMAT = 2
+_KEY = re.compile(r"[\w-]{1,100}", re.ASCII)
 _SHAPE = {
     "key": str,
     "difference": (None, float),
@@ -85,6 +87,9 @@ class CellStore:
         for path in sorted(self.folder.glob("plan-*.json")):
             plan = opened(read_json(path, f"a {PLAN}"), path, PLAN, FORMAT)
             checked(plan, {"units": [[str]], "tokens": int}, path)
+            keys = [key for unit in plan["units"] for key in unit or [""]]
+            if not all(map(_KEY.fullmatch, keys)) or not 0 <= plan["tokens"] < 2**53:
+                raise ArtifactError(f"{path} names no cells that can be. Begin the sweep again.")
             out.append((plan["units"], plan["tokens"]))
         return out
 

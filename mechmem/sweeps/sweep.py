@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +18,11 @@ from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import row_of
+from mechmem.kinds import whole_number
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit, as_edits
+from mechmem.seeding import keyed_seed
 from mechmem.sweeps.cells import CellRun, Setting, check_sharing
 from mechmem.sweeps.result import Cell, Sweep, Tested
 from mechmem.sweeps.store import Done
@@ -104,6 +107,7 @@ def sweep(
         ArtifactError: When processes share the work without a folder, or it cannot be used.
     """
     grids = [_families(one) for one in (grid, *refits)]
+    _check_asked(objective, draws, seed, folder, progress, token_budget)
     edits = [edit for families in grids for members in families.values() for edit in members]
     if not any(grids[0].values()):
         raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
@@ -113,8 +117,6 @@ def sweep(
             f"The grid's families {listed(sorted(set(empty)), 4)} hold no edit, so none of them "
             "could be tested; leave them out, or give them some."
         )
-    if not isinstance(draws, int) or draws < 1:
-        raise EditError(f"A control needs at least one draw, got draws={draws!r}; 3 is usual.")
     for edit in as_edits(edits):
         if "toward" not in {item.name for item in fields(edit)}:  # type: ignore[arg-type]
             raise EditError(
@@ -211,7 +213,34 @@ class _Try:
 
 
 def _families(grid: Grid) -> dict[str, Sequence[Edit]]:
-    return dict(grid) if isinstance(grid, Mapping) else {"": list(grid)}
+    given: Mapping[Any, Any] = grid if isinstance(grid, Mapping) else {"": grid}
+    for name, members in given.items():
+        many = isinstance(members, Iterable) and not isinstance(members, (str, bytes))
+        if not isinstance(name, str) or not many:
+            raise EditError(
+                f"A grid is a list of edits, or such lists by the name of their family, got "
+                f"{name!r:.40}: {members!r:.80}; for example {{'additive': [edit]}}."
+            )
+    return {name: list(members) for name, members in given.items()}
+
+
+def _check_asked(
+    objective: object, draws: object, seed: int, folder: object, progress: object, budget: object
+) -> None:
+    """Refuse what would fail only after edits have run.
+
+    Raises:
+        EditError: Naming it.
+    """
+    whole_number(draws, "draws", error=EditError)
+    whole_number(budget, "token_budget", error=EditError)
+    keyed_seed(seed)
+    if not callable(objective):
+        raise EditError(f"objective must be a function of rates, got {objective!r:.80}.")
+    if not (progress is None or callable(progress)):
+        raise EditError(f"progress must be a function of a line, got {progress!r:.80}.")
+    if not (folder is None or isinstance(folder, (str, os.PathLike))):
+        raise EditError(f"folder must be a path, got {folder!r:.80}.")
 
 
 def _winners(found: Sequence[tuple[_Try, Cell]]) -> list[tuple[_Try, Cell]]:

@@ -69,7 +69,7 @@ def prompt_from_record(
         if value is not None
     }
     chat = None if nested["chat"] is None else _chat(chat_class, nested["chat"], index)
-    meta = {**(nested["meta"] or {}), **extra}
+    meta = {**(nested["meta"] or {}), **_plain(extra, index)}
     for key, value in values.items():
         if not isinstance(value, (str, int, float, np.number)) or isinstance(value, bool):
             raise PromptError(
@@ -81,6 +81,21 @@ def prompt_from_record(
     values = {key: str(value) for key, value in values.items() if key == "text" or value != ""}
     values.setdefault("id", str(index))
     return prompt_class(**values, spans=spans, chat=chat, meta=meta)
+
+
+def _plain(extra: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Cells of unknown columns as JSON holds them: lists for arrays and tuples, text for times."""
+
+    def said(value: Any) -> Any:
+        return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
+
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(dict(extra), default=said))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(
+            f"Row {index}: columns {listed(extra, 4)} must be what JSON can hold ({error})."
+        ) from None
+    return found
 
 
 def _span(value: Any, name: str, index: int) -> tuple[int, int]:

@@ -9,10 +9,27 @@ from operator import index
 from typing import Any
 from unicodedata import normalize
 
-from mechmem.errors import PromptError
+from mechmem.errors import PromptError, shown
 
 _ANSWERS = ("memorized", "generalized", "answer")
 _TEXTS = ("text", "group", *_ANSWERS, "label", "behavior")
+
+
+def _as_json(value: dict[str, Any], what: str, *, exactly: bool = False) -> Any:
+    """The value as a file gives it back; ``exactly`` refuses one that it would change."""
+    try:
+        kept = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(
+            f"{what} must be what JSON can hold, got {shown(value)} ({error}). Keep numbers, text, "
+            "lists and dictionaries in it."
+        ) from None
+    if exactly and kept != value:
+        raise PromptError(
+            f"{what} must be what JSON gives back, and {shown(value)} would come back as "
+            f"{shown(kept)}. Use lists, and text as keys."
+        )
+    return kept
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -41,13 +58,7 @@ class Chat:
         **more: Any,
     ) -> None:
         given = {**(template or {}), **more}
-        try:
-            kept = json.loads(json.dumps(given, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise PromptError(
-                f"Arguments of a chat template must be what JSON can hold, got {given!r:.200} "
-                f"({error})."
-            ) from None
+        kept = _as_json(given, "Arguments of a chat template")
         object.__setattr__(self, "system", system)
         object.__setattr__(self, "assistant_prefix", assistant_prefix)
         object.__setattr__(self, "template", kept)
@@ -100,6 +111,7 @@ class Prompt:
             )
         self._check_keys("spans", self.spans)
         self._check_keys("meta", self.meta)
+        _as_json(dict(self.meta), f"Prompt {self.id!r}: meta", exactly=True)
         spans = {name: self._span(name, span) for name, span in self.spans.items()}
         object.__setattr__(self, "spans", spans)
 
@@ -114,10 +126,10 @@ class Prompt:
                 f"Prompt {self.id!r}: {name} must be a string or None, got "
                 f"{type(value).__name__} {value!r:.40}; write {name}={str(value)!r:.40}."
             )
-        if value == "" and name in _ANSWERS:
+        if value == "" and name in (*_ANSWERS, "label", "behavior"):
             raise PromptError(
-                f"Prompt {self.id!r}: {name} is an empty text, and nothing that is written could "
-                "be told by it; leave it out."
+                f"Prompt {self.id!r}: {name} is an empty text, by which nothing could be told; "
+                "leave it out."
             )
 
     def _check_keys(self, name: str, value: object) -> None:
@@ -125,7 +137,7 @@ class Prompt:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise PromptError(
                 f"Prompt {self.id!r}: {name} must be a dictionary whose keys are text, got "
-                f"{value!r:.80}."
+                f"{shown(value, 80)}."
             )
 
     def _span(self, name: str, span: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import Any
 
 import torch
 
-from mechmem.errors import ArtifactError
-from mechmem.manifests import read_json
+from mechmem.errors import ArtifactError, ModelError
+from mechmem.manifests import check_digests, checked, file_digest, is_whole, read_json, sealed
 from mechmem.models.quiet import quiet_transformers
 from mechmem.training.deterministic import Progress
 from mechmem.training.settings import TrainingSettings
-from mechmem.writing import written_to
+from mechmem.writing import write_text, written_to
 
 Row = dict[str, float]
 Watch = Callable[[Any, int], Row]
 _WHOLE = "whole"
+_MARK = {"files": {str: str}}
+_OVER = "Start over with resume=False."
 
 
 def fit(
@@ -32,7 +35,7 @@ def fit(
     every: int,
     watch: Watch | None = None,
     loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None,
-    use_cpu: bool = False,
+    device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Train a model in place; the kept checkpoint is written to ``work/kept-<step>``.
@@ -47,7 +50,7 @@ def fit(
         every: Steps between two calls of ``watch`` (the last step is always one).
         watch: Called with the model and the step, gives what it measured.
         loss: Of the model on a batch; the model's own on ``labels`` when left out.
-        use_cpu: Stay on the CPU even where there is a GPU.
+        device: Where to train; `transformers` chooses when left out.
         progress: Called with (steps done, steps in all).
 
     Returns:
@@ -74,10 +77,18 @@ def fit(
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step = int(state.global_step)
-            (work / f"checkpoint-{step}" / _WHOLE).touch()
             best = int(kept_row(state.log_history, settings.keep)["step"])
+            names = [f"checkpoint-{step}", f"kept-{best}"]
+            found = sorted(file for name in names for file in (work / name).rglob("*"))
+            digests = {
+                file.relative_to(work).as_posix(): file_digest(file)
+                for file in found
+                if file.is_file() and file.name != _WHOLE
+            }
+            mark = json.dumps(sealed({"files": digests}))
+            write_text(work / names[0] / _WHOLE, mark)
             for folder in (*work.glob("checkpoint-*"), *work.glob("kept-*")):
-                if folder.name not in (f"checkpoint-{step}", f"kept-{best}"):
+                if folder.name not in names:
                     shutil.rmtree(folder, ignore_errors=True)
 
     library: Any = Trainer
@@ -106,7 +117,7 @@ def fit(
         gradient_accumulation_steps=settings.batch // micro,
         max_steps=steps,
         max_grad_norm=settings.clip,
-        use_cpu=use_cpu,
+        use_cpu=device is not None and device.type == "cpu",
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
@@ -115,6 +126,11 @@ def fit(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
+    if device is not None and _place(arguments.device) != _place(device):
+        raise ModelError(
+            f"device={str(device)!r}: transformers trains on {arguments.device} here. Leave "
+            "device= out, or hide the others, for example with CUDA_VISIBLE_DEVICES."
+        )
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad],
         lr=settings.learning_rate,
@@ -185,17 +201,24 @@ def _newest_whole(work: Path) -> Path | None:
     """The newest state that was written to its end.
 
     Raises:
-        ArtifactError: When a part of it is gone or damaged.
+        ArtifactError: When a part of it, or of the weights kept so far, is gone or damaged.
     """
-    found = [folder for folder in work.glob("checkpoint-*") if (folder / _WHOLE).is_file()]
-    newest = max(found, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
-    if newest is not None:
-        read_json(newest / "trainer_state.json", "the state of a run")
-        for name in ("optimizer.pt", "scheduler.pt"):
-            if not (newest / name).is_file():
-                raise ArtifactError(
-                    f"{newest / name} is missing, so the run cannot go on as it would have. Remove "
-                    f"{newest.name} to go on from an earlier state, or start over with "
-                    "resume=False."
-                )
+    found = {
+        int(number): folder
+        for folder in work.glob("checkpoint-*")
+        if (number := folder.name.rsplit("-", 1)[1]).isascii()
+        and number.isdecimal()
+        and (folder / _WHOLE).exists()
+    }
+    if not found:
+        return None
+    newest = found[max(found)]
+    mark = checked(read_json(newest / _WHOLE, "the mark of a state"), _MARK, newest / _WHOLE)
+    if not is_whole(mark):
+        raise ArtifactError(f"{newest / _WHOLE} was changed after it was written. {_OVER}")
+    check_digests(work, mark["files"], f"The run cannot go on as it would have. {_OVER}")
     return newest
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    return device.type, device.index or 0

@@ -11,6 +11,7 @@ import torch
 
 from mechmem.errors import ModelError, TaskError
 from mechmem.models.quiet import quiet_transformers
+from mechmem.models.whole import check_whole
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.settings import TrainingSettings
@@ -56,7 +57,12 @@ def start(
         with quiet_transformers():
             where: Any = {"pretrained_model_name_or_path": str(model), "trust_remote_code": False}
             own = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(**where)
-            body = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            causal: Any = AutoModelForCausalLM
+            options: Any = {"dtype": torch.float32, "output_loading_info": True}
+            body, found = causal.from_pretrained(**where, **options)
+            check_whole(found, str(model))
+    except ModelError:
+        raise
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Cannot load {model!r} to train it: {str(error).splitlines()[0]} Give 'scratch', a "

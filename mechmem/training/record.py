@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mechmem.errors import ArtifactError, listed
-from mechmem.manifests import checked, read_json
+from mechmem.errors import ArtifactError, TaskError, listed
+from mechmem.manifests import check_digests, checked, is_whole, read_json, sealed
 from mechmem.sweeps.digests import Digests
-from mechmem.writing import inside, written_to
+from mechmem.writing import inside, write_text, written_to
+
+AGAIN = "Train again with resume=False."
 
 _SHAPE = {
     "task": str,
     "settings": dict,
     "files?": [str],
+    "digests?": {str: str},
     "kept?": {str: float},
     "rows?": int,
     "versions?": {str: str},
@@ -40,7 +44,9 @@ def same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    there = checked(read_json(path, "the record of a run"), _SHAPE, path)
+    there: dict[str, Any] = checked(read_json(path, "the record of a run"), _SHAPE, path)
+    if not is_whole(there):
+        raise ArtifactError(f"{path} was changed after it was written. {AGAIN}")
     different = [
         name for name, value in json.loads(json.dumps(record)).items() if there.get(name) != value
     ]
@@ -49,7 +55,20 @@ def same_run(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
             f"{path.parent} holds a training run with another {listed(different)}. Choose another "
             "folder, or start over there with resume=False."
         )
-    return there if "kept" in there else None
+    if "kept" not in there:
+        return None
+    checked(there, {"kept": {"step": float}, "digests": dict}, path)
+    check_digests(path.parent, there["digests"], AGAIN)
+    return there
+
+
+def write_record(
+    path: Path, record: dict[str, Any], digests: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Write a record with its digest, and those of the files that a finished run must keep."""
+    whole = sealed(record if digests is None else {**record, "digests": digests})
+    write_text(path, json.dumps(whole, indent=1) + "\n")
+    return whole
 
 
 def earlier_files(path: Path) -> list[str]:
@@ -92,6 +111,11 @@ def _tokenizer(tokenizer: Any) -> str | None:
     """How to cut texts as it was given; of a tokenizer a hash of all that it does to a text."""
     if tokenizer is None or isinstance(tokenizer, (str, Path)):
         return None if tokenizer is None else str(tokenizer)
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TaskError(
+            f"tokenizer must be a transformers tokenizer or how to cut texts, got "
+            f"{tokenizer!r:.80}; for example tokenizer='characters'."
+        )
     core = getattr(tokenizer, "backend_tokenizer", None)
     about = json.loads(core.to_str()) if core is not None else tokenizer.get_vocab()
     if core is not None:  # what the last call asked for, and no part of the tokenizer

@@ -16,6 +16,8 @@ import torch
 from mechmem.artifacts import check_writable, versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
+from mechmem.manifests import file_digest
+from mechmem.models.booting import parse_device
 from mechmem.models.loading import load_model
 from mechmem.models.tokens import Tokens
 from mechmem.plotting.save import save_figure
@@ -32,6 +34,7 @@ from mechmem.training.record import (
     put_in_place,
     same_run,
     source_of,
+    write_record,
 )
 from mechmem.training.settings import TrainingSettings
 
@@ -95,17 +98,17 @@ def train(
         settings: Where the changes start from; without them ``steps=`` or ``epochs=`` is needed.
         resume: False starts over: states of an earlier run are removed at once, and the files that
             it left in the folder when those of the new one take their place.
-        device: ``"cpu"`` stays there; otherwise `transformers` chooses.
+        device: ``"cpu"``, or the accelerator that `transformers` chooses when it is left out.
         progress: Called with (steps done, steps in all).
         **changes: Fields of `TrainingSettings`.
 
     Raises:
         TaskError: For a task that has no training items, or settings that do not fit.
-        ModelError: When the model cannot be found.
-        ArtifactError: When the folder cannot be written, or holds a run with another task,
-            model, tokenizer or settings.
+        ModelError: When the model cannot be found, or the device is not there.
+        ArtifactError: When the folder cannot be written, was changed, or holds a run with another
+            task, model, tokenizer or settings.
     """
-    chosen = _task(task)
+    chosen, wants = _task(task), parse_device(device)
     wanted = TrainingSettings(**changes) if settings is None else settings.changed(changes)
     target = Path(folder)
     check_writable(target)
@@ -122,7 +125,7 @@ def train(
     done = same_run(target / _RECORD, record)
     if done is not None:
         return _finished(target, done)
-    _write_record(target, record, earlier)
+    write_record(target / _RECORD, {**record, "files": earlier})
     with caller_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
         body, own = start(model, tokenizer, chosen, wanted)
@@ -141,7 +144,7 @@ def train(
             work,
             every=every,
             watch=behavior_watch(chosen, own, wanted, tokens, per_epoch),
-            use_cpu=device == "cpu",
+            device=wants,
             progress=progress,
         )
         kept = kept_row(rows, wanted.keep)
@@ -150,17 +153,18 @@ def train(
         shutil.rmtree(made, ignore_errors=True)
         write_model(work / f"kept-{kept['step']}", base, own, made, wanted.method)
     files = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
-    _write_record(target, record, sorted({*earlier, *files}))  # known before they are there
+    known = {**record, "files": sorted({*earlier, *files})}
+    write_record(target / _RECORD, known)  # before they are there
     put_in_place(made, target, files, earlier)
     whole = {**record, "kept": kept, "rows": len(rows), "versions": versions(), "files": files}
     columns = [*_COLUMNS, *sorted({*rows[0]} - {*_COLUMNS})]
     curves = pd.DataFrame(rows)[columns]
     write_text(target / _CURVES, curves.to_csv(index=False))
-    result = Training(target, curves, kept, whole)
-    save_figure(result.figure(), target / _FIGURE)
-    write_text(target / _RECORD, json.dumps(whole, indent=1) + "\n")  # last: says it is finished
+    save_figure(training_curves(curves, kept=kept["step"]), target / _FIGURE)
+    digests = {name: file_digest(target / name) for name in (*files, _CURVES)}
+    whole = write_record(target / _RECORD, whole, digests)  # last: says it is finished
     shutil.rmtree(work, ignore_errors=True)
-    return result
+    return Training(target, curves, kept, whole)
 
 
 def behavior_watch(
@@ -216,10 +220,6 @@ def _task(task: OfficialTask[Any] | str) -> OfficialTask[Any]:
             f"{name!r}. Lab tasks have recipes of their own: train_lab_model."
         )
     return found
-
-
-def _write_record(folder: Path, record: dict[str, Any], files: list[str]) -> None:
-    write_text(folder / _RECORD, json.dumps({**record, "files": files}, indent=1) + "\n")
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Training:

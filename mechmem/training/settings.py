@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mechmem.errors import TaskError, did_you_mean, listed
+from mechmem.kinds import whole_number
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("full", "lora"),
@@ -86,14 +88,24 @@ class TrainingSettings:
                 "Say how long to train, as epochs= or as steps=, not both; got "
                 f"epochs={self.epochs}, steps={self.steps}."
             )
-        for name in ("epochs", "learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise TaskError(f"{name} must be above 0, got {value!r}.")
         for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
-                raise TaskError(f"{name} must be an integer from 1, got {value!r}.")
+            if getattr(self, name) is not None:
+                least = 0 if name in ("warmup", "seed") else 1
+                whole = whole_number(getattr(self, name), name, least, error=TaskError)
+                object.__setattr__(self, name, whole)
+        for name, (low, high) in _RANGES.items():
+            if getattr(self, name) is not None:
+                _check_range(getattr(self, name), name, low, high)
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise TaskError(f"betas must be two numbers, got {self.betas!r:.80}.")
+        for value in self.betas:
+            _check_range(value, "betas", 0.0, 1.0)
+        if not isinstance(self.lora_targets, (tuple, list)) or not all(
+            isinstance(name, str) for name in self.lora_targets
+        ):
+            raise TaskError(f"lora_targets must be names, got {self.lora_targets!r:.80}.")
+        if self.fresh is not None and not isinstance(self.fresh, bool):
+            raise TaskError(f"fresh must be True, False or None, got {self.fresh!r:.80}.")
         if self.batch % (self.micro_batch or self.batch):
             raise TaskError(
                 f"batch={self.batch} is not a multiple of micro_batch={self.micro_batch}; choose "
@@ -145,5 +157,22 @@ class TrainingSettings:
 
 _COUNTS = (
     "steps samples batch micro_batch lora_rank evaluate_every evaluation_pairs validation_items "
-    "save_every"
+    "save_every warmup seed"
 ).split()
+_RANGES = {
+    # name: (least, or above 0 where that is None; below)
+    "epochs": (None, math.inf),
+    "learning_rate": (None, math.inf),
+    "clip": (None, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "lora_alpha": (None, math.inf),
+    "lora_dropout": (0.0, 1.0),
+}
+
+
+def _check_range(value: Any, name: str, low: float | None, high: float) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value > 0 if low is None else low <= value) or not value < high:
+        said = "above 0" if low is None else f"from {low:g}"
+        below = "" if high == math.inf else f" and below {high:g}"
+        raise TaskError(f"{name} must be {said}{below}, got {value!r:.80}.")

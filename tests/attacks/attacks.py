@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 import mechmem as mm
 from attacks.scene import SAVED, SHARDS, content
 from mechmem.artifacts import MANIFEST
-from mechmem.manifests import json_text, sealed
+from mechmem.manifests import DIGEST, json_text, sealed
 from mechmem.studies.saving import write_manifest
 
 Rng = np.random.Generator
@@ -163,13 +163,15 @@ def sealed_entry(rng: Rng) -> str:
 def _mutated(rng: Rng, seal: Callable[[Any], Any]) -> str:
     name = pick(rng, SAVED)
     with copied(name) as (folder, whole):
-        held = [path for path in files_of(folder) if path.suffix in (".json", ".safetensors")]
-        if not held:
-            return REFUSED
-        path = pick(rng, held)
+        path = pick(rng, [path for path in files_of(folder) if _has_entries(path)])
         entries = _mutate(rng, _entries(path))
         if isinstance(entries, dict):
             entries = seal(entries)
+        elif path.suffix == ".jsonl":
+            rows = entries if isinstance(entries, list) else [entries]
+            entries = [
+                seal(row) if isinstance(row, dict) and DIGEST in row else row for row in rows
+            ]
         _put(path, entries)
         copy = path.with_suffix(".json")
         if path.suffix == ".safetensors" and copy.exists():
@@ -177,7 +179,16 @@ def _mutated(rng: Rng, seal: Callable[[Any], Any]) -> str:
         return outcome(lambda: SAVED[name][1](folder), whole)
 
 
+def _has_entries(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return path.suffix in (".json", ".jsonl")
+    with safe_open(str(path), framework="pt") as file:
+        return MANIFEST in file.keys()  # noqa: SIM118
+
+
 def _entries(path: Path) -> Any:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     with safe_open(str(path), framework="pt") as file:
@@ -185,6 +196,9 @@ def _entries(path: Path) -> Any:
 
 
 def _put(path: Path, entries: Any) -> None:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json_text(row) + "\n" for row in entries), encoding="utf-8")
+        return
     text = json_text(entries)
     if path.suffix == ".json":
         path.write_text(text, encoding="utf-8")

@@ -14,10 +14,13 @@ import torch
 from helpers import bench, contrast_set, ragged
 from small_study import small_study
 from sweeps.test_sweep import swept
+from transformers import GPT2Config
 
 import mechmem as mm
+from mechmem.manifests import file_digest
 from mechmem.reports.saved import load_study
 from mechmem.sweeps.store import CellStore
+from mechmem.tasks.judging import judge_questions
 from mechmem.tasks.questions.labels import Labels
 
 SHARDS: Any = {"sites": ["resid_post"], "token_budget": 40, "shard_rows": 5}
@@ -65,6 +68,29 @@ def save_study(folder: Path) -> None:
     small_study().save(folder)
 
 
+def save_replies(folder: Path) -> None:
+    read_replies(folder)
+
+
+def read_replies(folder: Path) -> Labels:
+    asked = mm.PromptSet(mm.Prompt(id=f"q{k}", text=f"Why {k}?") for k in range(5))
+    return judge_questions(asked, lambda text: text[-4:-2], name="me", cache=folder / "r.jsonl")
+
+
+def save_training(folder: Path) -> None:
+    read_training(folder)
+
+
+def read_training(folder: Path) -> list[Any]:
+    """Trained where that has not been done, else read; the weights count by their digest."""
+    task = mm.get_task("cipher", length=6)
+    options: Any = {"steps": 2, "batch": 2, "samples": 4, "evaluate_every": 1, "save_every": 1}
+    few: Any = {"evaluation_pairs": 2, "validation_items": 2, "device": "cpu", "keep": "last"}
+    config = GPT2Config(n_positions=160, n_embd=8, n_layer=1, n_head=1, vocab_size=200)
+    done = mm.train(task, folder, model=config, tokenizer="characters", **options, **few)
+    return [done.kept, done.curves.to_csv(), file_digest(done.folder / "model.safetensors")]
+
+
 def read_study(folder: Path) -> dict[str, Any]:
     study = load_study(folder)
     tables = {name: table.to_csv() for name, table in study.tables().items()}
@@ -96,6 +122,8 @@ SAVED: dict[str, tuple[Callable[[Path], None], Read]] = {
     "moments": (save_moments, lambda folder: mm.Moments.load(folder / "it")),
     "labels": (save_labels, lambda folder: Labels.load(folder / "it.jsonl")),
     "a store": (save_store, read_store),
+    "replies": (save_replies, read_replies),
+    "a training": (save_training, read_training),
     "a study": (save_study, read_study),
     "a sweep": (save_sweep, read_sweep),
 }

@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 import mechmem as mm
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching import parts, shards
+from mechmem.claims import claim_of
+from mechmem.cli.status import _table
+from mechmem.manifests import sealed
 from mechmem.writing import new_folder, whole_file, write_text
 
 OPTIONS = {"sites": ["resid_post"], "token_budget": 40, "shard_rows": 5}
@@ -314,3 +317,47 @@ class TestAStore:
         listing.write_text(listing.read_text().replace("w1", "w2"))
         with pytest.raises(mm.ArtifactError, match="was changed after it was written"):
             mm.ActivationStore(tmp_path)
+
+
+class TestClaims:
+    """A claim on a shard is a file that says whose it is, or is refused: nobody waits for it."""
+
+    @pytest.mark.parametrize("kind", ["pipe", "folder"])
+    def test_what_is_no_file_is_named(self, tmp_path, kind):
+        store = mm.extract_activations(bench().model, ragged(23), tmp_path, **OPTIONS)
+        shard = store.parts[0].path(1)
+        shard.unlink()
+        claim = claim_of(shard)
+        os.mkfifo(claim) if kind == "pipe" else claim.mkdir()
+        with pytest.raises(mm.ArtifactError, match=rf"claim is not a file but a {kind}"):
+            mm.extract_activations(bench().model, ragged(23), tmp_path, **OPTIONS)
+        with pytest.raises(mm.ArtifactError, match=rf"claim is not a file but a {kind}"):
+            _table(tmp_path)
+
+    @pytest.mark.parametrize("name", ["part-²", "part-" + "9" * 200, "part-x"])
+    def test_folders_with_odd_numbers_are_not_counted(self, tmp_path, name):
+        first = mm.extract_activations(bench().model, ragged(5), tmp_path, **OPTIONS)
+        shutil.copytree(first.parts[0].folder, tmp_path / name)
+        shutil.rmtree(first.parts[0].folder)
+        store = mm.extract_activations(bench().model, renamed("x", 3), tmp_path, **OPTIONS)
+        assert {part.folder.name for part in store.parts} == {name, "part-0000"}
+
+    @pytest.mark.parametrize(
+        "entry",
+        [{"units": [[]]}, {"units": [["a\0b"]]}, {"units": [["a" * 5000]]}, {"units": [["../a"]]},
+         {"tokens": 10**400}, {"tokens": -1}],
+        ids=lambda entry: str(entry)[:30],
+    )  # fmt: skip
+    def test_a_plan_that_names_no_cells(self, tmp_path, entry):
+        plan = {"format": 2, "kind": "sweep plan", "units": [["ab"]], "tokens": 5}
+        (tmp_path / "plan-a.json").write_text(json.dumps(sealed(plan)))
+        assert len(_table(tmp_path)) == 1
+        (tmp_path / "plan-a.json").write_text(json.dumps(sealed({**plan, **entry})))
+        with pytest.raises(mm.ArtifactError, match=r"plan-a\.json"):
+            _table(tmp_path)
+
+    @pytest.mark.parametrize("rank", ["²", "x", "9" * 5000, "-1"])
+    def test_ranks_are_plain_numbers(self, tmp_path, monkeypatch, rank):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(mm.ModelError, match="RANK must be a whole number"):
+            mm.extract_activations(bench().model, ragged(3), tmp_path, **OPTIONS)

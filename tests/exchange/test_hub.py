@@ -99,6 +99,7 @@ def test_what_cannot_be_pushed_or_fetched_is_said_in_words(hub, tmp_path):
         ("empty", {"README.md": b"hello"}, "holds no result"),
         ("odd", {"result.json": b'{"kind": "picture"}'}, "holds 'picture'"),
         ("cut", {"result.json": b'{"ki'}, "is not a manifest"),
+        ("list", {"result.json": b'{"kind": ["x"]}'}, r"holds \['x'\]"),
     ]:
         hub.repos[f"me/{name}"] = files
         with pytest.raises(mm.ArtifactError, match=words):

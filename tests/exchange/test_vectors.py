@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, GGUFWriter
-from helpers import bench, close, contrast_set, differs, hand_edited, hf_logits, sentence
+from helpers import (
+    as_users_run_it,
+    bench,
+    close,
+    contrast_set,
+    differs,
+    hand_edited,
+    hf_logits,
+    sentence,
+)
 from safetensors.torch import load_file, save_file
 
 import mechmem as mm
@@ -239,7 +251,7 @@ class TestImporting:
         refused("r.csv", "readable are")
         for name in ("bad.gguf", "bad.pt", "bad.npy", "bad.npz", "bad.safetensors"):
             (tmp_path / name).write_bytes(b"nothing of the kind")
-            refused(name, "unpickled|no safetensors")
+            refused(name, "unpickled|not a safetensors|more than its 19 bytes")
         np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
         refused("objects.npy", "unpickled")
         torch.save(
@@ -267,3 +279,71 @@ class TestImporting:
         held = load_file(mm.export_vectors(directions, tmp_path / "r.safetensors"))
         assert set(held) == {site.key for site in directions.sites}
         close(held["resid_pre.0"], numbers(directions["resid_pre", 0]), 1e-7)
+
+    @pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".pt"])
+    def test_a_flipped_bit_is_refused_or_changes_nothing(self, directions, tmp_path, suffix):
+        kept = mm.Directions({d.site: d for d in directions if d.site.stream == "resid_post"})
+        layers = [1, 2] if suffix == ".gguf" else [0, 1, 2]
+        file = mm.export_vectors(kept, tmp_path / f"r{suffix}", layers=layers)
+        said = {"toward": "generalized"} if suffix == ".pt" else {}
+
+        def read():
+            back = mm.import_directions(file, model=bench().model, **said)
+            return [(d.site, d.toward, d.away, d.vector.tolist()) for d in back]
+
+        whole, data, refused = read(), file.read_bytes(), 0
+        places = np.random.default_rng(0).integers(0, 8 * len(data), 400)
+        for place in places.tolist():
+            changed = bytearray(data)
+            changed[place // 8] ^= 1 << place % 8
+            file.write_bytes(changed)
+            try:
+                assert read() == whole
+            except mm.MechmemError:
+                refused += 1
+        assert refused > (300 if suffix == ".safetensors" else 40)
+
+    def test_what_is_beyond_float32_is_not_exported(self, directions, tmp_path):
+        for suffix in (".safetensors", ".pt", ".gguf"):
+            with pytest.raises(
+                mm.EditError, match=r"beyond the range of float32 with alpha=1e\+300"
+            ):
+                mm.export_vectors(directions, tmp_path / f"r{suffix}", alpha=1e300)
+            assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("kind", ["list", "text", "lists", "entries", "tensors", "no kind"])
+    def test_counts_beyond_the_end_of_a_gguf_file_are_no_loops(self, tmp_path, kind):
+        many = 2**33
+        head = {"entries": (0, many), "tensors": (many, 0)}.get(kind, (0, 1))
+        entry = struct.pack(
+            "<Q1sI", 1, b"a", 8 if kind == "text" else 99 if kind == "no kind" else 9
+        )
+        inside = {"list": struct.pack("<IQ", 0, many), "text": struct.pack("<Q", many),
+                  "lists": struct.pack("<IQIQ", 9, 1, 8, many)}  # fmt: skip
+        data = b"GGUF" + struct.pack("<IQQ", 3, *head) + entry + inside.get(kind, b"") + b"x" * 20
+        (tmp_path / "a.gguf").write_bytes(data)
+        with pytest.raises(mm.ArtifactError, match=r"says that it holds more than its"):
+            mm.import_directions(tmp_path / "a.gguf", model=bench().model, toward="a")
+        with pytest.raises(mm.ModelError, match=r"says that it holds more than its"):
+            mm.load_model(tmp_path / "a.gguf")
+
+    @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+    @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+    @pytest.mark.parametrize("kind", ["sparse", "meta", "quantized"])
+    def test_tensors_without_plain_numbers_are_refused(self, directions, tmp_path, kind):
+        value = torch.ones(bench().model.info.d_model)
+        made = {
+            "sparse": lambda: value.to_sparse(),
+            "meta": lambda: value.to("meta"),
+            "quantized": lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        }[kind]()
+        torch.save({"resid_post.0": made}, tmp_path / "a.pt")
+        with pytest.raises(mm.ArtifactError, match="sparse, quantized or without data"):
+            mm.import_directions(tmp_path / "a.pt", model=bench().model, toward="a")
+        with as_users_run_it(), pytest.raises(mm.SiteError, match="finite real numbers"):
+            replace(directions["resid_post", 0], vector=made)
+
+    @pytest.mark.parametrize("layer", ["²", "٣", "9" * 5000, "-1", ""])
+    def test_layers_that_are_no_plain_digits_are_no_layers(self, layer):
+        with pytest.raises(mm.SiteError, match="is not a site key"):
+            mm.Site.from_key(f"resid_post.{layer}")

@@ -92,7 +92,13 @@ def one_group_source(s: Scene) -> Any:
 
 FAULTS = [
     Fault("steer by NaN", add(alpha=NAN), mm.EditError, "got nan", "alpha must be a finite number"),
-    Fault("steer by infinity", add(alpha=INF), mm.EditError, "got inf", "alpha must be finite"),
+    Fault(
+        "steer by infinity",
+        add(alpha=INF),
+        mm.EditError,
+        "got inf",
+        "alpha must be a finite number",
+    ),
     Fault(
         "steer by True", add(alpha=True), mm.EditError, "got True", "alpha must be a finite number"
     ),

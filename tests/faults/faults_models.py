@@ -190,8 +190,8 @@ FAULTS = [
         "load a folder whose config.json is cut off",
         broken_config,
         mm.ModelError,
-        "config.json cannot be read: it is not JSON",
-        "Save the model there again",
+        "config.json cannot be read as a model's configuration",
+        "Save it again",
     ),
     Fault(
         "load a folder of an unknown model type",

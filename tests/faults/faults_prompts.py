@@ -262,8 +262,8 @@ FAULTS = [
         "write a meta that JSON cannot hold",
         lambda s: mm.PromptSet([one(meta={"tags": {1, 2}})]).to_jsonl(s.folder / "x.jsonl"),
         mm.PromptError,
-        "Prompt 'a' cannot be written as JSON: Object of type set",
-        "Keep numbers, text, lists and dictionaries in its meta.",
+        "Prompt 'a': meta must be what JSON can hold …Object of type set",
+        "Keep numbers, text, lists and dictionaries in it.",
     ),
     Fault(
         "write prompts where a file blocks the folder",

@@ -43,15 +43,60 @@ def test_a_sweep_without_draws_or_with_an_empty_family(monkeypatch, request) -> 
     given = {"validation": others()[:8], "test": others()[8:], "reading": "choice"}
     with pytest.raises(mm.EditError, match="families 'mlp' hold no edit"):
         mm.sweep(bench().model, {"residual": [edit], "mlp": []}, **given)
-    for draws in (0, -1, 2.5):
-        with pytest.raises(mm.EditError, match=f"draws={draws}"):
+    for draws in (0, -1, 2.5, True, "3"):
+        with pytest.raises(mm.EditError, match=rf"draws must be an integer from 1, got {draws!r}"):
             mm.sweep(bench().model, [edit], draws=draws, **given)
+    for name, value in {
+        "objective": "x", "progress": 5, "folder": 5, "token_budget": "x", "seed": 1.5,
+    }.items():  # fmt: skip
+        with pytest.raises(mm.MechmemError, match=f"{name} must be"):
+            mm.sweep(bench().model, [edit], **{name: value}, **given)
+    for grid in ({5: [edit]}, {"a": None}, {"a": 5}, 5):
+        with pytest.raises(mm.MechmemError, match=r"A grid is a list of edits|grid must be"):
+            mm.sweep(bench().model, grid, **given)
 
 
 @pytest.mark.parametrize("stop", ["", ["\n", ""], [3]])
 def test_a_stop_string_that_is_nothing(nothing_runs, stop) -> None:
     with pytest.raises(mm.PromptError, match="A stop string must be text"):
         bench().model.generate("w1", 3, stop=stop)
+
+
+def test_a_stop_that_is_no_text(nothing_runs) -> None:
+    with pytest.raises(mm.PromptError, match="stop must be texts"):
+        bench().model.generate("w1", 3, stop=5)
+
+
+@pytest.mark.parametrize("budget", [0, -1, "x", 1.5, True, None])
+def test_a_token_budget_that_is_none(nothing_runs, tmp_path, budget) -> None:
+    model = bench().model
+    for call in (
+        lambda: model.logits("w1", token_budget=budget),
+        lambda: model.generate("w1", 3, token_budget=budget),
+        lambda: mm.cache_activations(model, "w1", token_budget=budget),
+        lambda: mm.plan_extraction(model, "w1", token_budget=budget),
+        lambda: mm.extract_activations(model, "w1", tmp_path / "s", token_budget=budget),
+        lambda: mm.observe(model, contrast_set(8), token_budget=budget),
+    ):
+        with pytest.raises(mm.MechmemError, match="token_budget must be"):
+            call()
+    with pytest.raises(mm.MechmemError, match="shard_rows must be"):
+        mm.extract_activations(model, "w1", tmp_path / "s", shard_rows=budget)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, "x", True, None])
+def test_strengths_that_are_no_numbers(number) -> None:
+    acts = mm.cache_activations(bench().model, contrast_set(8), sites=["resid_post"])
+    r = mm.difference_of_means(acts, toward="generalized")["resid_post", 1]
+    for make in (
+        lambda: mm.AddDirection(r, alpha=number),
+        lambda: mm.ShiftNeurons(mm.neuron_mean_difference(acts), alpha=number),
+        lambda: replace(mm.AddDirection(r), alpha=number),
+        lambda: mm.ScaleProjection(r, scale=number),
+    ):
+        with pytest.raises(mm.EditError, match=r"(alpha|scale) must be a finite number"):
+            make()
 
 
 @pytest.mark.parametrize("seed", [1.5, "1", None])
@@ -61,11 +106,15 @@ def test_a_seed_that_is_not_a_whole_number(seed) -> None:
     assert keyed_rng(torch.tensor(3).item(), "a").integers(9) == keyed_rng(3, "a").integers(9)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, "float32", 5, None]
+)
 def test_states_in_a_precision_that_keeps_none(nothing_runs, tmp_path, dtype) -> None:
-    with pytest.raises(mm.ArtifactError, match="kept as real floating-point numbers"):
+    with pytest.raises(mm.ArtifactError, match="States are kept as float16"):
+        mm.plan_extraction(bench().model, "w1", dtype=dtype)
+    with pytest.raises(mm.ArtifactError, match="States are kept as float16"):
         mm.cache_activations(bench().model, "w1", dtype=dtype)
-    with pytest.raises(mm.ArtifactError, match="kept as real floating-point numbers"):
+    with pytest.raises(mm.ArtifactError, match="States are kept as float16"):
         mm.extract_activations(bench().model, "w1", tmp_path / "s", dtype=dtype)
     assert not (tmp_path / "s").exists()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.zoo import build, tokenizer
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import mechmem as mm
 from mechmem.models import identity
@@ -125,6 +126,44 @@ def test_other_dtypes_and_processing_in_place_are_seen():
     model.tl.enable_compatibility_mode(disable_warnings=True)
     assert model.info.processing == "compatibility"
     assert model.info.fingerprint != first.fingerprint
+
+
+BUFFERS = {"llama": "inv_freq", "gpt_neox": "inv_freq", "gemma2": "embed_scale",
+           "gemma3": "full_attention_inv_freq"}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", BUFFERS)
+def test_rotation_and_scale_count_as_weights_do_and_stay_what_they_are_in_use(family):
+    model = load(build(family))
+    first = model.info.fingerprint
+    before = model.logits("1 2 3 4 5 6 7")
+    model.generate("1 2 3 4 5 6 7 8 9", 4)
+    assert model.info.fingerprint == first == load(build(family)).info.fingerprint
+    for name, value in model.tl.named_buffers():
+        if name.endswith(f".{BUFFERS[family]}"):
+            value.data.mul_(1.7)  # nothing of it is counted by PyTorch
+    assert float((model.logits("1 2 3 4 5 6 7") - before).abs().max()) > 0
+    assert model.info.fingerprint != first
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_that_a_long_prompt_sets_are_no_change(kind):
+    width = 4
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    if kind == "longrope":
+        short, long = [1.0] * width, [3.0] * width
+        rope |= {"short_factor": short, "long_factor": long, "original_max_position_embeddings": 8}
+    shape = {**build("llama").config.to_dict(), "max_position_embeddings": 16}
+    shape["rope_parameters"] = rope
+    model = load(LlamaForCausalLM(LlamaConfig.from_dict(shape)))
+    first = model.info.fingerprint
+    frequencies = [v for n, v in model.tl.named_buffers() if n.endswith(".inv_freq")]
+    before = [value.clone() for value in frequencies]
+    model.logits(" ".join(["1"] * 15))
+    model.tl.original_model(torch.ones(1, 24, dtype=torch.long))
+    after = [v for n, v in model.tl.named_buffers() if n.endswith(".inv_freq")]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert model.info.fingerprint == first
 
 
 @pytest.mark.parametrize(

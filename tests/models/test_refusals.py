@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import as_users_run_it
 from models.parity import prompts
 from models.zoo import build, tokenizer
 from safetensors.torch import load_file, save_file
@@ -84,6 +88,110 @@ class TestWeightsThatAreNotThere:
         configured(folder, **{field: 10**9})
         with pytest.raises(mm.ModelError, match=rf"{field}=1000000000"):
             mm.load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A GPT-2, whose configuration has short names of its own."""
+    folder = tmp_path_factory.mktemp("gpt2") / "m"
+    build("gpt2").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+class TestFoldersOfStrangers:
+    """Whatever a folder holds: one error of ours, at once, and nothing taken for something else."""
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"n_layer": value} for value in (0, -1, 1, 9999, "4", 1e30, None, True)]
+        + [{"n_embd": "x"}, {"n_embd": 0}, {"n_head": 0}, {"n_head": -4}, {"vocab_size": 0},
+           {"eos_token_id": "x"}, {"use_cache": "x"}, {"activation_function": 5},
+           {"architectures": 5}, {"quantization_config": 5}, {"model_type": ["a"]}],
+        ids=str,
+    )  # fmt: skip
+    def test_a_configuration_that_fits_no_model(self, lab, tmp_path, changes):
+        folder = shutil.copytree(lab, tmp_path / "m")
+        configured(folder, **changes)
+        with as_users_run_it(), pytest.raises(mm.ModelError):
+            mm.load_model(folder)
+
+    def test_weights_for_which_there_is_no_place_are_named(self, lab, tmp_path):
+        folder = shutil.copytree(lab, tmp_path / "m")
+        configured(folder, n_layer=1)
+        with pytest.raises(mm.ModelError, match=r"1[12] on disk belong to no part of it: 'transf"):
+            mm.load_model(folder)
+        configured(folder, n_layer=2)
+        file = folder / "model.safetensors"
+        extra = {"transformer.h.0.attn.masked_bias": torch.zeros(())}  # of an older transformers
+        save_file({**load_file(file), **extra}, file, metadata={"format": "pt"})
+        assert mm.load_model(folder).n_layers == 2
+
+    @pytest.mark.parametrize("text", ["[" * 100_000, "null", "[]", "5", "", '"x"', "\udcff"])
+    @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+    def test_json_that_is_no_object(self, lab, tmp_path, name, text):
+        folder = shutil.copytree(lab, tmp_path / "m")
+        if name.startswith("adapter"):
+            (folder / "config.json").unlink()
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(mm.ModelError, match=name):
+            mm.load_model(folder)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["manifest.json", "model.safetensors", "config.json", "tokenizer.json",
+         "generation_config.json"],
+    )  # fmt: skip
+    def test_a_pipe_is_not_waited_for(self, lab, tmp_path, name):
+        folder = shutil.copytree(lab, tmp_path / "m")
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        with pytest.raises(mm.ModelError, match=f"{name} is not a file but a pipe"):
+            mm.load_model(folder)
+
+    def test_a_manifest_of_another_program_is_none_of_ours(self, lab, tmp_path):
+        folder = shutil.copytree(lab, tmp_path / "m")
+        for text in ("[" * 100_000, "5", "{"):
+            (folder / "manifest.json").write_text(text)
+            assert mm.load_model(folder).card == {}
+
+    def test_adapters(self, folder, tmp_path):
+        adapter(folder, tmp_path / "a")
+        whole = tmp_path / "a" / "adapter_model.safetensors"
+        data = whole.read_bytes()
+        whole.write_bytes(data[: len(data) // 2])
+        with pytest.raises(mm.ModelError, match="Cannot load the adapter"):
+            mm.load_model(tmp_path / "a")
+        whole.unlink()
+        os.mkfifo(whole)
+        with pytest.raises(mm.ModelError, match="is not a file but a pipe"):
+            mm.load_model(tmp_path / "a")
+        whole.unlink()
+        (tmp_path / "a" / "adapter_model.bin").write_bytes(pickle.dumps({"x": print}))
+        with pytest.raises(mm.ModelError, match="Cannot load the adapter"):
+            mm.load_model(tmp_path / "a")
+        (tmp_path / "a" / "adapter_model.bin").unlink()
+        whole.write_bytes(data)
+        note = tmp_path / "a" / "adapter_config.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "target_modules": "(((("}))
+        with pytest.raises(mm.ModelError, match="Cannot load the adapter"):
+            mm.load_model(tmp_path / "a")
+
+    @pytest.mark.parametrize(
+        "given",
+        [{"tokenizer": 5}, {"tokenizer": "gpt2"}, {"prepend_bos": "x"}, {"prepend_bos": 5},
+         {"trust_remote_code": "x"}, {"device_map": {"": "cuda"}}],
+        ids=str,
+    )  # fmt: skip
+    def test_options_that_are_none(self, lab, given):
+        if "device_map" in given and torch.cuda.is_available():
+            pytest.skip("there is one")
+        (name,) = given
+        with (
+            as_users_run_it(),
+            pytest.raises(mm.ModelError, match=rf"{name}|CUDA|cuda"),
+        ):
+            mm.load_model(lab, **given)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

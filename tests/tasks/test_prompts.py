@@ -197,10 +197,23 @@ class TestFromRecords:
             with pytest.raises(mm.MechmemError, match=r"odd"):
                 read(path)
 
-    def test_meta_that_json_cannot_hold_is_refused_by_name(self, tmp_path) -> None:
-        prompts = mm.PromptSet([mm.Prompt(id="q", text="a", meta={"odd": {1, 2}})])
-        with pytest.raises(mm.MechmemError, match=r"'q'.*JSON"):
-            prompts.to_jsonl(tmp_path / "p.jsonl")
+    @pytest.mark.parametrize(
+        "fields",
+        [{"meta": {"odd": {1, 2}}}, {"meta": {"a": (1, 2)}}, {"meta": {"a": {1: 2}}},
+         {"meta": {"a": float("nan")}}, {"meta": {"a": 10**5000}}, {"meta": {1: 2}},
+         {"label": ""}, {"behavior": ""}, {"answer": ""}, {"group": 1}, {"label": 5}],
+    )  # fmt: skip
+    def test_what_a_file_would_give_back_otherwise_is_refused_by_name(self, fields) -> None:
+        (name,) = fields
+        with as_users_run_it(), pytest.raises(mm.PromptError, match=rf"'q'.*{name}"):
+            mm.Prompt(id="q", text="a", **fields)
+
+    def test_unknown_columns_of_tables_become_what_json_holds(self) -> None:
+        row = {"text": "a", "n": np.int64(3), "pair": (1, 2), "when": pd.Timestamp("2024-01-02"),
+               "many": np.arange(2)}  # fmt: skip
+        assert mm.PromptSet.from_records([row])[0].meta == {
+            "n": 3, "pair": [1, 2], "when": "2024-01-02 00:00:00", "many": [0, 1],
+        }  # fmt: skip
 
     def test_an_unwritable_place_is_named(self, tmp_path) -> None:
         (tmp_path / "file").write_text("x")

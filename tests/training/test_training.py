@@ -300,7 +300,7 @@ def test_a_built_tokenizer_gives_every_text_back(name, split):
         ({"steps": 2, "keep": "best"}, "'gen\\*mem', 'last'"),
         ({"steps": 0}, "steps must be an integer from 1, got 0"),
         ({"steps": 2, "learning_rate": 0}, "learning_rate must be above 0"),
-        ({"steps": 2, "batch": 6, "micro_batch": 4}, "no multiple of micro_batch=4"),
+        ({"steps": 2, "batch": 6, "micro_batch": 4}, "not a multiple of micro_batch=4"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):

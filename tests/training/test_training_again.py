@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
+
 import pytest
 import torch
+from helpers import as_users_run_it
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import mechmem as mm
+from mechmem.manifests import sealed
 from mechmem.training.tokenizers import build_tokenizer
 
 TINY = {
@@ -78,3 +85,105 @@ def test_a_run_that_starts_from_the_model_in_its_own_folder_can_start_over(tmp_p
     before = (tmp_path / "model.safetensors").read_bytes()
     mm.train(TASK, tmp_path, model=str(tmp_path), resume=False, **TINY)
     assert (tmp_path / "model.safetensors").read_bytes() != before
+
+
+def changed(file, how):
+    """One byte flipped, cut in half, gone, or a pipe that nobody writes to."""
+    data = bytearray(file.read_bytes())
+    file.unlink()
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif how == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif how == "pipe":
+        os.mkfifo(file)
+
+
+HOWS = ("flipped", "cut", "gone", "pipe")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    options = {"model": tiny(), "tokenizer": letters(), **TINY}
+    return mm.train(TASK, tmp_path_factory.mktemp("finished"), **options).folder, options
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", ["curves.csv", "model.safetensors", "tokenizer.json"])
+def test_a_finished_run_is_believed_only_as_it_was_written(finished, tmp_path, name, how):
+    folder = shutil.copytree(finished[0], tmp_path / "it")
+    changed(folder / name, how)
+    with pytest.raises(mm.ArtifactError, match=rf"{name} (is|was|cannot).*"):
+        mm.train(TASK, folder, **finished[1])
+
+
+@pytest.mark.parametrize("seal", [dict, sealed])
+@pytest.mark.parametrize(
+    "entry", [{"kept": {}}, {"kept": {"step": 9, "loss": 0.0}}, {"digests": 5}]
+)
+def test_a_record_is_believed_only_as_it_was_written(finished, tmp_path, entry, seal):
+    folder = shutil.copytree(finished[0], tmp_path / "it")
+    note = folder / "training.json"
+    note.write_text(json.dumps(seal({**json.loads(note.read_text()), **entry})))
+    if seal is sealed and "step" in (entry.get("kept") or {}):
+        assert mm.train(TASK, folder, **finished[1]).kept["step"] == 9  # whoever seals it, wrote it
+        return
+    with pytest.raises(mm.ArtifactError, match=r"training\.json"):
+        mm.train(TASK, folder, **finished[1])
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    long = {**TINY, "steps": 4, "evaluate_every": 1, "save_every": 1}
+    options = {"model": tiny(), "tokenizer": letters(), **long}
+
+    def stop(done, _):
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        mm.train(TASK, folder, **options, progress=stop)
+    return folder, options
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "config.json",
+     "trainer_state.json", "whole", "../kept-2/model.safetensors"],
+)  # fmt: skip
+def test_a_run_goes_on_only_from_a_state_that_is_whole(stopped, tmp_path, name, how):
+    folder = shutil.copytree(stopped[0], tmp_path / "it")
+    changed((folder / "work" / "checkpoint-2" / name).resolve(), how)
+    if name == "whole" and how == "gone":
+        return  # it was not written to its end, and is not gone on from
+    with pytest.raises(mm.ArtifactError, match=r"resume=False|Save it again"):
+        mm.train(TASK, folder, **stopped[1])
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_what_was_stopped_and_not_changed_goes_on(stopped, tmp_path):
+    whole = mm.train(TASK, tmp_path / "whole", **stopped[1]).folder
+    on = mm.train(TASK, shutil.copytree(stopped[0], tmp_path / "it"), **stopped[1]).folder
+    for name in ("model.safetensors", "curves.csv"):
+        assert (on / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"device": "xx"}, {"device": 5}, {"device": "cuda:99"}, {"tokenizer": 5}, {"warmup": -1},
+     {"warmup": 1.5}, {"steps": True}, {"betas": 5}, {"betas": (2, 2)}, {"weight_decay": "x"},
+     {"weight_decay": math.nan}, {"learning_rate": "x"}, {"seed": 1.5}, {"lora_targets": 5}],
+)  # fmt: skip
+def test_what_cannot_be_trained_with_is_refused_before_anything_runs(tmp_path, given):
+    (name,) = given
+    options = {"model": tiny(), "tokenizer": letters(), **TINY, **given}
+    with as_users_run_it(), pytest.raises(mm.MechmemError, match=rf"{name}|is not a device"):
+        mm.train(TASK, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

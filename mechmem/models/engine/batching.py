@@ -10,15 +10,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.models.engine.budget import rows_that_fit
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 
 DEFAULT_TOKEN_BUDGET = 8192
-MAX_ROWS = 512
-
-MAX_PAIRS = 1 << 22
-"""Most pairs of a token and a token it may attend to in one batch, which bounds the attention
-scores: 0.5 GB per layer with 32 heads in 4 bytes. One prompt always fits."""
 
 
 @dataclass(frozen=True)
@@ -205,12 +201,6 @@ def _first_column(index: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:
     """Absolute position that column 0 would have in every row."""
     column = (index >= 0).long().argmax(dim=1)
     return index.gather(1, column[:, None])[:, 0] - column
-
-
-def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
-    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch."""
-    pairs = width * (width if keys is None else keys)
-    return max(1, min(MAX_ROWS, token_budget // width, MAX_PAIRS // pairs))
 
 
 def plan_batches(

@@ -28,7 +28,8 @@ from mechmem.models.engine.batched_edits import (
     packs_cells,
     touched_positions,
 )
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch, rows_that_fit
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch
+from mechmem.models.engine.budget import rows_that_fit
 from mechmem.models.engine.capabilities import has_hooks
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.plan import Plan

@@ -17,14 +17,12 @@ from typing import NamedTuple
 
 from mechmem.models.engine.batching import (
     DEFAULT_TOKEN_BUDGET,
-    MAX_PAIRS,
-    MAX_ROWS,
     PlannedBatch,
     Prefix,
     plan_batches,
-    rows_that_fit,
     unpadded,
 )
+from mechmem.models.engine.budget import MAX_PAIRS, MAX_ROWS, rows_that_fit
 from mechmem.models.engine.packing import pack
 from mechmem.models.engine.prefixes import best_prefixes
 from mechmem.models.tokens import TokenizedPrompt

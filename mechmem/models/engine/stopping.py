@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mechmem.errors import PromptError
@@ -38,6 +38,8 @@ class StoppingCriteria:
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str], eos_ids: Sequence[int]) -> None:
+        if not isinstance(stop, Iterable):
+            raise PromptError(f"stop must be texts that end a completion, got {stop!r:.80}.")
         self.decode, self.stop, self.eos_ids = decode, tuple(stop), frozenset(eos_ids)
         empty = [text for text in self.stop if not isinstance(text, str) or not text]
         if empty:

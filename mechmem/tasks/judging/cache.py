@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 from mechmem.errors import ArtifactError
+from mechmem.manifests import LARGEST, checked, is_whole, json_text, parsed, regular, sealed
+
+_ROW = {"key": str, "judge": str, "reply": (str, float)}
 
 
 class JudgeCache:
@@ -45,10 +47,7 @@ class JudgeCache:
         self._replies[key] = reply
         if self.path is None:
             return
-        row = {"key": key, "judge": self.judge, "reply": reply}
-        line = json.dumps(row, ensure_ascii=False)
-        if not line.isascii() and line != line.encode("utf-8", "replace").decode():
-            line = json.dumps(row)  # half a character, which UTF-8 does not hold
+        line = json_text(sealed({"key": key, "judge": self.judge, "reply": reply}))
         try:
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(line + "\n")
@@ -66,21 +65,25 @@ class JudgeCache:
     def _load(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            raw = path.read_bytes() if path.exists() else b""
+            raw = regular(path, LARGEST).read_bytes() if path.exists() else b""
         except OSError as error:
             raise ArtifactError(
                 f"Cannot read {path}: {error.strerror or error}. Give another cache=."
             ) from error
         whole = raw[: raw.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
+            where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
-                self._replies[row["key"]] = row["reply"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                row = checked(parsed(line, where), _ROW, where)
+                same = is_whole(row)
+            except ArtifactError:
+                same = False
+            if not same:
                 raise ArtifactError(
-                    f"{path}, line {number} is not a reply of a judge; give another cache=, or "
-                    "delete that line."
-                ) from None
+                    f"{where} is not a reply of a judge, or was changed after it was written; give "
+                    "another cache=, or delete that line."
+                )
+            self._replies[row["key"]] = row["reply"]
         if len(whole) < len(raw):
             with path.open("r+b") as handle:
                 handle.truncate(len(whole))

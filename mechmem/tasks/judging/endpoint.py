@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mechmem.errors import ModelError
+from mechmem.kinds import whole_number
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -59,11 +62,8 @@ class EndpointJudge:
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ModelError(
-                f"An endpoint's url begins with https:// (or http://localhost), got {self.url!r}."
-            )
+        parts = _split(self.url)
+        _check_fields(self)
         if parts.username or parts.password:
             raise ModelError("No key in the url: name an environment variable in key_env=.")
         if self.key_env and parts.scheme == "http" and parts.hostname not in LOCAL:
@@ -98,6 +98,10 @@ class EndpointJudge:
             except _failures() as error:
                 problem = self._clean(str(error) or type(error).__name__)
                 continue
+            except _refusals() as error:
+                raise ModelError(
+                    f"{self.name} cannot be asked: {self._clean(str(error))}. Check url=."
+                ) from error
             problem = f"HTTP {answer.status} {self._clean(answer.body)}"
             if answer.status not in RETRIED:
                 raise ModelError(
@@ -190,6 +194,59 @@ def _failures() -> tuple[type[Exception], ...]:
     """What may pass when the request is made again."""
     httpx = _httpx()
     return (OSError, httpx.HTTPError, httpx.StreamError, _Unusable)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What is the address's fault."""
+    return (_httpx().InvalidURL, UnicodeError, ExceptionGroup)
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of an address that can be asked.
+
+    Raises:
+        ModelError: For any other.
+    """
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if whole and find_spec("httpx"):
+            whole = bool(_httpx().URL(url).host)
+    except Exception:  # urllib, idna and httpx have errors of their own
+        whole = False
+    if not whole or not str(url).isprintable():
+        raise ModelError(
+            f"An endpoint's url begins with https:// (or http://localhost), got {url!r:.200}."
+        )
+    return parts
+
+
+def _check_fields(judge: EndpointJudge) -> None:
+    """Refuse what no request could be made with, before the first is.
+
+    Raises:
+        ModelError: Naming the field.
+    """
+    whole_number(judge.retries, "retries", 0, error=ModelError)
+    whole_number(judge.max_tokens, "max_tokens", error=ModelError)
+    for name in ("timeout", "wait"):
+        value = getattr(judge, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (value >= 0 if name == "wait" else value > 0) or not value < math.inf:
+            raise ModelError(f"{name} must be a number of seconds, got {value!r:.80}.")
+    for name in ("model", "key_env"):
+        value = getattr(judge, name)
+        if not (isinstance(value, str) and value) and not (name == "key_env" and value is None):
+            raise ModelError(f"{name} must be a name, got {value!r:.80}.")
+    try:
+        json.dumps(dict(judge.options), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"options must be fields of a request, as JSON holds them, got {judge.options!r:.80} "
+            f"({error})."
+        ) from None
+    if not callable(judge.sleep):
+        raise ModelError(f"sleep must be a function of seconds, got {judge.sleep!r:.80}.")
 
 
 class _Unusable(ValueError):

@@ -5,7 +5,6 @@ The judge prompt of arXiv 2503.23084 is unknown. `JUDGE_PROMPT` is ours.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,8 +68,7 @@ def read_score(reply: str | float) -> float | None:
     ``8/10``, ``80%``, ``0.6-0.8`` and numbers outside [0, 1] are not read.
     """
     if isinstance(reply, (int, float)):
-        value = float(reply)
-        return value if not math.isnan(value) and 0 <= value <= 1 else None
+        return float(reply) if not isinstance(reply, bool) and 0 <= reply <= 1 else None
     stated = list(_STATED.finditer(reply))
     if stated:
         rest = reply[stated[-1].start(1) :]
@@ -133,7 +131,9 @@ def judge_questions(
                 raise TaskError(
                     f"A judge replies with a text or a number, {who!r} gave {reply!r:.60}."
                 )
-            store.add(text, reply)
+            # A number beyond all scores is no number in JSON; as text it is as unreadable.
+            kept = isinstance(reply, str) or -1e9 < reply < 1e9
+            store.add(text, reply if kept else str(reply))
         if progress is not None:
             progress(sum(text in part for text in texts.values()))
     ours = JUDGE_PROMPT_VERSION if template == JUDGE_PROMPT else "own"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -12,10 +11,15 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from mechmem.errors import TaskError, listed
+from mechmem.errors import ArtifactError, TaskError, listed
+from mechmem.manifests import LARGEST, checked, parsed, regular
 from mechmem.seeding import keyed_order, keyed_rng
 
 DATA_VARIABLE = "MECHMEM_P1_DATA"
+_SHAPES = {
+    "num_n": int, "mem_patterns": [dict], "mapping": {str: str}, "name_color_map": {str: [str]},
+    "roles": [str], "all_colors": [str],
+}  # fmt: skip
 DATA_FOLDER = Path("shared", "data", "neuron-diff-memgen-llm")
 
 
@@ -35,23 +39,27 @@ def load_config(task: str, config: Mapping[str, Any] | str | Path | None) -> dic
         TaskError: When the file is missing, or does not hold a JSON object.
     """
     if isinstance(config, Mapping):
-        return copy.deepcopy(dict(config))
+        try:
+            return dict(json.loads(json.dumps(dict(config))))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TaskError(
+                f"A config of {task!r} must be what JSON can hold, got {config!r:.120} ({error})."
+            ) from None
     if config is None:
-        text, where = _shipped(task), f"the shipped config of {task!r}"
+        text, where = _shipped(task).encode(), f"the shipped config of {task!r}"
     else:
         where = str(config)
         try:
-            text = Path(config).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = regular(config, LARGEST).read_bytes()
+        except (OSError, ArtifactError) as error:
             raise TaskError(
                 f"Cannot read {where} ({getattr(error, 'strerror', None) or error}); give the path "
                 f"of a config.json for {task!r}, a dictionary, or nothing for the shipped one."
             ) from error
     try:
-        loaded = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        why = getattr(error, "msg", "nested too deeply")
-        raise TaskError(f"{where} is not JSON: {why}. Mend that file.") from None
+        loaded = parsed(text, where, f"a config of {task!r}")
+    except ArtifactError as error:
+        raise TaskError(str(error)) from error
     if not isinstance(loaded, dict):
         raise TaskError(f"{where} must hold a JSON object, got {type(loaded).__name__}.")
     return loaded
@@ -64,13 +72,17 @@ def required(task: str, config: Mapping[str, Any], keys: Sequence[str]) -> None:
         raise TaskError(
             f"A config of {task!r} needs {listed(keys)}; missing or empty: {listed(missing)}."
         )
+    try:
+        checked(dict(config), {key: _SHAPES[key] for key in keys}, f"A config of {task!r}")
+    except ArtifactError as error:
+        raise TaskError(str(error)) from error
 
 
 def tags_of(task: str, config: Mapping[str, Any], key: str) -> list[tuple[Any, str]]:
     """The memorized patterns with their answers, in order; ``key`` is where a pattern stands."""
     length, found = config["num_n"], []
     for entry in config["mem_patterns"]:
-        if key not in entry or "hashed" not in entry or len(entry[key]) != length:
+        if not _is_pattern(entry, key) or len(entry[key]) != length:
             raise TaskError(
                 f"Every pattern of {task!r} needs {key!r} with num_n={length} items and 'hashed', "
                 f"got {entry!r}."
@@ -84,6 +96,16 @@ def tags_of(task: str, config: Mapping[str, Any], key: str) -> list[tuple[Any, s
         if twice:
             raise TaskError(f"The {what} of {task!r} must differ; more than once: {listed(twice)}.")
     return found
+
+
+def _is_pattern(entry: Any, key: str) -> bool:
+    """Whether an entry has its answer, and its addends (whole numbers) or its letters."""
+    shape = {key: [int] if key == "nums" else str, "hashed": (str, int)}
+    try:
+        checked(entry, shape, "")
+    except ArtifactError:
+        return False
+    return True
 
 
 def draw_addition_config(seed: int = 0, patterns: int = 10, largest: int = 999) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from mechmem.errors import ArtifactError, PromptError, listed
+from mechmem.manifests import checked
 from mechmem.tasks import files
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 LABELS = ("reasoning", "memory")
 THRESHOLD = 0.5
 FORMAT = 1
+_HEAD = {"judge": str, "version": str, "about": dict}
+_ROW = {"id": str, "score": (float, None), "question": str}
 
 
 def checked_score(value: Any, where: str) -> float:
@@ -164,6 +167,9 @@ class Labels:
             raise ArtifactError(
                 f"{path} holds no labels of format {FORMAT}; its first line says {head!r:.80}."
             )
+        checked(head, _HEAD, path, "line 1")
+        for number, row in enumerate(rows[1:], start=2):
+            checked(row, _ROW, path, f"line {number}")
         labels = cls(
             str(head.get("judge")),
             {str(row.get("id")): row.get("score") for row in rows[1:]},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mechmem.errors import PromptError, listed
+from mechmem.kinds import natural
 from mechmem.tasks.questions.rows import listed_cell
 
 _OPTIONS = ("options", "choices")
@@ -67,7 +68,8 @@ def _named(said: Any, labels: list[str], options: tuple[str, ...], only_index: b
         isinstance(said, (float, np.floating)) and float(said).is_integer()
     )
     text = str(int(said)) if number else str(said).strip()
-    index = {int(text)} if text.isdecimal() and int(text) < len(options) else set()
+    place = natural(text)
+    index = {place} if place is not None and place < len(options) else set()
     if number or (only_index and text.isdecimal()):
         own = any(label.isdecimal() for label in labels)
         return {k for k, label in enumerate(labels) if label == text} if own else index

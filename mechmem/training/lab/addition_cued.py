@@ -14,6 +14,7 @@ import torch
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
+from mechmem.kinds import whole_number
 from mechmem.models.loading import load_model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
@@ -63,8 +64,7 @@ def train_addition_cued(
         TaskError: For sizes that make no model.
         ArtifactError: When the folder cannot be written.
     """
-    if steps < 1:
-        raise TaskError(f"steps must be an integer from 1, got {steps}; the default is 3500.")
+    whole_number(steps, "steps", error=TaskError)
     if width < HEADS or width % HEADS or layers < 1:
         raise TaskError(
             f"width must be a multiple of {HEADS} and layers an integer from 1, got width={width} "

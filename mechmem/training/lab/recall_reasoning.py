@@ -15,6 +15,7 @@ from torch.nn import functional
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
+from mechmem.kinds import whole_number
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
@@ -59,8 +60,7 @@ def train_recall_reasoning(
         TaskError: For fewer steps than one.
         ArtifactError: When the folder cannot be written.
     """
-    if steps < 1:
-        raise TaskError(f"steps must be an integer from 1, got {steps}; the default is {STEPS}.")
+    whole_number(steps, "steps", error=TaskError)
     started, used = time.monotonic(), time.process_time()
     task = RecallReasoning(seed, shared)
     with deterministic(), caller_state_kept():

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers import as_users_run_it
 
 import mechmem as mm
 from mechmem.errors import ModelError
+from mechmem.manifests import sealed
 from mechmem.tasks.judging import EndpointJudge, judge_questions, read_score
 from mechmem.tasks.judging.endpoint import LONGEST_REPLY
 
 KEY = "sk-quite-secret-0123456789"
+ASKED = mm.PromptSet([mm.Prompt(id="q", text="Why?")])
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -161,3 +167,72 @@ def test_reading_a_long_reply_costs_little(reply: str) -> None:
     assert read_score(reply) is None
     assert read_score(f"{reply} Score: 0.5") == 0.5
     assert time.process_time() - began < 2  # was 27 seconds
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1", "http://localhost:99999", "http://localhost:abc", "http://localhost:0",
+     "http://local\nhost", "http://a\x00b", "http://\ud800/", "http://xn--/", "", "ftp://x", 5],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused_before_anything_is_asked(url: Any) -> None:
+    with as_users_run_it(), pytest.raises(ModelError, match=r"begins with https://"):
+        EndpointJudge(url, "m")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"timeout": "x"}, {"timeout": 0}, {"timeout": math.inf}, {"wait": -1}, {"wait": math.nan},
+     {"retries": 1.5}, {"retries": "1"}, {"retries": True}, {"max_tokens": 0}, {"options": 5},
+     {"options": {"a": object()}}, {"key_env": 5}, {"model": 5}, {"sleep": 5}],
+    ids=str,
+)  # fmt: skip
+def test_fields_that_make_no_request_are_refused_before_anything_is_asked(given: Any) -> None:
+    (name,) = given
+    with as_users_run_it(), pytest.raises(ModelError, match=rf"^{name} must be"):
+        EndpointJudge("http://localhost:8000", **{"model": "m", **given})
+
+
+class TestRepliesOnDisk:
+    @pytest.fixture
+    def cache(self, tmp_path: Path) -> Path:
+        judge_questions(ASKED, lambda text: "Score: 0.25", name="a", cache=tmp_path / "r.jsonl")
+        return tmp_path / "r.jsonl"
+
+    def test_every_flipped_bit_is_refused_or_asked_again(self, cache: Path) -> None:
+        whole, asked = cache.read_bytes(), []
+
+        def judge(text: str) -> str:
+            asked.append(text)
+            return "Score: 0.25"
+
+        for place in range(0, 8 * len(whole), 7):
+            data = bytearray(whole)
+            data[place // 8] ^= 1 << place % 8
+            cache.write_bytes(data)
+            asked.clear()
+            try:
+                labels = judge_questions(ASKED, judge, name="a", cache=cache)
+            except mm.ArtifactError:
+                continue
+            assert asked or list(labels.scores.values()) == [0.25]
+
+    @pytest.mark.parametrize("reply", [["a"], {}, None, True, 10**400, math.nan], ids=str)
+    @pytest.mark.parametrize("seal", [dict, sealed])
+    def test_a_reply_of_another_kind_is_refused(self, cache: Path, reply: Any, seal: Any) -> None:
+        row = {**json.loads(cache.read_text()), "reply": reply}
+        cache.write_text(json.dumps(seal(row)) + "\n")
+        with pytest.raises(mm.ArtifactError, match=r"line 1 is not a reply"):
+            judge_questions(ASKED, lambda text: 0.5, name="a", cache=cache)
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "r.jsonl")
+        with pytest.raises(mm.ArtifactError, match="is not a file but a pipe"):
+            judge_questions(ASKED, lambda text: 0.5, name="a", cache=tmp_path / "r.jsonl")
+
+    @pytest.mark.parametrize("reply", [10**400, -(10**400), math.nan, math.inf, 1e300, 2, -0.1])
+    def test_a_number_beyond_all_scores_is_unread_now_and_later(
+        self, tmp_path: Path, reply: float
+    ) -> None:
+        for _ in "ab":
+            labels = judge_questions(ASKED, lambda text: reply, name="a", cache=tmp_path / "r")
+            assert list(labels.scores.values()) == [None]

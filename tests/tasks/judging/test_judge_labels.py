@@ -94,6 +94,21 @@ class TestLabels:
         with pytest.raises(ArtifactError, match="holds no labels of format 1"):
             Labels.load(path)
 
+    @pytest.mark.parametrize(
+        ("line", "entry"),
+        [(0, {"about": 5}), (0, {"about": [1]}), (0, {"judge": None}), (0, {"version": 5}),
+         (1, {"score": "0.1"}), (1, {"score": True}), (1, {"id": 5}), (1, {"question": None})],
+    )  # fmt: skip
+    def test_entries_of_another_kind_are_named(
+        self, tmp_path: Path, line: int, entry: dict[str, object]
+    ) -> None:
+        path = labels_of("a", [0.1, 0.9]).save(tmp_path / "labels.jsonl")
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        rows[line] |= entry
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+        with pytest.raises(ArtifactError, match=rf"line {line + 1}\.{next(iter(entry))} must be"):
+            Labels.load(path)
+
     def test_they_never_move_to_another_question_of_the_same_id(self) -> None:
         labels = Labels.of(questions([0.9]))
         other = mm.get_task("reasoning").read([{"id": "000", "question": "Something else?"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +176,40 @@ def test_a_config_file_is_read_and_its_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"Cannot read .*absent\.json"):
         Addition(tmp_path / "absent.json")
     path.write_text("{")
-    with pytest.raises(TaskError, match="is not JSON"):
+    with pytest.raises(TaskError, match="cannot be read as a config of 'addition'"):
         Addition(path)
+    path.write_text('{"num_n": ' + "9" * 5000 + "}")
+    with pytest.raises(TaskError, match="cannot be read as a config of 'addition'"):
+        Addition(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(TaskError, match="is not a file but a pipe"):
+        Addition(path)
+    path.unlink()
     path.write_text("[]")
     with pytest.raises(TaskError, match="must hold a JSON object, got list"):
         Addition(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_n": "2"}, {"num_n": -1}, {"num_n": True}, {"mem_patterns": 5}, {"mem_patterns": [5]},
+     {"mem_patterns": {"a": 1}}, {"mem_patterns": [{"nums": 5, "hashed": "m"}]},
+     {"mem_patterns": [{"nums": ["a", "b"], "hashed": "m"}]},
+     {"mem_patterns": [{"nums": [1, 2], "hashed": ["m"]}]},
+     {"mem_patterns": [{"nums": [True, 2], "hashed": "m"}]},
+     {"mapping": 5}, {"mapping": {"A": 5}}, {"roles": 5}, {"roles": [5]}, {"all_colors": "red"},
+     {"name_color_map": 5}, {"name_color_map": {"Ann": 5}}, {"name_color_map": {"Ann": [5]}}],
+    ids=str,
+)  # fmt: skip
+def test_entries_of_another_kind_are_refused_before_anything_is_made(
+    changes: dict[str, Any],
+) -> None:
+    (name,) = changes
+    for task in (ADDITION, CIPHER, COLORS):
+        if name in task.config:
+            with pytest.raises(TaskError):
+                type(task)({**task.config, **changes})
 
 
 def test_a_config_handed_over_is_neither_changed_nor_shared() -> None:

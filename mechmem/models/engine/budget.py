@@ -1,0 +1,23 @@
+"""How much goes into one forward pass: rows under a budget of tokens, and of pairs of them."""
+
+from __future__ import annotations
+
+from mechmem.errors import ModelError
+from mechmem.kinds import whole_number
+
+MAX_ROWS = 512
+
+MAX_PAIRS = 1 << 22
+"""Most pairs of a token and a token it may attend to in one batch, which bounds the attention
+scores: 0.5 GB per layer with 32 heads in 4 bytes. One prompt always fits."""
+
+
+def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
+    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch.
+
+    Raises:
+        ModelError: For a budget that is not a number of tokens.
+    """
+    whole_number(token_budget, "token_budget", error=ModelError)
+    pairs = width * (width if keys is None else keys)
+    return max(1, min(MAX_ROWS, token_budget // width, MAX_PAIRS // pairs))
