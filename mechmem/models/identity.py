@@ -22,12 +22,17 @@ _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotation whose frequencies depend on the longest prompt so far."""
 
 _SETTINGS = (
-    "activation_function attention_multiplier attn_logit_softcapping embedding_multiplier "
-    "final_logit_softcapping head_dim hidden_act hidden_activation layer_norm_eps "
-    "layer_norm_epsilon layer_types logit_scale logits_scaling n_head norm_eps "
-    "num_attention_heads num_experts_per_tok num_key_value_heads partial_rotary_factor "
-    "query_pre_attn_scalar residual_multiplier rms_norm_eps rope_parameters rope_theta "
-    "scale_attn_by_inverse_layer_idx scale_attn_weights sliding_window use_parallel_residual"
+    "activation activation_function alibi apply_residual_connection_post_layernorm "
+    "attention_chunk_size attention_layers attention_multiplier attn_logit_softcapping attn_scale "
+    "attn_temperature_tuning clip_qkv embedding_multiplier final_logit_softcapping floor_scale "
+    "head_dim hidden_act hidden_activation layer_norm_eps layer_norm_epsilon layer_types "
+    "logit_scale logits_scaling max_window_layers multi_query n_group n_head "
+    "new_decoder_architecture no_rope_layers norm_eps norm_topk_prob num_attention_heads "
+    "num_experts_per_tok num_key_value_heads parallel_attn partial_rotary_factor "
+    "query_pre_attn_scalar residual_multiplier rms_norm_eps rope_interleave rope_parameters "
+    "rope_theta routed_scaling_factor scale_attn_by_inverse_layer_idx scale_attn_weights "
+    "scale_embedding sliding_window time_step_limit topk_group use_parallel_residual use_qk_norm "
+    "use_sliding_window window_size"
 ).split()
 """Of a configuration: what is computed with the weights, and leaves no mark on them."""
 

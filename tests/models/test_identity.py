@@ -9,7 +9,14 @@ import pytest
 import torch
 from models.zoo import build, tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPTNeoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import mechmem as mm
 from mechmem.models import identity
@@ -213,6 +220,29 @@ def test_weights_that_are_kept_on_disk_are_seen(tmp_path):
     weights["model.layers.1.mlp.down_proj.weight"][:, 3] = 0
     save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     assert mm.load_model(tmp_path / "m", **more).info.fingerprint != want
+
+
+LOCAL = {"attention_types": [[["global", "local"], 1]]}
+
+
+@pytest.mark.parametrize(
+    ("family", "common", "one", "other"),
+    [
+        (GPTNeoConfig, LOCAL, {"window_size": 64}, {"window_size": 3}),
+        (BloomConfig, {}, {}, {"apply_residual_connection_post_layernorm": True}),
+        (FalconConfig, {"new_decoder_architecture": False}, {}, {"activation": "relu"}),
+    ],
+    ids=["windows", "residuals", "activations"],
+)  # fmt: skip
+def test_a_setting_that_leaves_no_mark_on_the_weights_is_another_model(family, common, one, other):
+    sizes = {"vocab_size": len(tokenizer()), "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "n_layer": 2, "n_head": 2}
+    prints = set()
+    for changed in (one, other):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(family(**{**sizes, **common, **changed}))
+        prints.add(mm.load_model(model.eval(), tokenizer=tokenizer()).info.fingerprint)
+    assert len(prints) == 2
 
 
 class TestWhatWasMadeOnTheOtherModel:
