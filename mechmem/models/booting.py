@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
+from mechmem.models.faithful import Sample, check_faithful, sampled
 from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
@@ -38,18 +39,21 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         body: A ``transformers`` model to rewire.
 
     Raises:
-        ModelError: When TransformerLens cannot make it.
+        ModelError: When TransformerLens cannot make it, or makes another model of it.
     """
     given: dict[str, Any] = {"hf_model": body}
+    more = {key: options[key] for key in _PASSED_ON if options.get(key) is not None}
+    device = options.get("device") or ("cuda" if torch.cuda.is_available() else None)
+    whole = _Whole(more, None if placement(options) else device)
     if body is None:
-        more = {key: options[key] for key in _PASSED_ON if options.get(key) is not None}
-        given = {"model_class": _Whole(more)}
+        given = {"model_class": whole}
     options = {key: value for key, value in options.items() if key not in _PASSED_ON}
     if body is not None and not getattr(body.config, "architectures", None):
         # A model made from a config does not name its class there, and is not recognized by it.
         body.config.architectures = [type(body).__name__]
     try:
         with _private(tokenizer) as private, kept_still():
+            sample = None if body is None else sampled(body)
             bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
     except ModelError:
         raise
@@ -59,7 +63,8 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
             "are whole, and that TransformerLens knows this architecture."
         ) from error
     mend_rotation(bridge)
-    return bridge.eval()
+    check_faithful(bridge.eval(), whole.sample if body is None else sample, where)
+    return bridge
 
 
 def boot_options() -> tuple[str, ...]:
@@ -235,10 +240,12 @@ class _Whole:
 
     Args:
         more: Options of ``from_pretrained`` that TransformerLens does not pass on.
+        device: Where the model will be, if that is known.
     """
 
-    def __init__(self, more: Mapping[str, Any]) -> None:
-        self.more = more
+    def __init__(self, more: Mapping[str, Any], device: Any) -> None:
+        self.more, self.device = more, device
+        self.sample: Sample | None = None
 
     def from_pretrained(self, where: str, **options: Any) -> Any:
         from transformer_lens.model_bridge.sources import transformers as sources
@@ -250,6 +257,9 @@ class _Whole:
             where, output_loading_info=True, **options, **self.more
         )
         check_whole(found, where)
+        if self.device is not None and getattr(model, "hf_quantizer", None) is None:
+            model.to(self.device)  # where TransformerLens puts it next: no slow pass elsewhere
+        self.sample = sampled(model.eval(), usual=True)
         return model
 
 

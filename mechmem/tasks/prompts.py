@@ -13,7 +13,7 @@ import pandas as pd
 
 from mechmem.errors import PromptError, listed
 from mechmem.seeding import keyed_order
-from mechmem.tasks import files
+from mechmem.tasks import files, tables
 from mechmem.tasks.prompt import Chat as Chat
 from mechmem.tasks.prompt import Prompt as Prompt
 
@@ -194,8 +194,11 @@ class PromptSet(Sequence[Prompt]):
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> PromptSet:
         """Rows with at least ``text``; ``id`` defaults to the row number, other keys go to meta."""
+        rows = list(records)
+        if all(isinstance(row, Mapping) for row in rows):
+            rows = tables.whole(rows)
         return cls(
-            files.prompt_from_record(Prompt, Chat, row, index) for index, row in enumerate(records)
+            files.prompt_from_record(Prompt, Chat, row, index) for index, row in enumerate(rows)
         )
 
     def to_records(self) -> list[dict[str, Any]]:
