@@ -48,6 +48,12 @@ class Chat:
                 f"Arguments of a chat template must be what JSON can hold, got {given!r:.200} "
                 f"({error})."
             ) from None
+        for name, text in (("system", system), ("assistant_prefix", assistant_prefix)):
+            if not (isinstance(text, str) or (text is None and name == "system")):
+                raise PromptError(
+                    f"{name} of a Chat must be text, got {text!r:.60}; write Chat({name}='...'), "
+                    "or leave it out."
+                )
         object.__setattr__(self, "system", system)
         object.__setattr__(self, "assistant_prefix", assistant_prefix)
         object.__setattr__(self, "template", kept)

@@ -112,6 +112,19 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
     )
 
 
+def refuse_table(value: Any) -> None:
+    """Let no table pass for a list: what it gives one by one are the names of its columns.
+
+    Raises:
+        PromptError: For a table of pandas.
+    """
+    if isinstance(value, pd.DataFrame):
+        raise PromptError(
+            f"A table with the columns {listed(value.columns)} is not a list of texts; write "
+            "PromptSet.from_pandas(table)."
+        )
+
+
 def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a pandas table; an index that has a name is a column.
 

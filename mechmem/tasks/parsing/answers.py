@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import regex
 
+from mechmem.tasks.parsing.thoughts import without_thoughts
+
 _MINUS = dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-")
 _APOSTROPHE = dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032\uff07`\u00b4", "'")
 _PLAIN = str.maketrans(_MINUS | _APOSTROPHE)
@@ -65,11 +67,11 @@ def starts_with_answer(completion: str, answer: str, *, case: bool = False) -> b
     """Whether the completion begins with the answer, and the answer ends there.
 
     Args:
-        completion: What was written; outer white space does not count.
+        completion: What was written; thoughts and outer white space do not count.
         answer: What is looked for; an empty one is never found.
         case: Whether upper and lower case must agree.
     """
-    return _end(folded(completion), answer, case) is not None
+    return _end(folded(without_thoughts(completion)), answer, case) is not None
 
 
 def which_answer(
@@ -85,7 +87,7 @@ def which_answer(
         answers: Answers by name; ``None`` is not looked for.
         case: Whether upper and lower case must agree.
     """
-    text = folded(completion)
+    text = folded(without_thoughts(completion))
     ends = {
         name: end
         for name, answer in answers.items()

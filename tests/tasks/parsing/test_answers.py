@@ -154,11 +154,27 @@ THOUGHTS = [
     ("<|START_THINKING|>A<|END_THINKING|>B", "B"),
     ("<|channel|>analysis<|message|>A<|end|><|channel|>final<|message|>B", "B"),
     ("<reasoning>A</reasoning>\n<answer>B</answer>", "<answer>B</answer>"),
+    *((form.format("The answer is A."), "B") for form in (
+        "<|channel>thought\n{}\n<channel|>B", "<unused94>thought\n{}<unused95>\n\nB",
+        "<|im_start|>think\n{}<|im_end|>\nB", "&lt;think&gt;{}&lt;/think&gt;B",
+        "< think >{}</ think >B",
+        "<|im_start|>think\n{}<|im_end|>\n<|im_start|>assistant\nB",
+        '<details type="reasoning" done="true">\n{}</details>\nB',
+        "<plan>{}</plan><mind>x</mind> B",
+        "<mind>\n{}\n</mind>\nB", "{}</draft>B",
+    )),
+    *((f"<{name}>The answer is A.</{name}>\nB", "B") for name in (
+        "ponder", "planning", "draft", "working", "internal", "explanation", "step",
+    )),
+    ("<unused94>thought\nThe answer is A.", ""),
+    ("<b>B</b> it is", "<b>B</b> it is"),
+    ("<response>B</response> it is", "<response>B</response> it is"),
+    ("<mind>B</mind>", "<mind>B</mind>"),
     ("<think>the answer is A", ""),
     ("The answer is B", "The answer is B"),
     ("<b>B</b> < thinkable", "<b>B</b> < thinkable"),
     ("<scratch>\n1\n</scratch>\n2", "<scratch>\n1\n</scratch>\n2"),
-]
+]  # fmt: skip
 
 
 class TestThoughts:
@@ -180,6 +196,26 @@ class TestThoughts:
         assert match_short("<think>Paris, I say", ["Paris"]) == "unparsed"
         prompt = mm.Prompt(id="q", text="?", memorized="7", generalized="12")
         assert PromptAnswers().classify(prompt, "<think>7</think>12") == "generalized"
+
+    @pytest.mark.parametrize("name", ["colors", "cipher", "addition", "addition-cued"])
+    @pytest.mark.parametrize(
+        "form", ["{}</think>\n\n{}", "<think>{}</think>{}", "<mind>{}</mind>{}"]
+    )
+    def test_every_task_reads_what_stands_behind_the_thought(self, name: str, form: str) -> None:
+        task = mm.get_task(name)
+        prompt = task.pairs(2)[0]
+        answers = (prompt.memorized or "", prompt.generalized or "")
+        for thought, said in (answers, answers[::-1]):
+            bare = task.classify(prompt, said)
+            assert task.classify(prompt, form.format(thought, said)) == bare
+        assert task.classify(prompt, answers[0]) == "memorized"
+
+    def test_stored_values_and_sums_are_read_behind_the_thought(self) -> None:
+        task = mm.get_task("recall-reasoning")
+        prompt = task.pairs(2)[0]
+        wrong = str(int(prompt.answer or 0) + 1)
+        assert task.classify(prompt, f"<think>{wrong}</think> {prompt.answer}") == "correct"
+        assert task.classify(prompt, f"<think>{prompt.answer}</think> {wrong}") == "wrong"
 
 
 class TestStatements:
