@@ -25,7 +25,7 @@ BOOT_ERRORS = (
 )  # fmt: skip
 _COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts", "n_routed_experts")
 _MOST = 10_000
-_PASSED_ON = ("quantization_config",)
+PASSED_ON = ("quantization_config",)
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
 
@@ -42,12 +42,12 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         ModelError: When TransformerLens cannot make it, or makes another model of it.
     """
     given: dict[str, Any] = {"hf_model": body}
-    more = {key: options[key] for key in _PASSED_ON if options.get(key) is not None}
+    more = {key: options[key] for key in PASSED_ON if options.get(key) is not None}
     device = options.get("device") or ("cuda" if torch.cuda.is_available() else None)
     whole = _Whole(more, None if placement(options) else device)
     if body is None:
         given = {"model_class": whole}
-    options = {key: value for key, value in options.items() if key not in _PASSED_ON}
+    options = {key: value for key, value in options.items() if key not in PASSED_ON}
     if body is not None and not getattr(body.config, "architectures", None):
         # A model made from a config does not name its class there, and is not recognized by it.
         body.config.architectures = [type(body).__name__]
@@ -74,7 +74,7 @@ def boot_options() -> tuple[str, ...]:
         "self", "model_name", "model_class", "hf_model", "tokenizer", "device", "dtype",
         "load_weights",
     )  # fmt: skip
-    return (*(name for name in known if name not in ours), *_PASSED_ON)
+    return (*(name for name in known if name not in ours), *PASSED_ON)
 
 
 def refuse_options(
@@ -139,6 +139,26 @@ def check_size(config: Any, name: str) -> None:
                 f"config.json of {name} says {field}={count}; more than {_MOST} of them would fill "
                 "the memory before a weight is read. Mend config.json."
             )
+
+
+def check_quantized(config: Any, name: str) -> None:
+    """Refuse packed weights of a kind that transformers does not know and would take for plain.
+
+    Raises:
+        ModelError: For another ``quant_method``.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    settings = getattr(config, "quantization_config", None)
+    settings = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = settings.get("quant_method")
+    known = [str(key) for key in AUTO_QUANTIZATION_CONFIG_MAPPING]
+    if method is not None and str(getattr(method, "value", method)) not in known:
+        raise ModelError(
+            f"config.json of {name} says quant_method={method!r:.40}, which transformers does not "
+            f"know; it knows {listed(known, 30)}. Give the model's plain weights, or mend "
+            "config.json."
+        )
 
 
 def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from mechmem.errors import PromptError
 
@@ -120,10 +120,10 @@ class Prompt:
                 f"Prompt {self.id!r}: {name} must be a string or None, got "
                 f"{type(value).__name__} {value!r:.40}; write {name}={str(value)!r:.40}."
             )
-        if value == "" and name in _ANSWERS:
+        if isinstance(value, str) and not value.strip() and name in _ANSWERS:
             raise PromptError(
-                f"Prompt {self.id!r}: {name} is an empty text, and nothing that is written could "
-                "be told by it; leave it out."
+                f"Prompt {self.id!r}: {name} is an empty text or blanks, and nothing that is "
+                "written could be told by it; leave it out."
             )
 
     def _check_keys(self, name: str, value: object) -> None:
@@ -151,11 +151,18 @@ class Prompt:
 
     @property
     def same_text(self) -> str:
-        """What every writing of this question has in common: characters composed, white space
-        single, none around; with the chat's own words. Prompts that share it leak into one another.
+        """What every writing of this question has in common, with the chat's own words: characters
+        of one form and width, without case or marks that nobody sees, white space single and none
+        around. Prompts that share it leak into one another.
         """
         chat = self.chat
         said = [self.text]
         if chat is not None:  # what else its template is told, such as a date, is not the question
             said += ["chat", chat.system or "", chat.assistant_prefix]
-        return "\x1f".join(" ".join(normalize("NFC", part).split()) for part in said)
+        return "\x1f".join(map(_bare, said))
+
+
+def _bare(text: str) -> str:
+    """One form of every writing of a text."""
+    seen = "".join(char for char in normalize("NFKC", text) if category(char) != "Cf")
+    return " ".join(normalize("NFKC", seen.casefold()).split())

@@ -202,6 +202,7 @@ class TestFields:
             ({"spans": {"a": (0.0, 1)}}, "a span is a pair"),
             ({"chat": "system"}, "chat must be a Chat or None, got 'system'"),
             ({"memorized": ""}, "memorized is an empty text"),
+            ({"generalized": " \n"}, "generalized is an empty text or blanks"),
         ):
             with as_users_run_it(), pytest.raises(mm.PromptError, match=message):
                 mm.Prompt(id="a", text="x", **fields)
@@ -232,6 +233,9 @@ SAME = [
     TEXT + " ",
     TEXT + "\r\n",
     TEXT.replace(" ", "\u00a0"),
+    "\ufeff" + TEXT.replace("is", "\u200bi\u00ads"),
+    TEXT.upper(),
+    TEXT.translate({code: code + 0xFEE0 for code in range(0x21, 0x7F)}),
 ]
 
 
