@@ -56,7 +56,7 @@ def naming_its_arguments(one: Any, room: str) -> Any:
     if inspect.isclass(one):
         own = vars(one).get("__init__")
         if own is not None:
-            one.__init__ = refusing(own, one)
+            one.__init__ = refusing(own, one)  # type: ignore[method-assign]
         for kind in one.__mro__:
             if _ours(kind) and not getattr(kind, "_is_protocol", False):
                 _name_in_methods(kind)

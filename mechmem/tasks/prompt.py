@@ -90,7 +90,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id:
+        if not isinstance(self.id, str) or not self.id.strip():
             raise PromptError(
                 f"A prompt's id must be a non-empty string, got {self.id!r}; "
                 "write for example Prompt(id='q1', text=...)."

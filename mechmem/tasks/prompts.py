@@ -215,7 +215,7 @@ class PromptSet(Sequence[Prompt]):
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> PromptSet:
         """Rows with at least ``text``; ``id`` defaults to the row number, other keys go to meta."""
-        rows = list(records)
+        rows: Sequence[Mapping[str, Any]] = list(records)
         if all(isinstance(row, Mapping) for row in rows):
             rows = tables.whole(rows)
         return cls(

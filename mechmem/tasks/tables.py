@@ -131,14 +131,14 @@ def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     Raises:
         PromptError: When a column occurs twice.
     """
-    index = [name for name in frame.index.names if name is not None]
-    names = [str(name).strip() for name in (*index, *frame.columns)]
+    index = {k: name for k, name in enumerate(frame.index.names) if name is not None}
+    names = [str(name).strip() for name in (*index.values(), *frame.columns)]
     twice = list(dict.fromkeys(name for name in names if names.count(name) > 1))
     if twice:
         raise PromptError(
             f"The table has {listed(twice)} more than once; give every column one name."
         )
-    columns = [frame.index.get_level_values(name).tolist() for name in index]
+    columns = [frame.index.get_level_values(level).tolist() for level in index]
     columns += [frame.iloc[:, k].tolist() for k in range(frame.shape[1])]
     return whole([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
 

@@ -60,7 +60,9 @@ _NUMBER_GOES_ON = regex.compile(
 _UNSEEN = regex.compile(r"[\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\u00ad]")
 _INITIALS = regex.compile(r"(?<![\p{L}\p{M}\p{N}])\p{L}$")
 _INSIDE_WORD = regex.compile(rf"(?:{_WORD}|\p{{M}})[-/&@]$")
-_INSIDE_NUMBER = regex.compile(rf"(?:\p{{Nd}}[.,:×^*·±~√\u2044\u2215\u2236]|(?<!{_WORD})[-.])$")
+_INSIDE_NUMBER = regex.compile(
+    rf"(?:\p{{Nd}}[.,:×^*·±~√\u2014\u2044\u2215\u2236\u066b\u066c\u301c\uff5e]|(?<!{_WORD})[-.])$"
+)
 
 
 def folded(text: str) -> str:
