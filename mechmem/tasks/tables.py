@@ -27,8 +27,9 @@ def csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """
     header: list[str] = []
     rows: list[list[str]] = []
+    raw: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as handle, _long_cells():
-        reader = csv.reader(handle, strict=True)
+        reader = csv.reader(_kept_beside(handle, raw), strict=True)
         line = 1
         while True:
             try:
@@ -46,8 +47,10 @@ def csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
                 header = _names(cells, path) if any(cells) else header
             elif any(map(str.strip, cells)):
                 kept = _fitted(cells, header, f"{path}, line {line}")
+                _refuse_swallowed("".join(raw), len(cells), path, line)
                 rows.append(kept[: sum(map(bool, header))])
             line = reader.line_num + 1
+            raw.clear()
     if not header:
         raise PromptError(f"{path} is empty; give a CSV file whose first row names its columns.")
     return [name for name in header if name], rows
@@ -76,6 +79,31 @@ def _fitted(cells: list[str], header: list[str], where: str) -> list[str]:
             else "Fill the row up with commas."
         )
     )
+
+
+def _kept_beside(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
+    """The lines, each of them also put into a list."""
+    for line in lines:
+        raw.append(line)
+        yield line
+
+
+def _refuse_swallowed(row: str, width: int, path: Path, line: int) -> None:
+    """Refuse a cell that holds whole rows: its quote was opened by mistake and closed rows later.
+
+    Only a last cell of three columns and more is looked at, where no other is quoted, and only
+    lines without a blank behind their commas, for prose has one.
+    """
+    lines = row.rstrip("\r\n").splitlines()
+    if len(lines) < 2 or width < 3 or row.count('"') != 2 or not lines[-1].endswith('"'):
+        return
+    inside = [one.replace('"', "").split(",") for one in lines[1:]]
+    if all(len(cells) == width and all(c and c[0] != " " for c in cells) for cells in inside):
+        raise PromptError(
+            f"{path}, line {line}: a quote that opens here closes in line {line + len(lines) - 1}, "
+            f"and the lines between are whole rows: {lines[1]!r:.60}. Close it where its cell "
+            "ends; where the cell is meant so, put every cell of its row in quotes."
+        )
 
 
 @contextmanager

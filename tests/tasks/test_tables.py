@@ -51,6 +51,18 @@ class TestCsv:
         with pytest.raises(mm.PromptError, match=message):
             read(tmp_path, body)
 
+    @pytest.mark.parametrize("more", ["", "Zoe,g3,white,blue\n"])
+    def test_rows_inside_a_cell_are_refused_unless_the_row_is_quoted(
+        self, tmp_path: Path, more: str
+    ) -> None:
+        with pytest.raises(
+            mm.PromptError, match="line 2: a quote that opens here closes in line 3"
+        ):
+            read(tmp_path, 'Bob,g1,white,"blue\nLily,g2,white,blue"\n' + more)
+        assert read(tmp_path, '"a\nb,c,d,e","g","x","y"\n') == [("a\nb,c,d,e", "g", "x")]
+        prose = '"Well, one, two, three\nand, so, it, goes",g,x,y\n'
+        assert len(read(tmp_path, prose)) == 1
+
     def test_rows_without_any_text_are_no_prompts(self, tmp_path: Path) -> None:
         rows = read(tmp_path, "Q1,g1,white,blue\n,,,\n\nQ2,g1,white,blue\n,,,\n")
         assert [text for text, *_ in rows] == ["Q1", "Q2"]
