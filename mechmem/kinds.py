@@ -149,7 +149,8 @@ def _explained(
         return _refusal(named, signature, given, wrong)
     for name, value in given.items():
         holds = isinstance(value, (Mapping, Sequence, Set)) and not isinstance(value, str)
-        if holds and name not in ("self", "cls") and not value:
+        needed = signature.parameters[name].default is inspect.Parameter.empty
+        if holds and needed and name not in ("self", "cls") and not value:
             return MechmemError(f"{name} is empty; {named.__name__} needs at least one.")
     return None
 

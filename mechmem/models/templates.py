@@ -35,21 +35,21 @@ def rendered(tokenizer: Any, prompt: Prompt) -> tuple[str, int]:
             f"The chat template drops the text of prompt {prompt.id!r}: what the model would "
             f"read is {text!r:.200}. Use this model's own template, or remove `chat`."
         )
-    whole = _templated(tokenizer, prompt, prompt.text, _MARK) if chat.system else _MARK
-    if chat.system and (_MARK not in whole or chat.system.strip() not in text):
+    if prompt.spans and not text.startswith(prompt.text, start):
         raise PromptError(
-            f"The chat template drops the system message of prompt {prompt.id!r}. Put it into "
-            "the prompt's text, or leave `system` out."
+            f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
+            f"{listed(prompt.spans)} cannot be located; remove them or the template."
         )
     if prompt.text.strip() not in text:
         raise PromptError(
             f"The chat template cuts or rewrites the text of prompt {prompt.id!r}: what the model "
             f"would read is {text!r:.200}. Use this model's own template, or remove `chat`."
         )
-    if prompt.spans and not text.startswith(prompt.text, start):
+    whole = _templated(tokenizer, prompt, prompt.text, _MARK) if chat.system else _MARK
+    if chat.system and (_MARK not in whole or chat.system.strip() not in text):
         raise PromptError(
-            f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
-            f"{listed(prompt.spans)} cannot be located; remove them or the template."
+            f"The chat template drops the system message of prompt {prompt.id!r}, or part of it. "
+            "Put it into the prompt's text, or leave `system` out."
         )
     return text + chat.assistant_prefix, start
 

@@ -250,7 +250,7 @@ def apart(found: Tensor, plain: Tensor) -> tuple[float, float]:
     tf32 = plain.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     # Half precision sends single tokens of a mixture to other experts, so most tokens decide.
     share = off.median() if eps > 1e-6 else off.max()
-    return float(share), max(1e-3, 8 * eps, 2**-6 if tf32 else 0.0)
+    return float(share), max(1e-3, 16 * eps, 2**-6 if tf32 else 0.0)
 
 
 @contextmanager
