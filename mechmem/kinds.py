@@ -8,7 +8,7 @@ import itertools
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cache, wraps
 from typing import Any, TypeVar
 
@@ -76,10 +76,49 @@ def naming_its_arguments(one: Any, room: str) -> Any:
         made: Any = refusing(one, one)
         made.__module__ = room
         return made
-    own = vars(one).get("__init__") if inspect.isclass(one) else None
-    if own is not None:
-        one.__init__ = refusing(own, one)
+    if inspect.isclass(one):
+        own = vars(one).get("__init__")
+        if own is not None:
+            one.__init__ = refusing(own, one)  # type: ignore[method-assign]
+        for kind in one.__mro__:
+            if _ours(kind) and not getattr(kind, "_is_protocol", False):
+                _name_in_methods(kind)
     return one
+
+
+def _name_in_methods(kind: type) -> None:
+    """Public methods are called as they are: arguments are looked at when one has failed."""
+    for name, held in list(vars(kind).items()):
+        own = held.__func__ if isinstance(held, (classmethod, staticmethod)) else held
+        plain = inspect.isfunction(own) and not getattr(own, "names_its_arguments", False)
+        if not plain or (name.startswith("_") and name not in ("__add__", "__getitem__")):
+            continue
+        made = explaining(own)
+        setattr(kind, name, type(held)(made) if own is not held else made)
+
+
+def explaining(function: F) -> F:
+    """The same function; where it ends in an error that is not ours, the argument is named."""
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except MechmemError:
+            raise
+        except Exception as error:
+            try:
+                signature = inspect.signature(function)
+                given = signature.bind(*args, **kwargs).arguments
+                said = _explained(function, signature, given)
+            except (TypeError, NameError):  # a missing or unknown argument: Python says which
+                said = None
+            if said is None:
+                raise
+            raise said from error
+
+    called.names_its_arguments = True  # type: ignore[attr-defined]
+    return typing.cast(F, called)
 
 
 def refusing(function: F, named: Callable[..., Any]) -> F:
@@ -93,16 +132,19 @@ def refusing(function: F, named: Callable[..., Any]) -> F:
         except TypeError:  # a missing or unknown argument: Python says which
             return function(*args, **kwargs)
         wrong = _wrong(named, signature, given)
-        if wrong is None:
-            return function(*args, **kwargs)
-        if _foreign(given[wrong]):
+        if wrong is not None and _foreign(given[wrong]):
             raise _refusal(named, signature, given, wrong)
-        try:  # a text, a number, a list: the function may have better words for it
+        try:  # a text, a number, a list, a setting: the function may have better words for it
             out = function(*args, **kwargs)
         except MechmemError:
             raise
         except Exception as error:
-            raise _refusal(named, signature, given, wrong) from error
+            said = _explained(named, signature, given)
+            if said is None:
+                raise
+            raise said from error
+        if wrong is None:
+            return out
         setting = signature.parameters[wrong].default is not inspect.Parameter.empty
         if inspect.isclass(named) and (not setting or _takes_ours(named, wrong)):
             raise _refusal(named, signature, given, wrong)
@@ -121,17 +163,36 @@ def hints_of(named: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(inspect.unwrap(named))
 
 
-def _wrong(
+def _explained(
     named: Callable[..., Any], signature: inspect.Signature, given: Mapping[str, Any]
+) -> MechmemError | None:
+    """Why a call may have failed: an argument or a setting of the wrong kind, or an empty one."""
+    wrong = _wrong(named, signature, given, settings=True)
+    if wrong is not None:
+        return _refusal(named, signature, given, wrong)
+    for name, value in given.items():
+        holds = isinstance(value, (Mapping, Sequence, Set)) and not isinstance(value, str)
+        needed = signature.parameters[name].default is inspect.Parameter.empty
+        if holds and needed and name not in ("self", "cls") and not value:
+            return MechmemError(f"{name} is empty; {named.__name__} needs at least one.")
+    return None
+
+
+def _wrong(
+    named: Callable[..., Any],
+    signature: inspect.Signature,
+    given: Mapping[str, Any],
+    *,
+    settings: bool = False,
 ) -> str | None:
-    """The first argument of the wrong kind."""
+    """The first argument of the wrong kind; of settings only those of our own kinds, or all."""
     hints = hints_of(named)
     for name, parameter in signature.parameters.items():
         if name not in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         hint = hints.get(name, Any)
         free = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-        if free and not _takes_ours(named, name):
+        if free and not settings and not _takes_ours(named, name):
             continue  # a setting, whose function knows better what to say of it
         if not fits(given[name], hint):
             return name
@@ -154,9 +215,12 @@ def _refusal(
     hint = hints[wrong]
     way = next((WAYS[kind.__name__] for kind in _kinds(hint) if kind.__name__ in WAYS), None)
     other = next((n for n, v in given.items() if n != wrong and _swapped(n, v, hints, hint)), "")
-    takes = ", ".join(name for name in signature.parameters if name != "self")
+    takes = ", ".join(name for name in signature.parameters if name not in ("self", "cls"))
+    value = given[wrong]
+    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     return MechmemError(
-        f"{wrong} must be {_said(hint)}, got {type(given[wrong]).__name__}"
+        f"{wrong} must be {_said(hint)}, got {type(value).__name__}"
+        f"{f' {value!r:.40}' if plain and way is None else ''}"
         f"{f'; for example {way}' if way else ''}."
         f"{f' It seems to be swapped with {other}.' if other else ''} "
         f"{named.__name__} takes {takes}."
@@ -172,13 +236,18 @@ def fits(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is None:
+        return value is None
     kind = getattr(hint, "array_type", origin or hint)
     if kind is Any or not isinstance(kind, type):
         return True
     if getattr(kind, "_is_protocol", False):
         return callable(value) or "__call__" not in vars(kind)
     if kind in (float, int):
-        return hasattr(value, "__float__") or hasattr(value, "__index__")
+        fraction = isinstance(value, float) and kind is int and not value.is_integer()
+        return not fraction and (hasattr(value, "__float__") or hasattr(value, "__index__"))
     if issubclass(kind, Mapping):
         inside = typing.get_args(hint)
         return isinstance(value, Mapping) and (
@@ -217,6 +286,8 @@ def _ours(kind: type) -> bool:
 
 def _said(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, parts))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_said(part) for part in parts if part is not type(None))
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(parts) == 2:

@@ -45,6 +45,11 @@ def test_help_shows_an_example_of_every_command():
         (["train", "subtraction"], ["subtraction", "addition-cued"]),
         (["study", "missing.csv", "--model", "lab/addition-cued"], ["missing.csv"]),
         (["study", "additon-cued"], ["Did you mean 'addition-cued'"]),
+        (["train", "addition-cued", "--seed", "-1"], ["seed must be a whole number from 0", "-1"]),
+        (["train", "addition-cued", "--strength", "nan"], ["strength must lie in [0, 1], got nan"]),
+        (["train", "addition-cued", "--strength", "7"], ["strength must lie in [0, 1], got 7"]),
+        (["open", "--model", "nowhere", "--no-browser"], ["'nowhere'", "no folder"]),
+        (["open", "--model", "./nowhere", "--no-browser"], ["nowhere does not exist"]),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(arguments, words, tmp_path):

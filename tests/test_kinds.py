@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import as_users_run_it, bench, contrast_set
 
@@ -169,3 +170,70 @@ def test_numbers_of_any_library_are_numbers(value, fits) -> None:
     else:
         with pytest.raises(mm.MechmemError, match="x must be a number"):
             checked(value)
+
+
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "budget None": (lambda r: mm.cache_activations(
+        r["model"], r["prompts"], token_budget=None), "got NoneType"),
+    "budget text": (lambda r: r["model"].logits("w1", token_budget="x"), "got str 'x'"),
+    "budget object": (lambda r: mm.caching.plan_extraction(
+        r["model"], r["prompts"], token_budget=object()), "token_budget must be"),
+    "bootstrap": (lambda r: mm.cache_moments(
+        r["model"], r["prompts"], by="behavior", bootstrap=object()), "must be a whole number"),
+    "draws None": (lambda r: mm.depth_profile(r["acts"], draws=None), "draws must be"),
+    "draws -1": (lambda r: mm.depth_profile(r["acts"], draws=-1), "draws must be"),
+    "method": (lambda r: mm.fit_directions(r["acts"], toward="generalized", method=[]), "method"),
+    "progress": (lambda r: mm.observe(r["model"], r["prompts"], progress=3), "progress must be"),
+    "steps": (lambda r: mm.training.TrainingSettings(steps=float("nan")), "steps must be"),
+    "theme": (lambda r: mm.plotting.neuron_map(r["scores"], theme=[]), "theme must be text"),
+    "statistic": (lambda r: mm.plotting.neuron_map(r["scores"], statistic=[]), "statistic must be"),
+    "values": (lambda r: mm.plotting.token_projection(["a", "b"], "x"), "values"),
+    "rows": (lambda r: mm.plotting.token_projection(["a"], [1.0], rows=3), "rows must be"),
+    "center": (lambda r: mm.plotting.token_projection(["a"], [1.0], center=None), "center must be"),
+    "no sets": (lambda r: mm.plotting.behavior_mix({}), "is empty"),
+    "no figures": (lambda r: mm.plotting.save_figures({}, "x"), "figures is empty"),
+    "no directions": (lambda r: mm.cosine_profile([], []), "must be|is empty"),
+    "no states": (lambda r: mm.analysis.split_halves({}), "acts must be"),
+}  # fmt: skip
+METHODS: dict[str, tuple[Any, str]] = {
+    "from_records": (lambda r: mm.PromptSet.from_records(5), "records must be"),
+    "from_pandas": (lambda r: mm.PromptSet.from_pandas([1]), "frame must be DataFrame"),
+    "from_csv": (lambda r: mm.PromptSet.from_csv(3), "path must be text or Path"),
+    "from_datasets": (lambda r: mm.PromptSet.from_datasets(3), "takes one Dataset, got int"),
+    "splits": (lambda r: mm.PromptSet.from_datasets({"train": []}), "with 'train'; choose a split"),
+    "select": (lambda r: r["prompts"].select(3), "ids must be"),
+    "filter": (lambda r: r["prompts"].filter(3), "keep must be a function"),
+    "split": (lambda r: r["prompts"].split(train="x"), "train must be a number, got str 'x'"),
+    "with_behaviors": (lambda r: r["prompts"].with_behaviors(3), "behaviors must be a mapping"),
+    "unknown id": (lambda r: r["prompts"].with_behaviors({"zz": "a"}), "No prompt has the id 'zz'"),
+    "to_jsonl": (lambda r: r["prompts"].to_jsonl(3), "path must be"),
+    "plus": (lambda r: r["prompts"] + 3, "other must be PromptSet"),
+    "by name": (lambda r: r["prompts"]["zz"], "index must be a whole number or slice"),
+    "too far": (lambda r: r["prompts"][9999], "There is no prompt 9999"),
+    "stop": (lambda r: r["model"].complete("w1", 2, stop=3), "stop must be a sequence"),
+    "answers": (lambda r: r["model"].logprobs("w1", 3), "answers must be a sequence"),
+    "scores": (lambda r: r["model"].answer_scores(3, 3), "prompts must be a sequence"),
+    "edits": (lambda r: r["model"].with_interventions(3), "interventions must be a sequence"),
+    "load": (lambda r: mm.Directions.load(3), "path must be"),
+    "load scores": (lambda r: mm.NeuronScores.load(3), "path must be"),
+    "threshold": (lambda r: mm.get_task("reasoning", threshold="x"), "threshold must be a number"),
+    "task stop": (lambda r: mm.get_task("reasoning", stop=3), "stop must be"),
+    "pairs": (lambda r: mm.get_task("colors").pairs("x"), "n must be a whole number, got str 'x'"),
+    "half": (lambda r: mm.get_task("addition-cued").pairs(2.5), "n must be a whole number, got fl"),
+    "table": (lambda r: r["model"].logits(pd.DataFrame({"text": ["w1"]})), "from_pandas"),
+    "texts": (lambda r: mm.PromptSet.from_texts(pd.DataFrame({"a": ["b"]})), "from_pandas"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*SETTINGS.values(), *METHODS.values()], ids=[*SETTINGS, *METHODS])
+def test_settings_and_arguments_of_methods_are_named_too(case: tuple[Any, str]) -> None:
+    call_it, message = case
+    with as_users_run_it(), pytest.raises(mm.MechmemError, match=message):
+        call_it(right())
+
+
+def test_an_error_of_the_callers_own_function_stays_his() -> None:
+    with as_users_run_it(), pytest.raises(ZeroDivisionError):
+        right()["prompts"].filter(lambda prompt: 1 // 0)
+    assert right()["prompts"].index(right()["prompts"][1]) == 1
+    assert "nothing" not in right()["prompts"]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechmem.analysis.contrasts import CHUNK, StackedStates
 from mechmem.caching.activations import Activations
+from mechmem.errors import PromptError
 from mechmem.models.sites import Site
 
 
@@ -78,8 +79,11 @@ def depth_profile(
         seed: Keys them.
 
     Raises:
-        PromptError: When a class is missing, states are not finite, or no group shows both.
+        PromptError: When a class is missing, states are not finite, no group shows both, or no
+            shuffle is asked for.
     """
+    if not draws >= 1:
+        raise PromptError(f"draws must be a whole number from 1, got {draws!r}; 200 is usual.")
     contrast = StackedStates.of(acts, first, second, by)
     plain = contrast.statistics(np.ones((1, len(contrast.values))))
     raw = _sizes(contrast, plain["mean_difference"])[0]

@@ -53,6 +53,9 @@ def open_page(
         study, model, task: As in `open`.
         host: Another address than 127.0.0.1; the page then wants the token that its url has.
         port: Default 8713, or a free one.
+
+    Raises:
+        ModelError: When there is no model of that name.
     """
     try:
         from mechmem.app.serve import LOCAL, OpenPage
@@ -63,6 +66,7 @@ def open_page(
             "The open page is drawn by Dash, which is not installed: pip install 'mechmem[app]'."
         ) from error
     from mechmem.app.source import Source
+    from mechmem.models.loading import check_source
     from mechmem.reports.saved import SavedStudy, load_study
 
     if study is None and model is None:
@@ -80,5 +84,7 @@ def open_page(
         study = load_study(study)
     if model is not None and not isinstance(model, str):
         names["model"] = "model"
+    if isinstance(model, str):
+        check_source(model)
     source = Source(study, model, task, names)
     return OpenPage(source, host or LOCAL, port, scratch)

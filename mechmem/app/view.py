@@ -89,11 +89,11 @@ class View:
         """The inverse of `as_dict`, of whatever somebody sent.
 
         Raises:
-            MechmemError: For something that is no view.
+            MechmemError: For something that is not a view.
         """
         kinds = {field.name: type(field.default) for field in fields(cls)}
         if not isinstance(found, dict) or not set(found) <= set(kinds):
-            raise MechmemError(f"This is no view: {found!r:.80}. Copy the whole link.")
+            raise MechmemError(f"This is not a view: {found!r:.80}. Copy the whole link.")
         texts = found.get("texts", ())
         if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
             raise MechmemError(f"texts must be a list of texts, got {texts!r:.80}.")

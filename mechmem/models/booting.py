@@ -14,6 +14,7 @@ import torch
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
+from mechmem.models.faithful import Sample, check_faithful, sampled
 from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
@@ -27,7 +28,7 @@ _COUNTS = {
     "num_experts": (0, 10_000),
     "n_routed_experts": (0, 10_000),
 }
-_PASSED_ON = ("quantization_config",)
+PASSED_ON = ("quantization_config",)
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
 
@@ -41,18 +42,21 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         body: A ``transformers`` model to rewire.
 
     Raises:
-        ModelError: When TransformerLens cannot make it.
+        ModelError: When TransformerLens cannot make it, or makes another model of it.
     """
     given: dict[str, Any] = {"hf_model": body}
+    more = {key: options[key] for key in PASSED_ON if options.get(key) is not None}
+    device = options.get("device") or ("cuda" if torch.cuda.is_available() else None)
+    whole = _Whole(more, None if placement(options) else device)
     if body is None:
-        more = {key: options[key] for key in _PASSED_ON if options.get(key) is not None}
-        given = {"model_class": _Whole(more)}
-    options = {key: value for key, value in options.items() if key not in _PASSED_ON}
+        given = {"model_class": whole}
+    options = {key: value for key, value in options.items() if key not in PASSED_ON}
     if body is not None and not getattr(body.config, "architectures", None):
         # A model made from a config does not name its class there, and is not recognized by it.
         body.config.architectures = [type(body).__name__]
     try:
         with _private(tokenizer) as private, kept_still():
+            sample = None if body is None else sampled(body)
             bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
     except ModelError:
         raise
@@ -62,7 +66,8 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
             "are whole, and that TransformerLens knows this architecture."
         ) from error
     mend_rotation(bridge)
-    return bridge.eval()
+    check_faithful(bridge.eval(), whole.sample if body is None else sample, where)
+    return bridge
 
 
 def boot_options() -> tuple[str, ...]:
@@ -72,7 +77,7 @@ def boot_options() -> tuple[str, ...]:
         "self", "model_name", "model_class", "hf_model", "tokenizer", "device", "dtype",
         "load_weights",
     )  # fmt: skip
-    return (*(name for name in known if name not in ours), *_PASSED_ON)
+    return (*(name for name in known if name not in ours), *PASSED_ON)
 
 
 def refuse_options(
@@ -140,6 +145,26 @@ def check_size(config: Any, name: str) -> None:
                 f"config.json of {name} says {field}={count}; models have {least} to {most:,}, and "
                 "more would fill the memory before a weight is read. Mend config.json."
             )
+
+
+def check_quantized(config: Any, name: str) -> None:
+    """Refuse packed weights of a kind that transformers does not know and would take for plain.
+
+    Raises:
+        ModelError: For another ``quant_method``.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    settings = getattr(config, "quantization_config", None)
+    settings = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = settings.get("quant_method")
+    known = [str(key) for key in AUTO_QUANTIZATION_CONFIG_MAPPING]
+    if method is not None and str(getattr(method, "value", method)) not in known:
+        raise ModelError(
+            f"config.json of {name} says quant_method={method!r:.40}, which transformers does not "
+            f"know; it knows {listed(known, 30)}. Give the model's plain weights, or mend "
+            "config.json."
+        )
 
 
 def tokenizer_at(where: str, options: Mapping[str, Any]) -> Any:
@@ -241,10 +266,12 @@ class _Whole:
 
     Args:
         more: Options of ``from_pretrained`` that TransformerLens does not pass on.
+        device: Where the model will be, if that is known.
     """
 
-    def __init__(self, more: Mapping[str, Any]) -> None:
-        self.more = more
+    def __init__(self, more: Mapping[str, Any], device: Any) -> None:
+        self.more, self.device = more, device
+        self.sample: Sample | None = None
 
     def from_pretrained(self, where: str, **options: Any) -> Any:
         from transformer_lens.model_bridge.sources import transformers as sources
@@ -256,6 +283,9 @@ class _Whole:
             where, output_loading_info=True, **options, **self.more
         )
         check_whole(found, where)
+        if self.device is not None and getattr(model, "hf_quantizer", None) is None:
+            model.to(self.device)  # where TransformerLens puts it next: no slow pass elsewhere
+        self.sample = sampled(model.eval(), usual=True)
         return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mechmem.errors import PromptError
 from mechmem.tasks.prompts import Prompt, PromptSet
+from mechmem.tasks.tables import refuse_table
 
 PromptsLike = PromptSet | Prompt | str | Iterable[Prompt | str]
 
@@ -50,6 +51,7 @@ def as_prompts(prompts: PromptsLike) -> PromptSet:
             "prompts must be a PromptSet, a Prompt, a text, or a list of prompts or texts; got "
             f"{type(prompts).__name__} {prompts!r:.60}."
         )
+    refuse_table(prompts)
     items: list[Any] = list(prompts)
     return PromptSet(
         Prompt(id=str(index), text=item) if isinstance(item, str) else item

@@ -7,7 +7,7 @@ from typing import Any
 
 from mechmem.errors import ArtifactError, ModelError, listed
 from mechmem.manifests import checked, read_json, regular
-from mechmem.models.booting import check_causal, check_size, first_words
+from mechmem.models.booting import check_causal, check_quantized, check_size, first_words
 
 
 def check_folder(folder: Path) -> None:
@@ -49,6 +49,7 @@ def check_folder(folder: Path) -> None:
         ) from error
     check_causal(config, str(folder))
     check_size(config, str(folder))
+    check_quantized(config, str(folder))
 
 
 def object_in(file: Path, what: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from mechmem.errors import MechmemWarning, ModelError, listed
 from mechmem.models.adapters import is_adapter_folder, is_peft_model, merged, open_adapter
 from mechmem.models.booting import (
+    PASSED_ON,
     boot,
     boot_options,
     check_causal,
@@ -34,7 +35,8 @@ from mechmem.models.shipped import shipped_folder
 _NOT_GREEDY = (
     "repetition_penalty no_repeat_ngram_size suppress_tokens begin_suppress_tokens bad_words_ids "
     "sequence_bias forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty "
-    "min_length min_new_tokens"
+    "min_length min_new_tokens num_beams guidance_scale encoder_repetition_penalty "
+    "encoder_no_repeat_ngram_size penalty_alpha dola_layers watermarking_config stop_strings"
 ).split()
 _OPTIONS = ("tokenizer", "device", "dtype", "prepend_bos", "consume")
 
@@ -116,6 +118,22 @@ def _check_choices(tokenizer: Any, prepend_bos: Any, options: Mapping[str, Any])
     for name, value in (("prepend_bos", prepend_bos), ("trust_remote_code", code)):
         if not (value is None or isinstance(value, bool)):
             raise ModelError(f"{name} must be True, False or None, got {value!r:.80}.")
+
+
+def check_source(name: str) -> None:
+    """Look whether there is a model behind a name, without loading it.
+
+    Raises:
+        ModelError: When there is none.
+    """
+    shipped = shipped_folder(name)
+    folder = shipped or Path(name).expanduser()
+    if shipped is not None or is_gguf(folder) or is_adapter_folder(folder):
+        return
+    if name.startswith((".", "/", "~")) or folder.exists():
+        check_folder(folder)
+    else:
+        tokenizer_at(name, {})
 
 
 def _from_name(
@@ -215,6 +233,7 @@ def _from_transformers(
             f"{listed(placement(options))}: an in-memory model is placed already. Place it with "
             "from_pretrained(..., device_map=...), or load it from its folder."
         )
+    refuse_options({name: options.get(name) for name in PASSED_ON}, "an in-memory model", ())
     if tokenizer is None:
         raise ModelError(
             "An in-memory transformers model needs its tokenizer: load_model(model, tokenizer=...)."

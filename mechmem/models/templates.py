@@ -6,13 +6,15 @@ import contextlib
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from mechmem.errors import PromptError, listed
 from mechmem.tasks.prompts import Prompt
 
 _MARK = "\ue000\ue001\ue000"
-_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<form>.*?)(?P=quote)\s*\)""")
+_DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZDeFhRT"
+_PART = "'type': 'text'"
 
 
 def rendered(tokenizer: Any, prompt: Prompt) -> tuple[str, int]:
@@ -33,15 +35,21 @@ def rendered(tokenizer: Any, prompt: Prompt) -> tuple[str, int]:
             f"The chat template drops the text of prompt {prompt.id!r}: what the model would "
             f"read is {text!r:.200}. Use this model's own template, or remove `chat`."
         )
-    if chat.system and _MARK not in _templated(tokenizer, prompt, prompt.text, _MARK):
-        raise PromptError(
-            f"The chat template drops the system message of prompt {prompt.id!r}. Put it into "
-            "the prompt's text, or leave `system` out."
-        )
     if prompt.spans and not text.startswith(prompt.text, start):
         raise PromptError(
             f"The chat template rewrites the text of prompt {prompt.id!r}, so its spans "
             f"{listed(prompt.spans)} cannot be located; remove them or the template."
+        )
+    if prompt.text.strip() not in text:
+        raise PromptError(
+            f"The chat template cuts or rewrites the text of prompt {prompt.id!r}: what the model "
+            f"would read is {text!r:.200}. Use this model's own template, or remove `chat`."
+        )
+    whole = _templated(tokenizer, prompt, prompt.text, _MARK) if chat.system else _MARK
+    if chat.system and (_MARK not in whole or chat.system.strip() not in text):
+        raise PromptError(
+            f"The chat template drops the system message of prompt {prompt.id!r}, or part of it. "
+            "Put it into the prompt's text, or leave `system` out."
         )
     return text + chat.assistant_prefix, start
 
@@ -70,7 +78,9 @@ def _templated(tokenizer: Any, prompt: Prompt, text: str, system: str | None) ->
             ]
             with contextlib.suppress(Exception):
                 by_parts = _apply(tokenizer, parts, options)
-                made = by_parts if text.strip() in by_parts else made
+                # A template that prints the list as Python does has read nothing of it.
+                read = by_parts.count(_PART) <= text.count(_PART) + (system or "").count(_PART)
+                made = by_parts if read and text.strip() in by_parts else made
     except Exception as error:  # templates are programs of their own
         raise PromptError(
             f"The chat template refuses prompt {prompt.id!r}: {error or type(error).__name__}. "
@@ -85,11 +95,19 @@ def _apply(tokenizer: Any, turns: list[dict[str, Any]], options: Mapping[str, An
     return str(
         tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True,
-            chat_template=_TODAY.sub(_that_day, template), **options,
+            chat_template=_clock() + template if "strftime_now" in template else template,
+            **options,
         )
     )  # fmt: skip
 
 
-def _that_day(call: re.Match[str]) -> str:
-    """The same day in place of today, in the form that the template asks for."""
-    return repr(datetime(2024, 7, 26).strftime(call["form"]))
+@cache
+def _clock() -> str:
+    """A macro under the name by which templates ask for the time. It says the same day every day,
+    in any form, and the template finds it before the real one."""
+    forms = [f"%{flag}{letter}" for letter in _DIRECTIVES for flag in ("", "-")]
+    said = [(form, datetime(2024, 7, 26).strftime(form)) for form in forms]
+    said = [("%%", "\ue002"), *said, ("\ue002", "%")]
+    replaced = " | ".join(f"replace({form!r}, {day!r})" for form, day in said)
+    body = f"{{{{- format | string | {replaced} -}}}}"
+    return f"{{%- macro strftime_now(format) -%}}{body}{{%- endmacro %}}\n"

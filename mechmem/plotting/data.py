@@ -17,7 +17,10 @@ def as_array(values: Any) -> np.ndarray:
     """Float64 NumPy of a tensor of any precision and device, gradients aside, or of a sequence."""
     if isinstance(values, torch.Tensor):
         return values.detach().to("cpu", torch.float64).numpy()
-    return np.asarray(values, dtype=np.float64)
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MechmemError(f"values must be numbers, got {values!r:.80}; give an array.") from error
 
 
 def as_table(result: Any, columns: Iterable[str], figure: str) -> pd.DataFrame:

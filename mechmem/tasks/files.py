@@ -78,7 +78,11 @@ def prompt_from_record(
                 "cell as text, or rename the column."
             )
     # A number is text from here on; an empty cell is one that was left out.
-    values = {key: str(value) for key, value in values.items() if key == "text" or value != ""}
+    values = {
+        key: str(tables.finite(value, f"Row {index}: column {key!r}"))
+        for key, value in values.items()
+        if key == "text" or value != ""
+    }
     values.setdefault("id", str(index))
     return prompt_class(**values, spans=spans, chat=chat, meta=meta)
 

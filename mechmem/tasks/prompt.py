@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from mechmem.errors import PromptError, shown
 
@@ -59,6 +59,12 @@ class Chat:
     ) -> None:
         given = {**(template or {}), **more}
         kept = _as_json(given, "Arguments of a chat template")
+        for name, text in (("system", system), ("assistant_prefix", assistant_prefix)):
+            if not (isinstance(text, str) or (text is None and name == "system")):
+                raise PromptError(
+                    f"{name} of a Chat must be text, got {text!r:.60}; write Chat({name}='...'), "
+                    "or leave it out."
+                )
         object.__setattr__(self, "system", system)
         object.__setattr__(self, "assistant_prefix", assistant_prefix)
         object.__setattr__(self, "template", kept)
@@ -95,7 +101,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id:
+        if not isinstance(self.id, str) or not self.id.strip():
             raise PromptError(
                 f"A prompt's id must be a non-empty string, got {self.id!r}; "
                 "write for example Prompt(id='q1', text=...)."
@@ -126,10 +132,14 @@ class Prompt:
                 f"Prompt {self.id!r}: {name} must be a string or None, got "
                 f"{type(value).__name__} {value!r:.40}; write {name}={str(value)!r:.40}."
             )
-        if value == "" and name in (*_ANSWERS, "label", "behavior"):
+        if (
+            isinstance(value, str)
+            and not value.strip()
+            and name in (*_ANSWERS, "label", "behavior")
+        ):
             raise PromptError(
-                f"Prompt {self.id!r}: {name} is an empty text, by which nothing could be told; "
-                "leave it out."
+                f"Prompt {self.id!r}: {name} is an empty text or blanks, and nothing that is "
+                "written could be told by it; leave it out."
             )
 
     def _check_keys(self, name: str, value: object) -> None:
@@ -157,11 +167,18 @@ class Prompt:
 
     @property
     def same_text(self) -> str:
-        """What every writing of this question has in common: characters composed, white space
-        single, none around; with the chat's own words. Prompts that share it leak into one another.
+        """What every writing of this question has in common, with the chat's own words: characters
+        of one form and width, without case or marks that nobody sees, white space single and none
+        around. Prompts that share it leak into one another.
         """
         chat = self.chat
         said = [self.text]
         if chat is not None:  # what else its template is told, such as a date, is not the question
             said += ["chat", chat.system or "", chat.assistant_prefix]
-        return "\x1f".join(" ".join(normalize("NFC", part).split()) for part in said)
+        return "\x1f".join(map(_bare, said))
+
+
+def _bare(text: str) -> str:
+    """One form of every writing of a text."""
+    seen = "".join(char for char in normalize("NFKC", text) if category(char) != "Cf")
+    return " ".join(normalize("NFKC", seen.casefold()).split())

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mechmem.errors import PromptError, listed
 from mechmem.seeding import keyed_order
-from mechmem.tasks import files
+from mechmem.tasks import files, tables
 from mechmem.tasks.prompt import Chat as Chat
 from mechmem.tasks.prompt import Prompt as Prompt
 
@@ -24,6 +24,10 @@ class Splits(NamedTuple):
     train: PromptSet
     validation: PromptSet
     test: PromptSet
+
+
+class _NoSuchPrompt(PromptError, IndexError):
+    """Both: what reads a sequence to its end waits for an IndexError."""
 
 
 class PromptSet(Sequence[Prompt]):
@@ -62,7 +66,13 @@ class PromptSet(Sequence[Prompt]):
     def __getitem__(self, index: int | slice) -> Prompt | PromptSet:
         if isinstance(index, slice):
             return self._part(self._prompts[index])
-        return self._prompts[index]
+        try:
+            return self._prompts[index]
+        except IndexError:
+            raise _NoSuchPrompt(
+                f"There is no prompt {index}: the set has {len(self)}. By its id it is found with "
+                "select([id])."
+            ) from None
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self._prompts)
@@ -134,7 +144,17 @@ class PromptSet(Sequence[Prompt]):
         ]
 
     def with_behaviors(self, behaviors: Mapping[str, str | None]) -> PromptSet:
-        """A copy whose prompts carry the observed behavior under their id."""
+        """A copy whose prompts carry the observed behavior under their id.
+
+        Raises:
+            PromptError: For an id that no prompt has.
+        """
+        unknown = set(behaviors) - set(self.ids)
+        if unknown:
+            raise PromptError(
+                f"No prompt has the id {listed(sorted(map(str, unknown)), 5)}; ids are "
+                f"{listed(self.ids, 5)}."
+            )
         return self._part(
             replace(prompt, behavior=behaviors.get(prompt.id, prompt.behavior)) for prompt in self
         )
@@ -189,13 +209,17 @@ class PromptSet(Sequence[Prompt]):
             raise PromptError(
                 f"from_texts takes a list of texts, got one text {texts!r:.60}; write [text]."
             )
+        tables.refuse_table(texts)
         return cls(Prompt(id=str(index), text=text) for index, text in enumerate(texts))
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> PromptSet:
         """Rows with at least ``text``; ``id`` defaults to the row number, other keys go to meta."""
+        rows: Sequence[Mapping[str, Any]] = list(records)
+        if all(isinstance(row, Mapping) for row in rows):
+            rows = tables.whole(rows)
         return cls(
-            files.prompt_from_record(Prompt, Chat, row, index) for index, row in enumerate(records)
+            files.prompt_from_record(Prompt, Chat, row, index) for index, row in enumerate(rows)
         )
 
     def to_records(self) -> list[dict[str, Any]]:
@@ -249,6 +273,13 @@ class PromptSet(Sequence[Prompt]):
     @classmethod
     def from_datasets(cls, dataset: Any) -> PromptSet:
         """Read a Hugging Face ``datasets.Dataset`` (any iterable of rows will do)."""
+        if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
+            splits = f" with {listed(dataset)}" if isinstance(dataset, Mapping) else ""
+            raise PromptError(
+                f"from_datasets takes one Dataset, got {type(dataset).__name__}{splits}; choose a "
+                "split, dataset['train']."
+            )
+        tables.refuse_table(dataset)
         return cls.from_records(dict(row) for row in dataset)
 
     def to_datasets(self) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mechmem.errors import PromptError, listed
@@ -26,8 +27,9 @@ def csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """
     header: list[str] = []
     rows: list[list[str]] = []
+    raw: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as handle, _long_cells():
-        reader = csv.reader(handle, strict=True)
+        reader = csv.reader(_kept_beside(handle, raw), strict=True)
         line = 1
         while True:
             try:
@@ -41,11 +43,14 @@ def csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
             if cells is None:
                 break
             if not header:
+                cells = list(map(str.strip, cells))
                 header = _names(cells, path) if any(cells) else header
-            elif any(cells):
+            elif any(map(str.strip, cells)):
                 kept = _fitted(cells, header, f"{path}, line {line}")
+                _refuse_swallowed("".join(raw), len(cells), path, line)
                 rows.append(kept[: sum(map(bool, header))])
             line = reader.line_num + 1
+            raw.clear()
     if not header:
         raise PromptError(f"{path} is empty; give a CSV file whose first row names its columns.")
     return [name for name in header if name], rows
@@ -76,6 +81,31 @@ def _fitted(cells: list[str], header: list[str], where: str) -> list[str]:
     )
 
 
+def _kept_beside(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
+    """The lines, each of them also put into a list."""
+    for line in lines:
+        raw.append(line)
+        yield line
+
+
+def _refuse_swallowed(row: str, width: int, path: Path, line: int) -> None:
+    """Refuse a cell that holds whole rows: its quote was opened by mistake and closed rows later.
+
+    Only a last cell of three columns and more is looked at, where no other is quoted, and only
+    lines without a blank behind their commas, for prose has one.
+    """
+    lines = row.rstrip("\r\n").splitlines()
+    if len(lines) < 2 or width < 3 or row.count('"') != 2 or not lines[-1].endswith('"'):
+        return
+    inside = [one.replace('"', "").split(",") for one in lines[1:]]
+    if all(len(cells) == width and all(c and c[0] != " " for c in cells) for cells in inside):
+        raise PromptError(
+            f"{path}, line {line}: a quote that opens here closes in line {line + len(lines) - 1}, "
+            f"and the lines between are whole rows: {lines[1]!r:.60}. Close it where its cell "
+            "ends; where the cell is meant so, put every cell of its row in quotes."
+        )
+
+
 @contextmanager
 def _long_cells() -> Iterator[None]:
     """The csv module refuses cells above 131,072 characters; that limit is the process's own."""
@@ -102,7 +132,7 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
         ) from None
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     # The row numbers that pandas writes beside a table are not part of it.
-    return _whole(
+    return whole(
         [
             {key: value for key, value in row.items() if not key.startswith("__index_level_")}
             for row in rows
@@ -110,38 +140,66 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
     )
 
 
+def refuse_table(value: Any) -> None:
+    """Let no table pass for a list: what it gives one by one are the names of its columns.
+
+    Raises:
+        PromptError: For a table of pandas.
+    """
+    if isinstance(value, pd.DataFrame):
+        raise PromptError(
+            f"A table with the columns {listed(value.columns)} is not a list of texts; write "
+            "PromptSet.from_pandas(table)."
+        )
+
+
 def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a pandas table.
+    """Rows of a pandas table; an index that has a name is a column.
 
     Raises:
         PromptError: When a column occurs twice.
     """
-    if not frame.columns.is_unique:
-        twice = list(frame.columns[frame.columns.duplicated()])
+    index = {k: name for k, name in enumerate(frame.index.names) if name is not None}
+    names = [str(name).strip() for name in (*index.values(), *frame.columns)]
+    twice = list(dict.fromkeys(name for name in names if names.count(name) > 1))
+    if twice:
         raise PromptError(
             f"The table has {listed(twice)} more than once; give every column one name."
         )
-    columns = [frame.iloc[:, k].tolist() for k in range(frame.shape[1])]
-    names = [str(name) for name in frame.columns]
-    return _whole([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+    columns = [frame.index.get_level_values(level).tolist() for level in index]
+    columns += [frame.iloc[:, k].tolist() for k in range(frame.shape[1])]
+    return whole([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
 
 
-def _whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pandas turns a column of whole numbers into floats where a cell is empty; turn it back."""
-    for key in rows[0] if rows else ():
-        cells = [row[key] for row in rows]
-        known = [cell for cell in cells if not is_missing(cell)]
-        if len(known) < len(cells) and all(
+def whole(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of the rows. Pandas turns a column of whole numbers into floats where a cell is empty;
+    that is turned back."""
+    out = [dict(row) for row in rows]
+    for key in dict.fromkeys(key for row in out for key in row):
+        holders = [row for row in out if key in row]
+        known = [row[key] for row in holders if not is_missing(row[key])]
+        if len(known) < len(holders) and all(
             isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53 for cell in known
         ):
-            for row in rows:
+            for row in holders:
                 row[key] = None if is_missing(row[key]) else int(row[key])
-    return rows
+    return out
 
 
 def is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: ``None``, NaN, pandas' ``NA`` or ``NaT``."""
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def finite(value: Any, where: str) -> Any:
+    """A cell that becomes a text.
+
+    Raises:
+        PromptError: For an infinite number, which no answer is.
+    """
+    if isinstance(value, (float, np.floating)) and np.isinf(value):
+        raise PromptError(f"{where} is {value!r}, no answer; write it as text, or leave it out.")
+    return value
 
 
 def filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -154,6 +212,6 @@ def filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not is_missing(value)
             and (key == "text" or not (isinstance(value, str) and not value))
         }
-        if any(key != "text" or value != "" for key, value in cells.items()):
+        if any(not isinstance(value, str) or value.strip() for value in cells.values()):
             out.append(cells)
     return out

@@ -314,8 +314,8 @@ def test_every_control_leads_to_a_view(view) -> None:
         ({"texts": ["x"] * 9}, "9 wordings are too many"),
         ({"texts": [1]}, "texts must be a list of texts"),
         ({"site": 3}, "site of a view cannot be 3"),
-        ({"other": 1}, "This is no view"),
-        ("x", "This is no view"),
+        ({"other": 1}, "This is not a view"),
+        ("x", "This is not a view"),
     ],
 )
 def test_a_view_that_is_none_is_refused(found, words) -> None:

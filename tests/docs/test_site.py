@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from docs.before import BEFORE
+from helpers import as_users_run_it
 
 import mechmem as mm
 
@@ -41,9 +42,9 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     script = tmp_path / "page.py"
     script.write_text(code, encoding="utf-8")  # line numbers are those of the page
     before = BEFORE[page.stem](monkeypatch) if page.stem in BEFORE else {}
-    runpy.run_path(
-        str(script), init_globals=dict(before), run_name=f"page_{page.stem.replace('-', '_')}"
-    )
+    name = f"page_{page.stem.replace('-', '_')}"
+    with as_users_run_it():
+        runpy.run_path(str(script), init_globals=dict(before), run_name=name)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

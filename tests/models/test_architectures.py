@@ -370,3 +370,41 @@ class TestPositionsThatChangeWithLength:
             view = model.with_interventions(cell)
             assert [d.ids for d in row] == [view.complete(t, 8)[0].ids for t in prompts]
         assert [d.ids for d in written[0]] == [greedy(plain, one.ids, 8) for one in encoded]
+
+
+OTHERWISE = {
+    "openai_gpt": lambda: hf.OpenAIGPTConfig(
+        vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=128
+    ),
+    "falcon_alibi": lambda: hf.FalconConfig(
+        num_hidden_layers=2, num_attention_heads=4, alibi=True, new_decoder_architecture=False,
+        multi_query=False, bias=True, parallel_attn=False, **SIZES,
+    ),
+}  # fmt: skip
+
+
+class TestOtherNumbersThanTransformers:
+    @pytest.mark.parametrize("name", OTHERWISE)
+    def test_a_model_is_refused_however_it_comes(self, name, tmp_path):
+        plain = build(OTHERWISE[name](), scale=3.0)
+        plain.save_pretrained(tmp_path)
+        tokenizer().save_pretrained(tmp_path)
+        for load in (
+            lambda: mm.load_model(plain, tokenizer=tokenizer()),
+            lambda: mm.load_model(tmp_path),
+        ):
+            with pytest.raises(mm.ModelError, match=r"as transformers does: on .* logits differ"):
+                load()
+
+    def test_a_bridge_of_ones_own_is_refused_when_a_mask_misleads_it(self, monkeypatch):
+        monkeypatch.setattr("mechmem.models.booting.check_faithful", lambda *given: None)
+        made = loaded(build(OTHERWISE["openai_gpt"](), scale=3.0))
+        with pytest.raises(mm.ModelError, match="attention mask of ones"):
+            mm.load_model(made.tl, tokenizer=tokenizer()).logits("1 2")
+
+    def test_hooks_of_the_caller_are_not_called_by_the_comparison(self):
+        plain, heard = build(OTHERWISE["openai_gpt"]()), []
+        plain.register_forward_hook(lambda *given: heard.append(1))
+        with pytest.raises(mm.ModelError):
+            mm.load_model(plain, tokenizer=tokenizer())
+        assert not heard

@@ -332,3 +332,28 @@ def test_a_longer_prompt_than_the_context_is_refused_with_both_numbers():
 
 def test_the_zoo_means_llama_when_it_says_llama():
     assert isinstance(build("llama"), LlamaForCausalLM)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_beams": 4}, {"guidance_scale": 1.5}, {"encoder_repetition_penalty": 1.2},
+        {"penalty_alpha": 0.6}, {"stop_strings": ["x"]}, {"repetition_penalty": 1.2},
+    ],
+)  # fmt: skip
+def test_what_a_generation_config_asks_for_beside_the_likeliest_token_is_said(asked):
+    plain = build("llama")
+    for name, value in asked.items():
+        setattr(plain.generation_config, name, value)
+    with pytest.warns(mm.MechmemWarning, match=f"asks for {next(iter(asked))}="):
+        mm.load_model(plain, tokenizer=tokenizer())
+
+
+def test_quantization_that_would_have_no_effect_is_refused(folder):
+    with pytest.raises(mm.ModelError, match=r"quantization_config=.*no effect on an in-memory"):
+        mm.load_model(build("llama"), tokenizer=tokenizer(), quantization_config={"bits": 4})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "nonsense", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(mm.ModelError, match="quant_method='nonsense', which transformers does not"):
+        mm.load_model(folder)

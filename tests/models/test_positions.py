@@ -143,7 +143,7 @@ class TestBatches:
 class TestRefusals:
     @pytest.mark.parametrize("bad", [None, 1.5, True, ["last", None]])
     def test_what_is_no_position(self, bad) -> None:
-        with as_users_run_it(), pytest.raises(mm.PositionError, match=r"'last'|no position"):
+        with as_users_run_it(), pytest.raises(mm.PositionError, match=r"'last'|not a position"):
             Positions.parse(bad)
 
     def test_none_at_all(self) -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from helpers import as_users_run_it
 from models.zoo import build, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
@@ -115,6 +116,45 @@ class TestWhatIsFed:
         tok = byte_level(chat_template=dated)
         assert tok.decode(ids(tok, chat())).startswith("26 Jul 2024 000000 ")
         assert tok.chat_template == dated
+
+    @pytest.mark.parametrize("asked", [
+        "strftime_now(format='%d %b %Y')", "strftime_now ('%d %b %Y')", "strftime_now(f)",
+        "strftime_now('%d' ~ ' %b %Y')", "now('%d %b %Y')", "said('%d %b')",
+        "strftime_now('%-d %b %Y')",
+    ])  # fmt: skip
+    def test_however_a_template_asks_for_the_day(self, asked):
+        head = (
+            "{% set f = '%d %b %Y' %}{% set now = strftime_now %}"
+            "{% macro said(form) %}{{ strftime_now(form ~ ' %Y') }}{% endmacro %}"
+        )
+        tok = byte_level(chat_template=head + "{{ " + asked + " }} " + TEMPLATE)
+        assert tok.decode(ids(tok, chat("%d"))).startswith("26 Jul 2024 <|user|> %d")
+
+    @pytest.mark.parametrize("head", ["\n \n", "  ", "\n", ""])
+    def test_a_day_changes_no_white_space(self, head):
+        dated = head + "{% if strftime_now is defined %}{% endif %}\n" + TEMPLATE
+        tok, plain = byte_level(chat_template=dated), byte_level(chat_template=TEMPLATE)
+        turns = [{"role": "user", "content": "hello"}]
+        wanted = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert tok.decode(ids(tok, chat())) == wanted
+        assert wanted.strip() == plain.decode(ids(plain, chat()))
+
+    @pytest.mark.parametrize("cut", [
+        "[:5]", "[-8:]", " | truncate(10)", ".split('?')[0]", ".upper()",
+    ])  # fmt: skip
+    def test_a_template_that_cuts_or_rewrites_a_text_is_refused(self, cut):
+        tok = byte_level(chat_template=TEMPLATE.replace("m['content']", f"m['content']{cut}"))
+        with pytest.raises(mm.PromptError, match="cuts or rewrites the text of prompt 'q'"):
+            ids(tok, chat("Is Paris the capital of France?"))
+        with pytest.raises(mm.PromptError, match="chat template"):
+            ids(tok, chat("a", system="Paris? Say only what you know."))
+
+    @pytest.mark.parametrize("given", [
+        {"system": 3}, {"assistant_prefix": 3}, {"assistant_prefix": None}, {"system": ["a"]},
+    ])  # fmt: skip
+    def test_the_words_of_a_chat_are_text(self, given):
+        with as_users_run_it(), pytest.raises(mm.PromptError, match=f"{next(iter(given))} of a"):
+            mm.Chat(**given)
 
     def test_arguments_reach_the_template_and_misspelt_ones_are_refused(self):
         thinking = TEMPLATE + "{% if enable_thinking is false %} no {% endif %}"

@@ -15,7 +15,7 @@ from mechmem.tasks.parsing.answers import starts_with_answer
 
 # Text that people really have: any character but lone surrogates and NUL (no CSV can hold it).
 TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=12)
-ANSWER = st.none() | TEXT.filter(lambda text: text != "")
+ANSWER = st.none() | TEXT.filter(str.strip)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | TEXT,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
@@ -28,7 +28,7 @@ ANSWERS = ("memorized", "generalized", "answer", "label", "behavior")
 
 @st.composite
 def prompt_fields(draw: st.DrawFn) -> list[dict]:
-    ids = draw(st.lists(TEXT.filter(bool), unique=True, max_size=4))
+    ids = draw(st.lists(TEXT.filter(str.strip), unique=True, max_size=4))
     prompts = []
     for name in ids:
         text = draw(TEXT)
@@ -226,7 +226,7 @@ class TestPrompt:
     def test_the_group_defaults_to_the_id(self) -> None:
         assert mm.Prompt(id="a", text="x").group == "a"
 
-    @pytest.mark.parametrize("bad", ["", 3, None])
+    @pytest.mark.parametrize("bad", ["", " \n", 3, None])
     def test_an_id_must_be_a_non_empty_string(self, bad) -> None:
         with as_users_run_it(), pytest.raises(mm.PromptError, match=r"non-empty string, got"):
             mm.Prompt(id=bad, text="x")

@@ -51,9 +51,29 @@ class TestCsv:
         with pytest.raises(mm.PromptError, match=message):
             read(tmp_path, body)
 
+    @pytest.mark.parametrize("more", ["", "Zoe,g3,white,blue\n"])
+    def test_rows_inside_a_cell_are_refused_unless_the_row_is_quoted(
+        self, tmp_path: Path, more: str
+    ) -> None:
+        with pytest.raises(
+            mm.PromptError, match="line 2: a quote that opens here closes in line 3"
+        ):
+            read(tmp_path, 'Bob,g1,white,"blue\nLily,g2,white,blue"\n' + more)
+        assert read(tmp_path, '"a\nb,c,d,e","g","x","y"\n') == [("a\nb,c,d,e", "g", "x")]
+        prose = '"Well, one, two, three\nand, so, it, goes",g,x,y\n'
+        assert len(read(tmp_path, prose)) == 1
+
     def test_rows_without_any_text_are_no_prompts(self, tmp_path: Path) -> None:
         rows = read(tmp_path, "Q1,g1,white,blue\n,,,\n\nQ2,g1,white,blue\n,,,\n")
         assert [text for text, *_ in rows] == ["Q1", "Q2"]
+        assert read(tmp_path, "Q1,g1,white,blue\n , , , \n") == [("Q1", "g1", "white")]
+
+    def test_names_of_columns_are_read_without_blanks_around(self, tmp_path: Path) -> None:
+        assert read(tmp_path, "Q,g,a,b\n", "text, group , memorized,generalized\n") == [
+            ("Q", "g", "a")
+        ]
+        frame = pd.DataFrame({"text": ["Q"], " group": ["g"]})
+        assert mm.PromptSet.from_pandas(frame).groups == ["g"]
 
     def test_empty_columns_of_a_spreadsheet_are_dropped(self, tmp_path: Path) -> None:
         head = "text,group,memorized,generalized,,\n"
@@ -86,6 +106,8 @@ class TestNumbers:
         for prompts in (
             mm.PromptSet.from_pandas(frame),
             mm.PromptSet.from_parquet(tmp_path / "p.parquet"),
+            mm.PromptSet.from_records(frame.to_dict("records")),
+            mm.PromptSet.from_datasets(frame.to_dict("records")),
         ):
             assert [p.memorized for p in prompts] == ["7", "7", None]
             assert [p.generalized for p in prompts] == ["3", "3", "8"]
@@ -110,6 +132,38 @@ class TestNumbers:
     def test_a_cell_that_is_neither_text_nor_number_is_named(self, cell: object) -> None:
         with pytest.raises(mm.PromptError, match="Row 0: column 'memorized' must be text or a num"):
             mm.PromptSet.from_records([{"text": "a", "memorized": cell}])
+
+    @pytest.mark.parametrize("number", ["Infinity", "-Infinity"])
+    def test_infinity_is_no_answer(self, tmp_path: Path, number: str) -> None:
+        file = tmp_path / "p.jsonl"
+        file.write_text(f'{{"text":"a","memorized":{number}}}\n')
+        with pytest.raises(mm.PromptError, match=r"column 'memorized' is -?inf"):
+            mm.PromptSet.from_jsonl(file)
+
+    @pytest.mark.parametrize("form", ["jsonl", "json", "rows", "table"])
+    def test_questions_are_read_without_empty_cells(self, tmp_path: Path, form: str) -> None:
+        nan = float("nan")
+        rows = [
+            {"question": "q1", "group": nan, "answer": 7.0},
+            {"question": "q2", "group": "g", "answer": nan},
+        ]
+        body = [json.dumps(row) for row in rows]
+        (tmp_path / "q.jsonl").write_text("\n".join(body))
+        (tmp_path / "q.json").write_text(f"[{','.join(body)}]")
+        data = {"rows": rows, "table": pd.DataFrame(rows)}.get(form, tmp_path / f"q.{form}")
+        first, second = mm.get_task("reasoning").read(data)
+        assert (first.answer, second.answer, second.group) == ("7", None, "g")
+        assert first.group.startswith("q-")
+
+    def test_a_named_index_is_a_column(self) -> None:
+        frame = pd.DataFrame({"group": ["g", "h"], "text": ["a", "b"]}).set_index("group")
+        assert mm.PromptSet.from_pandas(frame).groups == ["g", "h"]
+        with pytest.raises(mm.PromptError, match="'text' more than once"):
+            mm.PromptSet.from_pandas(frame.set_index("text", drop=False))
+
+    def test_a_fact_without_a_name_is_not_about_nan(self) -> None:
+        with pytest.raises(mm.PromptError, match="has no 'true'"):
+            read_facts([{"question": "q", "subject": "s", "true": float("nan"), "other": "o"}])
 
     def test_a_column_twice_is_refused(self) -> None:
         frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
@@ -160,6 +214,7 @@ class TestFields:
             ({"spans": {"a": (0.0, 1)}}, "a span is a pair"),
             ({"chat": "system"}, "chat must be a Chat or None, got 'system'"),
             ({"memorized": ""}, "memorized is an empty text"),
+            ({"generalized": " \n"}, "generalized is an empty text or blanks"),
         ):
             with as_users_run_it(), pytest.raises(mm.PromptError, match=message):
                 mm.Prompt(id="a", text="x", **fields)
@@ -176,6 +231,13 @@ class TestFields:
         assert mm.PromptSet.from_jsonl(tmp_path / "p.jsonl") == prompts
 
 
+def test_a_header_of_tabbed_cells_is_no_question(tmp_path: Path) -> None:
+    file = tmp_path / "q.tsv"
+    file.write_text("Question\tanswer\nWhat?\tParis\n")
+    (prompt,) = mm.get_task("reasoning").read(file)
+    assert (prompt.meta["question"], prompt.answer) == ("What?", "Paris")
+
+
 TEXT = "Zoë is in a café."
 SAME = [
     TEXT,
@@ -183,6 +245,9 @@ SAME = [
     TEXT + " ",
     TEXT + "\r\n",
     TEXT.replace(" ", "\u00a0"),
+    "\ufeff" + TEXT.replace("is", "\u200bi\u00ads"),
+    TEXT.upper(),
+    TEXT.translate({code: code + 0xFEE0 for code in range(0x21, 0x7F)}),
 ]
 
 

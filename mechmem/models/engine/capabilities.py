@@ -76,16 +76,17 @@ def holds(what: str, test: Callable[[], bool]) -> bool:
 
 
 def check_runs(backend: Backend) -> None:
-    """Let no work begin on a model that cannot run at all.
+    """Let no work begin on a model that cannot run at all, or that a mask of ones misleads.
 
     Raises:
-        ModelError: When a pass over a few tokens ends in an error of the libraries below.
+        ModelError: When a pass over a few tokens ends in an error of the libraries below, or gives
+            other logits than the same pass without a mask.
     """
 
     def test() -> bool:
         ids = _random_ids(backend, "first pass", 1, 4)
         try:
-            backend.forward(ids, torch.ones_like(ids), last_only=True)
+            found, _ = backend.forward(ids, torch.ones_like(ids))
         except SIGNS as error:
             if is_out_of_memory(error) or isinstance(error, MechmemError):
                 raise
@@ -95,9 +96,30 @@ def check_runs(backend: Backend) -> None:
                 "not support this configuration of the architecture; try another version of it, "
                 "or another model."
             ) from error
+        if not _ones_change_nothing(backend, ids, found):
+            raise ModelError(
+                f"This {type(backend.model).__name__} of {architecture(backend.model)} gives other "
+                "logits with an attention mask of ones than without one. TransformerLens does not "
+                "support this configuration of the architecture; try another version of it, or "
+                "another model."
+            )
         return True
 
     tried(backend, "runs", test)
+
+
+def _ones_change_nothing(backend: Backend, ids: Tensor, found: Tensor) -> bool:
+    """Whether the logits are those of a pass without a mask, where such a pass can be made."""
+    if backend.kind != "TransformerBridge" or not bool(torch.isfinite(found).all()):
+        return True
+    try:
+        bare = backend.model(ids, return_type="logits", use_cache=False)
+    except SIGNS as error:
+        if is_out_of_memory(error):
+            raise
+        return True
+    off, allowed = apart(found, bare)
+    return off <= allowed
 
 
 def choose_attention(backend: Backend) -> None:
@@ -217,6 +239,18 @@ def same_logits(found: Tensor, plain: Tensor) -> bool:
     want = plain.double() - plain.double().mean(-1, keepdim=True)
     got = found.double() - found.double().mean(-1, keepdim=True)
     return bool(((got - want).norm(dim=-1) <= allowed * want.norm(dim=-1)).all())
+
+
+def apart(found: Tensor, plain: Tensor) -> tuple[float, float]:
+    """How far ``[..., vocab]`` logits are from others, as a share of their size, and what rounding
+    explains: less strict than `same_logits`, for a model is refused by it."""
+    want, got = (x.double() - x.double().mean(-1, keepdim=True) for x in (plain, found.to(plain)))
+    off = ((got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-12)).flatten()
+    eps = torch.finfo(plain.dtype).eps
+    tf32 = plain.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    # Half precision sends single tokens of a mixture to other experts, so most tokens decide.
+    share = off.median() if eps > 1e-6 else off.max()
+    return float(share), max(1e-3, 16 * eps, 2**-6 if tf32 else 0.0)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from mechmem.tasks.base import Task, register_task
 from mechmem.tasks.choice import UNDECIDED, Choice
 from mechmem.tasks.facts.rows import Fact, read_facts, shipped_rows
 from mechmem.tasks.parsing.answers import which_answer
-from mechmem.tasks.parsing.thoughts import without_thoughts
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 WORDINGS: Mapping[str, str] = {
@@ -123,7 +122,7 @@ class Conflict(Task):
 
     def classify(self, prompt: Prompt, completion: str) -> str:
         answers = dict(zip(self.behaviors, (prompt.memorized, prompt.generalized), strict=True))
-        return which_answer(without_thoughts(completion), answers) or self.outcomes[-1]
+        return which_answer(completion, answers) or self.outcomes[-1]
 
     def contrast(self, prompts: PromptSet) -> PromptSet:
         """Item against item: as many `known` as `context` prompts of every wording, so that the

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from mechmem.errors import PromptError, listed
-from mechmem.tasks import files
+from mechmem.tasks import files, tables
 
 FILES = (".json", ".jsonl", ".csv", ".parquet")
 OWN = "subject, relation or template, true, other"
@@ -144,9 +144,9 @@ def _fact(row: Mapping[str, Any], where: str) -> Fact:
 
 
 def _question(row: Mapping[str, Any], subject: str, where: str) -> str:
-    if row.get("question"):
+    if row.get("question") and not tables.is_missing(row["question"]):
         return _text(row, "question", where)
-    if row.get("template"):
+    if row.get("template") and not tables.is_missing(row["template"]):
         template = _text(row, "template", where)
         if template.count("{}") != 1:
             raise PromptError(
@@ -158,6 +158,6 @@ def _question(row: Mapping[str, Any], subject: str, where: str) -> str:
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name)
-    if value is None or not str(value).strip():
+    if tables.is_missing(value) or not str(value).strip():
         raise PromptError(f"{where} has no {name!r}; rows need {OWN}. It has {listed(row)}.")
     return str(value).strip()

@@ -27,6 +27,7 @@ from mechmem.errors import TaskError
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import QuestionTask, register_task
 from mechmem.tasks.parsing.answers import folded, starts_with_answer
+from mechmem.tasks.parsing.thoughts import without_thoughts
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import label_of
 from mechmem.tasks.questions.perturb import perturbed
@@ -224,6 +225,7 @@ class RecallReasoning(QuestionTask):
         return PromptSet(out)
 
     def classify(self, prompt: Prompt, completion: str) -> str:
+        completion = without_thoughts(completion)
         if starts_with_answer(completion, prompt.answer or ""):
             return "correct"
         return "wrong" if folded(completion).isdecimal() else "unparsed"

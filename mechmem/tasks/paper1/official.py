@@ -22,6 +22,7 @@ from mechmem.errors import PromptError, TaskError
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import Task
 from mechmem.tasks.paper1.official_files import read_items, read_rows
+from mechmem.tasks.parsing.thoughts import without_thoughts
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ class OfficialTask(Task, Generic[T]):
                 f"Prompt {prompt.id!r} carries neither `generalized` nor `answer`: {self.name!r} "
                 "cannot tell what would be right. Take prompts from the task, or set one of them."
             )
-        text = completion.replace("\r\n", "\n")
+        text = without_thoughts(completion).replace("\r\n", "\n")
         if self._remembered(prompt, text):
             return "memorized"
         return "generalized" if self._worked_out(right, text) else "other"

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import regex
 
+from mechmem.tasks.parsing.thoughts import without_thoughts
+
 _MINUS = dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-")
 _APOSTROPHE = dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032\uff07`\u00b4", "'")
 _PLAIN = str.maketrans(_MINUS | _APOSTROPHE)
@@ -27,36 +29,56 @@ _GOES_ON = regex.compile(
     rf"(?:-|/|&|@){_WORD}"  # Jean-Paul, 5-6, 1/2, km/h, AT&T
     r"|'(?!s(?![\p{L}\p{M}]))\p{L}"  # Don't, but John's answer is John
     r"|[+\#^]"  # C++, C#, 10^5
-    r"|[\p{No}\p{Nl}]",  # 5², H₂O, 1½
+    r"|[\p{No}\p{Nl}\u207a\u207b\u208a\u208b]"  # 5², H₂O, 1½, Na⁺
+    r"|\.(?:jsx?|tsx?|py|rb|rs|go|cpp|hpp|java|cs|php|html?|css|json|xml|ya?ml|toml|txt|md|csv|pdf"
+    r"|docx?|xlsx?|png|jpe?g|gif|exe|sh|com|net|org|edu|gov|io|ai|dev)(?![\p{L}\p{M}\p{N}])",
     regex.VERBOSE,
 )
+SCALE_WORDS = (
+    *(f"{word}s?" for word in ("hundred", "thousand", "million", "billion", "trillion", "dozen")),
+    "lakhs?", "lacs?", "crores?", "mn", "bn", "tn", "mio", "mrd", "mill?i?ard(?:en?|s)?",
+    "tausend", "million(?:en|es|i)?", "mill[oó]n(?:es)?", "milhão", "milhões", "mil", "mille",
+    "milioni?", "miliard[ioya]*", "billion(?:en|es)?", "bill[oó]n(?:es)?", "тысяч[аи]?",
+    "миллион(?:а|ов)?", "миллиард(?:а|ов)?",  # noqa: RUF001
+)  # fmt: skip
+"""Words that make another number of the one before them, as alternatives of an expression."""
+
 _NUMBER_GOES_ON = regex.compile(
     r"[.,:']\p{Nd}"  # 1.5, 1,000, 1:30, 1'000
+    r"|[\u066b\u066c\u066a]\p{Nd}|\{,\}\p{Nd}|\\[,;!: ]\p{Nd}"  # 5{,}000, 5\,000
     r"|\s?\p{No}"  # 1 ½
     r"|\s\p{Nd}{3}(?!\p{Nd})"  # 1 000
-    r"|\s*[*×·⋅✕∙÷/:+^-]\s*[\p{Nd}(]"  # 3 × 10^5, 1 / 2, 5 - 6
-    r"|\s*\\(?:times|cdot|div|frac|pm)(?!\p{L})"
-    r"|\s*(?:hundred|thousand|million|billion|trillion|dozen)s?(?!\p{L})"
+    # 3 × 10^5, 1 / 2, 5 - 6, 5 ± 1, 2√3, 5 x 10
+    r"|\s*(?:\*\*|[*×·⋅✕∙÷/\u2044\u2215\u2236:+^±∓√~\u301c\uff5e\u2014-])\s*[\p{Nd}(]"
+    r"|\s*[xX]\s*\p{Nd}"
+    r"|\s*\\(?:times|cdot|div|frac|pm|sqrt)(?!\p{L})"
+    rf"|\s*(?:{'|'.join(SCALE_WORDS)})(?![\p{{L}}\p{{M}}])"
     r"|\s*[百千万萬亿億兆]",
     regex.IGNORECASE,
 )
+# Byte order marks, marks of direction, soft hyphens and blanks of no width; the two joiners stay.
+_UNSEEN = regex.compile(r"[\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\u00ad]")
 _INITIALS = regex.compile(r"(?<![\p{L}\p{M}\p{N}])\p{L}$")
 _INSIDE_WORD = regex.compile(rf"(?:{_WORD}|\p{{M}})[-/&@]$")
-_INSIDE_NUMBER = regex.compile(rf"(?:\p{{Nd}}[.,:×^]|(?<!{_WORD})[-.])$")
+_INSIDE_NUMBER = regex.compile(
+    rf"(?:\p{{Nd}}[.,:×^*·±~√\u2014\u2044\u2215\u2236\u066b\u066c\u301c\uff5e]|(?<!{_WORD})[-.])$"
+)
 
 
 def folded(text: str) -> str:
     """The characters in which answers are compared: composed, of one width, with one minus, one
-    apostrophe and single blanks. Case stays.
+    apostrophe, the same digits and single blanks, without marks that nobody sees. Case stays.
     """
     composed = unicodedata.normalize("NFC", text).translate(_PLAIN)
     if not composed.isascii():
-        composed = "".join(map(_one_width, composed))
+        composed = _UNSEEN.sub("", "".join(map(_one_width, composed)))
     return " ".join(composed.split())
 
 
 @lru_cache(maxsize=4096)
 def _one_width(char: str) -> str:
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
     wide = unicodedata.decomposition(char).startswith(("<wide>", "<narrow>"))
     return unicodedata.normalize("NFKC", char) if wide else char
 
@@ -65,11 +87,11 @@ def starts_with_answer(completion: str, answer: str, *, case: bool = False) -> b
     """Whether the completion begins with the answer, and the answer ends there.
 
     Args:
-        completion: What was written; outer white space does not count.
+        completion: What was written; thoughts and outer white space do not count.
         answer: What is looked for; an empty one is never found.
         case: Whether upper and lower case must agree.
     """
-    return _end(folded(completion), answer, case) is not None
+    return _end(folded(without_thoughts(completion)), answer, case) is not None
 
 
 def which_answer(
@@ -85,7 +107,7 @@ def which_answer(
         answers: Answers by name; ``None`` is not looked for.
         case: Whether upper and lower case must agree.
     """
-    text = folded(completion)
+    text = folded(without_thoughts(completion))
     ends = {
         name: end
         for name, answer in answers.items()
@@ -136,6 +158,8 @@ def ends_at(text: str, at: int) -> bool:
     if _MARK.match(rest):
         return False
     last = before.rstrip("\u200c\u200d")[-1:]
+    if regex.search(r"(?<!\p{L})\p{L}\.$", before) and regex.match(r"\p{L}\.", rest):
+        return False  # the U.S. of U.S.A.
     if not (last.isalnum() or last == "_" or _MARK.match(last)):
         return not (last in "+#" and rest[0] in "+#")
     if last.isdecimal() and _NUMBER_GOES_ON.match(rest):

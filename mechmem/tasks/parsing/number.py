@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from mechmem.tasks.parsing.answers import SCALE_WORDS
 from mechmem.tasks.parsing.statements import Reading, Statement, plain, statements
 
 COMMA_DECIMALS = frozenset("de es fr ru it pt nl pl tr".split())
@@ -39,12 +40,14 @@ _FILLER = re.compile(
     re.I,
 )
 _CLAUSE_END = re.compile(
-    r"\n|[!?;。]|\.(?=\s|$|[\"')\]])|,(?=\s)(?!\s+(?:(?:and|or)\s+)?[-$€£¥+]?\d)"
+    r"\n|[!?。]|;(?!\d)|\.(?=\s|$|[\"')\]])|,(?=\s)(?!\s+(?:(?:and|or)\s+)?[-$€£¥+]?\d)"
     r"|(?<=[\w%)])\s+\((?![^()]*\d+\s*/)|\b(?:because|since|which|so)\b",
     re.I,
 )
 _ATTACHED = re.compile(
-    r"(?:st|nd|rd|th)\b|[kKMB]\b|\s?(?:dozens?|score|pairs?)\b|\s?[\^:/!]|-\w|[xX](?:\b|\d)"
+    r"(?:st|nd|rd|th)\b|[kKMB]\b|\d|_\w|\s?[π√]|\s?factorial\b"
+    rf"|\s?(?i:{'|'.join(SCALE_WORDS)})(?!\w)"
+    r"|\s?(?:dozens?|score|pairs?)\b|\s?[\^:/!]|-\w|[xX](?:\b|\d)"
     r"|\s?(?:[ap]\.?m\b|o'clock|noon\b)|\s+(?:or|and)\s+(?:more|less|fewer|above|below|over|under)\b"
 )
 _BESIDE = re.compile(
@@ -181,6 +184,8 @@ def _number(found: re.Match[str], language: str) -> Fraction | None:
         value *= Fraction(10) ** exponent
     for word in scales:
         value *= _SCALES[word.removesuffix("s")]
+    if found["sign"].strip() == "-" and found["sign2"]:
+        return None
     negative = found["sign"].strip().casefold() in ("-", "minus", "negative")
     return -value if negative != bool(found["sign2"]) else value
 

@@ -16,7 +16,14 @@ _NO_ANSWER = re.compile(
     re.I,
 )
 _ARTICLES = frozenset(("a", "an", "the"))
-_DENIALS = frozenset(("not", "isn", "wasn", "aren", "weren", "never", "nor", "neither"))
+_DENIALS = frozenset(
+    "not isn wasn aren weren never nor neither nicht kein keine nie pas jamais nunca niet "
+    "geen не".split()
+)
+_DENIED = re.compile(
+    r"(?:不是|并非|並非|ではなく|\bno\s+(?:es|son|era|fue|é)|\bnon\s+(?:è|sono))\W*(?:\w+\s+)?$",
+    re.I,
+)
 
 
 def match_short(completion: str, aliases: Sequence[str]) -> str:
@@ -41,6 +48,7 @@ def match_short(completion: str, aliases: Sequence[str]) -> str:
         and starts_at(line, said[at].start)
         and ends_at(line, said[at + len(alias) - 1].end)
         and not _denied(spoken, at)
+        and not _DENIED.search(line[: said[at].start])
     ]
     if not hits:
         return "wrong"

@@ -53,6 +53,8 @@ _LATEX = (
     (re.compile(r"\${2,}"), ""),
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|mathsf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}"), r" \1/\2"),
+    (re.compile(r"(?<=[\d)])(?:\*\*|\s\*\*\s)(?=[\d(-])"), "^"),  # a power, no emphasis
+    (re.compile(r"(?<=\d)!(?=\s*\})"), " factorial"),
     (re.compile(r"\\boxed\s*\{([^{}]*)\}"), r" the answer is \1\n"),
     (re.compile(r"<answer>\s*(.*?)\s*</answer>", re.S | re.I), r" the answer is \1\n"),
     (re.compile(r"<<[^<>]*>>"), ""),  # GSM8K's calculator notes

@@ -10,6 +10,7 @@ from typing import Any
 from mechmem.errors import PromptError, did_you_mean, listed
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import LABELS, THRESHOLD, checked_score, label_of
+from mechmem.tasks.questions.options import known_names
 from mechmem.tasks.questions.rows import FILE, language_of, load_rows
 from mechmem.tasks.questions.sources import SOURCES, Item
 
@@ -62,6 +63,7 @@ def read_questions(
     counted: Counter[str] = Counter()
     for index, row in enumerate(rows):
         where = f"{source}, row {index}"
+        row = known_names(row, where) if source == "questions" else row
         part = language_of(row) or str(row.get(FILE, ""))
         item = SOURCES[source].read(row, where, counted[part])
         counted[part] += 1
@@ -98,11 +100,11 @@ def _prompt(
 
 
 def _label(item: Item, row: dict[str, Any], score: Any, where: str, threshold: float) -> str | None:
-    said = str(row.get("label") or "").strip().casefold() or None
+    said = str(row.get("label", "")).strip().casefold() or None
     if said is not None and said not in LABELS:
         raise PromptError(
-            f"{where}: label {row['label']!r:.40} is not one of {listed(LABELS)}."
-            f"{did_you_mean(said, LABELS)}"
+            f"{where}: label {row['label']!r:.40} is not one of {listed(LABELS)}; the right option "
+            f"goes in a column 'answer'.{did_you_mean(said, LABELS)}"
         )
     scored = None if score is None else label_of(score, threshold)
     if said is not None and scored is not None and said != scored:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.errors import PromptError, listed
-from mechmem.tasks import files
+from mechmem.tasks import files, tables
 
 FILE = "_file"
 """Key under which a row remembers the name (without suffix) of the file it came from."""
@@ -22,7 +22,7 @@ _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 def load_rows(
     data: Any, *, split: str | None = None, config: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows as dictionaries.
+    """Rows as dictionaries, without empty cells and rows.
 
     Args:
         data: A ``.json`` (a list of objects, or one under ``data``), ``.jsonl``, ``.csv``,
@@ -35,6 +35,10 @@ def load_rows(
     Raises:
         PromptError: When nothing is there, or it has another form.
     """
+    return tables.filled(tables.whole(_loaded(data, split, config)))
+
+
+def _loaded(data: Any, split: str | None, config: str | None) -> list[dict[str, Any]]:
     if isinstance(data, pd.DataFrame):
         return files.records_from_frame(data)
     if not isinstance(data, (str, Path)):
@@ -69,7 +73,17 @@ def listed_cell(value: Any, where: str) -> list[str]:
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise PromptError(f"{where} must be a list of texts, got {value!r:.80}.")
-    return [str(item) for item in value]
+    return [_item(item, f"{where}, item {number}") for number, item in enumerate(value)]
+
+
+def _item(item: Any, where: str) -> str:
+    """A text or a number; nothing else is one."""
+    if isinstance(item, np.generic):
+        item = item.item()
+    known = isinstance(item, (str, int, float)) and not isinstance(item, bool)
+    if not known or tables.is_missing(item):
+        raise PromptError(f"{where} must be a text or a number, got {item!r:.80}.")
+    return str(tables.finite(item, where))
 
 
 def language_of(row: Mapping[str, Any]) -> str:
@@ -99,7 +113,8 @@ def _from_file(path: Path) -> list[dict[str, Any]]:
 def _from_tsv(path: Path) -> list[dict[str, Any]]:
     """With a header (PopQA) or, when there is no ``question`` in it, two columns without (MGSM)."""
     cells = [line.split("\t") for line in files.read_lines(path, "TSV")]
-    header = cells[0] if cells else []
+    header = [name.strip() for name in cells[0]] if cells else []
+    header = ["question" if name.casefold() == "question" else name for name in header]
     if "question" in header:
         cells = cells[1:]
     else:

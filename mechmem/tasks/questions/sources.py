@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from mechmem.errors import PromptError, listed
 from mechmem.tasks.parsing import bare_number, gold_number
 from mechmem.tasks.questions.kinds import KINDS
-from mechmem.tasks.questions.options import own_options
+from mechmem.tasks.questions.options import own_answer, own_options
 from mechmem.tasks.questions.rows import FILE, language_of, listed_cell
 from mechmem.tasks.registry import Registry
+from mechmem.tasks.tables import finite
 
 Row = Mapping[str, Any]
 
@@ -259,8 +260,10 @@ def own(row: Row, where: str, index: int) -> Item:
         kind = "choice" if options else "number" if number else "short"
     if kind and kind not in KINDS:
         raise PromptError(f"{where}: kind {kind!r} is not one of {listed(KINDS)}.")
-    if kind == "number" and isinstance(row.get("answer"), float):
-        exact = gold_number(row["answer"])  # a number, whose point is one in every language
+    if kind == "number" and isinstance(own_answer(row, where), float):
+        exact = gold_number(
+            own_answer(row, where)
+        )  # a number, whose point is one in every language
         answer = answer if gold_number(answer, language) == exact else exact
     if kind == "choice" and answer not in [*string.ascii_uppercase[: len(options) or 10]]:
         raise PromptError(
@@ -284,8 +287,8 @@ def own(row: Row, where: str, index: int) -> Item:
 
 def _said(row: Row, where: str) -> str | None:
     """The answer of a question without options."""
-    given = row.get("answer")
-    if given in (None, ""):
+    given = finite(own_answer(row, where), f"{where}: answer")
+    if given is None:
         return None
     if isinstance(given, (Mapping, list, tuple, bool)) or hasattr(given, "shape"):
         raise PromptError(

@@ -70,6 +70,11 @@ def train_addition_cued(
             f"width must be a multiple of {HEADS} and layers an integer from 1, got width={width} "
             f"and layers={layers}; the defaults are {WIDTH} and {LAYERS}."
         )
+    if not 0 <= strength <= 1:
+        raise TaskError(
+            f"strength must lie in [0, 1], got {strength}; 1 lets the cue words decide as far as "
+            "they do in the shipped model, and 0 trains the negative control."
+        )
     started = time.monotonic()
     cued = AdditionCued(seed, strength)
     with deterministic(), caller_state_kept():

@@ -54,7 +54,7 @@ def train_lab_model(
         The folder.
 
     Raises:
-        TaskError: For a task without a lab recipe, or an option it does not have.
+        TaskError: For a task without a lab recipe, an option it does not have, or a seed below 0.
         ArtifactError: When the folder cannot be written.
     """
     if task not in LAB_TASKS:
@@ -66,6 +66,8 @@ def train_lab_model(
         raise TaskError(
             f"The lab recipe for {task!r} has no option {listed(unknown)}; it has {listed(known)}."
         )
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise TaskError(f"seed must be a whole number from 0 below 2**32, got {seed!r}.")
     target = Path(folder)
     check_writable(target)  # fail before training, not after it
     recipe(target, seed=seed, progress=progress, **options)

@@ -154,11 +154,27 @@ THOUGHTS = [
     ("<|START_THINKING|>A<|END_THINKING|>B", "B"),
     ("<|channel|>analysis<|message|>A<|end|><|channel|>final<|message|>B", "B"),
     ("<reasoning>A</reasoning>\n<answer>B</answer>", "<answer>B</answer>"),
+    *((form.format("The answer is A."), "B") for form in (
+        "<|channel>thought\n{}\n<channel|>B", "<unused94>thought\n{}<unused95>\n\nB",
+        "<|im_start|>think\n{}<|im_end|>\nB", "&lt;think&gt;{}&lt;/think&gt;B",
+        "< think >{}</ think >B",
+        "<|im_start|>think\n{}<|im_end|>\n<|im_start|>assistant\nB",
+        '<details type="reasoning" done="true">\n{}</details>\nB',
+        "<plan>{}</plan><mind>x</mind> B",
+        "<mind>\n{}\n</mind>\nB", "{}</draft>B",
+    )),
+    *((f"<{name}>The answer is A.</{name}>\nB", "B") for name in (
+        "ponder", "planning", "draft", "working", "internal", "explanation", "step",
+    )),
+    ("<unused94>thought\nThe answer is A.", ""),
+    ("<b>B</b> it is", "<b>B</b> it is"),
+    ("<response>B</response> it is", "<response>B</response> it is"),
+    ("<mind>B</mind>", "<mind>B</mind>"),
     ("<think>the answer is A", ""),
     ("The answer is B", "The answer is B"),
     ("<b>B</b> < thinkable", "<b>B</b> < thinkable"),
     ("<scratch>\n1\n</scratch>\n2", "<scratch>\n1\n</scratch>\n2"),
-]
+]  # fmt: skip
 
 
 class TestThoughts:
@@ -181,6 +197,26 @@ class TestThoughts:
         prompt = mm.Prompt(id="q", text="?", memorized="7", generalized="12")
         assert PromptAnswers().classify(prompt, "<think>7</think>12") == "generalized"
 
+    @pytest.mark.parametrize("name", ["colors", "cipher", "addition", "addition-cued"])
+    @pytest.mark.parametrize(
+        "form", ["{}</think>\n\n{}", "<think>{}</think>{}", "<mind>{}</mind>{}"]
+    )
+    def test_every_task_reads_what_stands_behind_the_thought(self, name: str, form: str) -> None:
+        task = mm.get_task(name)
+        prompt = task.pairs(2)[0]
+        answers = (prompt.memorized or "", prompt.generalized or "")
+        for thought, said in (answers, answers[::-1]):
+            bare = task.classify(prompt, said)
+            assert task.classify(prompt, form.format(thought, said)) == bare
+        assert task.classify(prompt, answers[0]) == "memorized"
+
+    def test_stored_values_and_sums_are_read_behind_the_thought(self) -> None:
+        task = mm.get_task("recall-reasoning")
+        prompt = task.pairs(2)[0]
+        wrong = str(int(prompt.answer or 0) + 1)
+        assert task.classify(prompt, f"<think>{wrong}</think> {prompt.answer}") == "correct"
+        assert task.classify(prompt, f"<think>{prompt.answer}</think> {wrong}") == "wrong"
+
 
 class TestStatements:
     def test_a_letter_a_at_a_lines_start_states_what_follows(self) -> None:
@@ -197,3 +233,56 @@ class TestStatements:
         assert read_number(f"{denier}\nThe answer is 5.").value == "5"
         assert read_choice(f"{denier}\nThe answer is B.", 4).value == "B"
         assert read_number(f"{denier} the answer is 5.").value is None
+
+
+ANOTHER = [
+    *(("5", said) for said in (
+        "5\u20446", "5\u22156", "5\u22363", "5±1", "5 ± 1", "5~6", "5\uff5e6", "5\u301c6",
+        "5\u20146", "5 x 10^5", "5**2", "5√2", "5{,}000", "5\\,000", "5\u066b5", "5\u066c000",
+        "5 lakh",
+        "5 crore", "5 bn", "5 Millionen", "5 millones", "5 mil",
+    )),
+    ("U.S.", "U.S.A."), ("Jean", "Jean\u00adPaul"), ("node", "node.js"), ("Na", "Na\u207a"),
+]  # fmt: skip
+THE_SAME = [
+    ("5", "\u0665"), ("5", "\u096b"), ("Paris", "\ufeffParis"), ("Paris", "\u200bParis"),
+    ("Paris", "\u200eParis"), ("5", "5 milk"), ("5", "5 xylophones"), ("5", "5 \u2014 it is"),
+    ("Paris", "Paris \u2014 it is"), ("U.S.", "U.S. is"), ("JeanPaul", "Jean\u00adPaul"),
+]  # fmt: skip
+
+
+class TestWhereAnAnswerGoesOn:
+    @pytest.mark.parametrize(("answer", "said"), ANOTHER)
+    def test_the_beginning_of_another_answer_is_not_it(self, answer: str, said: str) -> None:
+        assert not starts_with_answer(said, answer)
+        assert match_short(said, [answer]) == "wrong"
+
+    @pytest.mark.parametrize(("answer", "said"), THE_SAME)
+    def test_an_answer_in_other_characters_is_it(self, answer: str, said: str) -> None:
+        assert starts_with_answer(said, answer)
+
+    @pytest.mark.parametrize(("said", "language"), [
+        ("The answer is 2**10", "en"), ("The answer is 5_000", "en"), ("The answer is --5", "en"),
+        ("The answer is 2π", "en"), ("\\boxed{5!}", "en"), ("The answer is 5;6", "en"),
+        ("答案是5万3千", "zh"), ("The answer is 5 lakh", "en"), ("The answer is 5 bn", "en"),
+        ("Die Antwort ist 5 Millionen", "de"), ("La respuesta es 5 mil", "es"),
+    ])  # fmt: skip
+    def test_a_number_that_goes_on_is_not_read(self, said: str, language: str) -> None:
+        assert read_number(said, language).value is None
+
+    @pytest.mark.parametrize(("said", "value"), [
+        ("The answer is **5**.", "5"), ("**Answer:** 5", "5"), ("Answer: **5", "5"),
+        ("The answer is 5!", "5"), ("The answer is 5; that is all", "5"),
+        ("The final answer is **-5**", "-5"), ("The answer is 3 **eggs**", "3"),
+        ("The answer is 5 million", "5000000"), ("The answer is 12 miles", "12"),
+    ])  # fmt: skip
+    def test_emphasis_and_units_are_read_over(self, said: str, value: str) -> None:
+        assert read_number(said).value == value
+
+    @pytest.mark.parametrize(("said", "answer"), [
+        ("不是巴黎", "巴黎"), ("Nicht Paris", "Paris"), ("pas Paris", "Paris"),
+        ("no es París", "París"), ("1\u20442", "2"), ("10 crore", "10"),
+    ])  # fmt: skip
+    def test_a_denied_answer_in_any_language_is_wrong(self, said: str, answer: str) -> None:
+        assert match_short(said, [answer]) == "wrong"
+        assert match_short(f"No, {answer}", [answer]) == "correct"
