@@ -112,11 +112,13 @@ def with_adapters(model: Any, settings: TrainingSettings) -> Any:
     """
     try:
         from peft import LoraConfig, get_peft_model
+        from transformers.pytorch_utils import Conv1D
     except ImportError as error:
         raise TaskError(
             "method='lora' needs peft; install it with: pip install 'mechmem[lora]'."
         ) from error
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    modules = {name.rsplit(".", 1)[-1]: module for name, module in model.named_modules()}
+    names = set(modules)
     targets = list(settings.lora_targets)
     if not targets and {"q_proj", "v_proj"} <= names:
         targets = ["q_proj", "v_proj"]
@@ -126,6 +128,8 @@ def with_adapters(model: Any, settings: TrainingSettings) -> Any:
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=targets or None,
+        # GPT-2 keeps its weights transposed; peft sets this by itself, with a warning.
+        fan_in_fan_out=any(isinstance(modules.get(name), Conv1D) for name in targets or ["c_attn"]),
         task_type="CAUSAL_LM",
     )
     try:

@@ -20,6 +20,7 @@ from small_study import small_study
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import mechmem as mm
+from mechmem.models.shipped import LAB_FOLDER
 from mechmem.tasks.judging import judge_questions
 from mechmem.tasks.questions.labels import Labels
 
@@ -80,6 +81,12 @@ def figures(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
     return {"study": study, "nmd": study.scores}
 
 
+def index(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The study with few refits and draws; the README's runs whole."""
+    patch.setattr(mm, "run_study", partial(mm.run_study, shuffles=1, draws=2))
+    return {}
+
+
 def reasoning(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
     shutil.copy(QUESTIONS / "mmlu_pro.json", "mmlu-pro-3000samples.json")
     asked = json.loads((QUESTIONS / "mmlu_pro.json").read_text())
@@ -128,9 +135,11 @@ def tasks(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
 
 
 def training(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The same calls, of three steps each."""
-    mm.train("colors", "some/model", steps=1)
-    patch.setattr(mm, "train", partial(mm.train, steps=3, evaluate_every=3))
+    """The same calls, of two steps each, on few items."""
+    shutil.copytree(LAB_FOLDER / "colors", "some/model")
+    train, few = mm.train, {"samples": 16, "evaluation_pairs": 2, "validation_items": 4}
+    few |= {"steps": 2, "evaluate_every": 2}
+    patch.setattr(mm, "train", lambda *given, **options: train(*given, **{**options, **few}))
     return {}
 
 
@@ -139,6 +148,7 @@ BEFORE: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "engine": engine,
     "exchange": exchange,
     "figures": figures,
+    "index": index,
     "neurons": lab,
     "reasoning": reasoning,
     "tasks": tasks,
