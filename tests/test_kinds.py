@@ -174,8 +174,8 @@ def test_numbers_of_any_library_are_numbers(value, fits) -> None:
 
 SETTINGS: dict[str, tuple[Any, str]] = {
     "budget None": (lambda r: mm.cache_activations(
-        r["model"], r["prompts"], token_budget=None), "got NoneType"),
-    "budget text": (lambda r: r["model"].logits("w1", token_budget="x"), "got str 'x'"),
+        r["model"], r["prompts"], token_budget=None), "got None"),
+    "budget text": (lambda r: r["model"].logits("w1", token_budget="x"), "got 'x'"),
     "budget object": (lambda r: mm.caching.plan_extraction(
         r["model"], r["prompts"], token_budget=object()), "token_budget must be"),
     "bootstrap": (lambda r: mm.cache_moments(
@@ -210,7 +210,7 @@ METHODS: dict[str, tuple[Any, str]] = {
     "plus": (lambda r: r["prompts"] + 3, "other must be PromptSet"),
     "by name": (lambda r: r["prompts"]["zz"], "index must be a whole number or slice"),
     "too far": (lambda r: r["prompts"][9999], "There is no prompt 9999"),
-    "stop": (lambda r: r["model"].complete("w1", 2, stop=3), "stop must be a sequence"),
+    "stop": (lambda r: r["model"].complete("w1", 2, stop=3), "stop must be texts"),
     "answers": (lambda r: r["model"].logprobs("w1", 3), "answers must be a sequence"),
     "scores": (lambda r: r["model"].answer_scores(3, 3), "prompts must be a sequence"),
     "edits": (lambda r: r["model"].with_interventions(3), "interventions must be a sequence"),

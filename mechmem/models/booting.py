@@ -158,7 +158,8 @@ def check_quantized(config: Any, name: str) -> None:
     settings = getattr(config, "quantization_config", None)
     settings = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
     method = settings.get("quant_method")
-    known = [str(key) for key in AUTO_QUANTIZATION_CONFIG_MAPPING]
+    # "bitsandbytes" is one of two there: transformers adds how many bits.
+    known = [str(key).removesuffix("_4bit") for key in AUTO_QUANTIZATION_CONFIG_MAPPING]
     if method is not None and str(getattr(method, "value", method)) not in known:
         raise ModelError(
             f"config.json of {name} says quant_method={method!r:.40}, which transformers does not "
