@@ -66,7 +66,6 @@ def open_page(
             "The open page is drawn by Dash, which is not installed: pip install 'mechmem[app]'."
         ) from error
     from mechmem.app.source import Source
-    from mechmem.models.loading import check_source
     from mechmem.reports.saved import SavedStudy, load_study
 
     if study is None and model is None:
@@ -85,6 +84,8 @@ def open_page(
     if model is not None and not isinstance(model, str):
         names["model"] = "model"
     if isinstance(model, str):
+        from mechmem.models.loading import check_source  # with torch, which a study alone needs not
+
         check_source(model)
     source = Source(study, model, task, names)
     return OpenPage(source, host or LOCAL, port, scratch)
