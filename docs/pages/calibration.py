@@ -35,7 +35,7 @@ HERE = Path(__file__).parents[1]
 TABLE, PAGE = HERE / "calibration" / "studies.csv", HERE / "calibration.md"
 SHUFFLES = 19
 P2, P2_NULL = "P2", "P2, nothing"
-FEW = (12, 24, 48)
+FEW = (12, 20, 30)
 """Training groups that flip, in the planted studies with few of them."""
 NULLS = ("exchanged", "coin", "random edits", "answers swapped")
 """Half of the null studies are of the first kind; the others were not made by an exchange."""
@@ -333,7 +333,7 @@ what is missing here has not been run.
   5 %.
 - **negative control**: `lab/addition-uncued`, trained without the planted mode, nothing exchanged.
 - **planted**: `lab/addition-cued` as it is; *12 groups*: fitted to the flips of 12 training groups
-  only, of some 100 that there are.
+  only, of about 40 that there are.
 - **P2, nothing**: the verdict of `run_reasoning_study` on `recall-reasoning`, 400 questions,
   trained for 700 of 2,000 steps so that accuracy is far from 0 and 100 %, with the training labels
   exchanged before anything is fitted. **P2**: the same with the labels as they are.

@@ -92,7 +92,7 @@ def open_adapter(
             body, found = causal.from_pretrained(
                 base, dtype=dtype, output_loading_info=True, **placed
             )
-            check_whole(found, base)
+            check_whole(found, base, body)
             whole = PeftModel.from_pretrained(body, str(folder))
     except ModelError:
         raise

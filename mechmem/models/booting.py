@@ -283,7 +283,7 @@ class _Whole:
         model, found = usual.from_pretrained(
             where, output_loading_info=True, **options, **self.more
         )
-        check_whole(found, where)
+        check_whole(found, where, model)
         if self.device is not None and getattr(model, "hf_quantizer", None) is None:
             model.to(self.device)  # where TransformerLens puts it next: no slow pass elsewhere
         self.sample = sampled(model.eval(), usual=True)

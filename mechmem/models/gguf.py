@@ -65,7 +65,7 @@ def open_gguf(file: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[An
             "off, one of several parts, or of an architecture that transformers does not read from "
             "GGUF; use the model's folder or hub name."
         ) from error
-    check_whole(found, str(file))
+    check_whole(found, str(file), body)
     # The record would say that the weights are quantized still, and forbid to save them.
     if hasattr(body.config, "quantization_config"):
         del body.config.quantization_config

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
-from unicodedata import category, normalize
+from unicodedata import category, decomposition, normalize
 
 from mechmem.errors import PromptError, shown
 
@@ -168,8 +168,9 @@ class Prompt:
     @property
     def same_text(self) -> str:
         """What every writing of this question has in common, with the chat's own words: characters
-        of one form and width, without case or marks that nobody sees, white space single and none
-        around. Prompts that share it leak into one another.
+        composed and of one width, without marks that nobody sees, white space single and none
+        around. Prompts that share it leak into one another. Case and raised digits are part of a
+        text: of ``2²`` and ``22``, or two letters of a cipher, neither is the other.
         """
         chat = self.chat
         said = [self.text]
@@ -180,5 +181,10 @@ class Prompt:
 
 def _bare(text: str) -> str:
     """One form of every writing of a text."""
-    seen = "".join(char for char in normalize("NFKC", text) if category(char) != "Cf")
-    return " ".join(normalize("NFKC", seen.casefold()).split())
+    wide = ("<wide>", "<narrow>")
+    seen = "".join(
+        normalize("NFKC", char) if decomposition(char).startswith(wide) else char
+        for char in text
+        if category(char) != "Cf"
+    )
+    return " ".join(normalize("NFC", seen).split())

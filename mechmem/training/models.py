@@ -60,7 +60,7 @@ def start(
             causal: Any = AutoModelForCausalLM
             options: Any = {"dtype": torch.float32, "output_loading_info": True}
             body, found = causal.from_pretrained(**where, **options)
-            check_whole(found, str(model))
+            check_whole(found, str(model), body)
     except ModelError:
         raise
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,12 +23,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import mechmem as mm
 from mechmem.models.shipped import LAB_FOLDER
 from mechmem.tasks.judging import judge_questions
-from mechmem.tasks.questions.labels import Labels
 
 QUESTIONS = Path(__file__).parents[1] / "tasks" / "questions" / "data"
 
 
-def lab(patch: pytest.MonkeyPatch | None = None) -> Mapping[str, Any]:
+def lab(*_: Any) -> Mapping[str, Any]:
     """What a notebook has after its first cells."""
     return _lab()
 
@@ -44,11 +44,11 @@ def _lab() -> Mapping[str, Any]:
     edit = mm.AddDirection(r["resid_post", 1], alpha=1.0)
     return {
         "mm": mm, "model": model, "task": task, "pairs": pairs, "parts": parts, "flips": flips,
-        "acts": acts, "edit": edit, "prompts": parts.validation, "fitted": parts.train,
+        "acts": acts, "edit": edit, "prompts": parts.validation,
     }  # fmt: skip
 
 
-def engine(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
+def engine(*_: Any) -> dict[str, Any]:
     parts, flips = lab()["parts"], lab()["flips"]
     halves = {behavior: "ab"[k] for k, behavior in enumerate(("memorized", "generalized"))}
     labeled = mm.PromptSet(
@@ -61,9 +61,8 @@ def engine(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def exchange(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    hub = running()
-    said: Any = {"endpoint": hub.__enter__().url, "token": "hf_secret"}
+def exchange(patch: pytest.MonkeyPatch, held: ExitStack) -> dict[str, Any]:
+    said: Any = {"endpoint": held.enter_context(running()).url, "token": "hf_secret"}
     patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "cache")
     for name in ("push_to_hub", "from_hub"):
@@ -72,22 +71,22 @@ def exchange(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     mm.export_vectors(r, "happy.gguf", model=model, layers=range(1, model.info.n_layers))
     np.save("v.npy", np.ones(model.info.d_model, dtype=np.float32))
     mm.export_vectors(r, "all.pt", model=model)
-    return {**lab(), "hub": hub}
+    return dict(lab())
 
 
-def figures(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
+def figures(*_: Any) -> dict[str, Any]:
     study = small_study()
     study.save("out")
     return {"study": study, "nmd": study.scores}
 
 
-def index(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+def index(patch: pytest.MonkeyPatch, _: ExitStack) -> dict[str, Any]:
     """The study with few refits and draws; the README's runs whole."""
     patch.setattr(mm, "run_study", partial(mm.run_study, shuffles=1, draws=2))
     return {}
 
 
-def reasoning(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
+def reasoning(patch: pytest.MonkeyPatch, _: ExitStack) -> dict[str, Any]:
     shutil.copy(QUESTIONS / "mmlu_pro.json", "mmlu-pro-3000samples.json")
     asked = json.loads((QUESTIONS / "mmlu_pro.json").read_text())
     worked = (QUESTIONS / "mmlu_pro_validation.jsonl").read_text().splitlines()[:5]
@@ -114,16 +113,14 @@ def reasoning(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
 
     mine = mm.get_task("reasoning").read("questions.csv")
     again = judge_questions(mine, lambda text: 0.8 if " + " in text else 0.3, name="sure")
-    assert isinstance(again, Labels)
-    if patch is not None:
-        patch.setattr(mm, "get_task", partial(mm.get_task, max_new_tokens=3))
+    patch.setattr(mm, "get_task", partial(mm.get_task, max_new_tokens=3))
     words = word_tokenizer()
     config = GPT2Config(vocab_size=len(words), n_layer=1, n_head=2, n_embd=16, n_positions=4096)
     model = mm.load_model(GPT2LMHeadModel(config), tokenizer=words)
     return {"model": model, "judge_model": Writer(), "other": again}
 
 
-def tasks(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
+def tasks(*_: Any) -> dict[str, Any]:
     task = mm.get_task("addition")
     Path("math").mkdir()
     Path("math/config.json").write_text(json.dumps(task.config))
@@ -134,7 +131,7 @@ def tasks(patch: pytest.MonkeyPatch | None = None) -> dict[str, Any]:
     return {"prompt": task.conflicts(1)[0], "completion": "<mem-1>"}
 
 
-def training(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+def training(patch: pytest.MonkeyPatch, _: ExitStack) -> dict[str, Any]:
     """The same calls, of two steps each, on few items."""
     shutil.copytree(LAB_FOLDER / "colors", "some/model")
     train, few = mm.train, {"samples": 16, "evaluation_pairs": 2, "validation_items": 4}

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,10 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "page.py"
     script.write_text(code, encoding="utf-8")  # line numbers are those of the page
-    before = BEFORE[page.stem](monkeypatch) if page.stem in BEFORE else {}
     name = f"page_{page.stem.replace('-', '_')}"
-    with as_users_run_it():
-        runpy.run_path(str(script), init_globals=dict(before), run_name=name)
+    with ExitStack() as held, as_users_run_it():
+        made = BEFORE[page.stem](monkeypatch, held) if page.stem in BEFORE else {}
+        runpy.run_path(str(script), init_globals=dict(made), run_name=name)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -152,13 +152,18 @@ class TestControlVectors:
             mm.export_vectors(r, tmp_path / "r.gguf", layers=[7])
 
 
+def exported(directions, tmp_path, suffix):
+    """A file, what went into it, and what reading it back needs to be told."""
+    kept = mm.Directions({d.site: d for d in directions if d.site.stream == "resid_post"})
+    layers = [1, 2] if suffix == ".gguf" else [0, 1, 2]
+    file = mm.export_vectors(kept, tmp_path / f"r{suffix}", layers=layers)
+    return file, kept, layers, {"toward": "generalized"} if suffix == ".pt" else {}
+
+
 class TestImporting:
     @pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".pt"])
     def test_what_went_out_comes_back(self, directions, tmp_path, suffix):
-        kept = mm.Directions({d.site: d for d in directions if d.site.stream == "resid_post"})
-        layers = [1, 2] if suffix == ".gguf" else [0, 1, 2]
-        file = mm.export_vectors(kept, tmp_path / f"r{suffix}", layers=layers)
-        said = {"toward": "generalized"} if suffix == ".pt" else {}
+        file, kept, layers, said = exported(directions, tmp_path, suffix)
         back = mm.import_directions(file, model=bench().model, **said)
         assert back.sites == [("resid_post", layer) for layer in layers]
         for direction in back:
@@ -282,10 +287,7 @@ class TestImporting:
 
     @pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".pt"])
     def test_a_flipped_bit_is_refused_or_changes_nothing(self, directions, tmp_path, suffix):
-        kept = mm.Directions({d.site: d for d in directions if d.site.stream == "resid_post"})
-        layers = [1, 2] if suffix == ".gguf" else [0, 1, 2]
-        file = mm.export_vectors(kept, tmp_path / f"r{suffix}", layers=layers)
-        said = {"toward": "generalized"} if suffix == ".pt" else {}
+        file, _, _, said = exported(directions, tmp_path, suffix)
 
         def read():
             back = mm.import_directions(file, model=bench().model, **said)

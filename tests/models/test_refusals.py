@@ -127,6 +127,14 @@ class TestFoldersOfStrangers:
         save_file({**load_file(file), **extra}, file, metadata={"format": "pt"})
         assert mm.load_model(folder).n_layers == 2
 
+    def test_a_head_of_something_else_is_left_out_with_a_warning(self, lab, tmp_path):
+        folder = shutil.copytree(lab, tmp_path / "m")
+        file, want = folder / "model.safetensors", mm.load_model(lab).info.fingerprint
+        extra = {"v_head.summary.weight": torch.ones(1, 64)}
+        save_file({**load_file(file), **extra}, file, metadata={"format": "pt"})
+        with pytest.warns(mm.MechmemWarning, match="left out: 'v_head.summary.weight'"):
+            assert mm.load_model(folder).info.fingerprint == want
+
     @pytest.mark.parametrize("text", ["[" * 100_000, "null", "[]", "5", "", '"x"', "\udcff"])
     @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
     def test_json_that_is_no_object(self, lab, tmp_path, name, text):
