@@ -61,8 +61,8 @@ class Cell:
 
     @property
     def holds(self) -> bool:
-        # Two runs that each are as far from float32 as the noise may differ by both.
-        return bool(self.skipped) or self.error <= (2 if self.dtype == "bf16" else 1) * self.limit
+        # Two runs that round on their own differ by the root of two times what each is off.
+        return bool(self.skipped) or self.error <= (1.5 if self.dtype == "bf16" else 1) * self.limit
 
 
 def prompts() -> list[list[int]]:
