@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,11 @@ def test_no_figure_offers_to_be_shared(tmp_path: Path) -> None:
 
 def test_a_model_without_a_study_offers_its_sites_and_questions() -> None:
     alone = Page(Source(None, mm.load_model("lab/addition-cued")))
+    shown = threading.Event()  # nothing is fitted before the page was seen
+    alone.worker.ask("gate", "no window", "gate", "a gate", lambda _: shown.wait())
     opened = Window(alone)
     assert opened.get("question-field", "hidden")
+    shown.set()
     opened.settle()
     fitted = [site.key for site in alone.live().directions.sites]
     assert [one["value"] for one in opened.get("site", "options")] == fitted
