@@ -14,6 +14,7 @@ from mechmem.artifacts import versions, write_text
 from mechmem.models.model import ModelInfo
 from mechmem.studies.saving import write_manifest, write_whole
 from mechmem.studies.table_files import write_tables
+from mechmem.studies.words import sentence
 
 STUDIES: dict[str, type[Study]] = {}
 """Every class of studies by its `kind`; a class enters itself when it is defined."""
@@ -86,7 +87,7 @@ class Study(ABC):
     def verdict_line(self) -> str:
         """What a reader sees first: the verdict where refits were run, else the `headline`."""
         verdict = getattr(self, "verdict", None)
-        return str(verdict.sentence) if verdict is not None else self.headline()
+        return str(verdict.sentence) if verdict is not None else sentence(self.headline())
 
     def manifest(self) -> dict[str, Any]:
         """What is needed to do it again, and what came out, JSON-ready."""

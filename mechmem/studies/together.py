@@ -28,7 +28,7 @@ class Together(Study):
         return "; ".join(f"{name}: {part.headline()}" for name, part in self.parts.items())
 
     def answer(self) -> str:
-        return " ".join(part.answer() for part in self.parts.values())
+        return self._named({name: part.answer() for name, part in self.parts.items()})
 
     def notes(self) -> list[str]:
         return self._said({name: part.notes() for name, part in self.parts.items()})
@@ -54,7 +54,7 @@ class Together(Study):
         }
 
     def verdict_line(self) -> str:
-        return " ".join(part.verdict_line() for part in self.parts.values())
+        return self._named({name: part.verdict_line() for name, part in self.parts.items()})
 
     def details(self) -> dict[str, Any]:
         return {
@@ -76,6 +76,10 @@ class Together(Study):
     def write_artifacts(self, folder: Path) -> None:
         for name, part in self.parts.items():
             part.write_artifacts(folder / name)
+
+    @staticmethod
+    def _named(texts: Mapping[str, str]) -> str:
+        return " ".join(f"{name.capitalize()}. {text}" for name, text in texts.items())
 
     @staticmethod
     def _said(lines: Mapping[str, list[str]]) -> list[str]:

@@ -32,6 +32,7 @@ from mechmem.studies.base import Study
 from mechmem.studies.reasoning.margins import MarginTurning, turn_margins
 from mechmem.studies.reasoning.read_measures import baselines, by_layer, cosines, shape
 from mechmem.studies.verdict import Verdict
+from mechmem.studies.words import percent, sentence
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.shipped import shipped_questions, within_subjects
@@ -111,14 +112,14 @@ class QuestionReading(Study):
         rows = list(each_row(self.baselines))
         beaten = [row.set for row in rows if row.x_low <= max(row.words, row.form, row.length)]
         out = [
-            f"the largest coordinate holds {at.largest_coordinate:.0%} of the direction's squared "
-            f"length, and {at.largest_of_mean:.0%} of the mean state's",
+            f"the largest coordinate holds {percent(at.largest_coordinate)} of the direction's "
+            f"squared length, and {percent(at.largest_of_mean)} of the mean state's",
         ]
         dealt = [f"{row.shuffled_low:.2f} to {row.shuffled_high:.2f}" for row in rows]
         out.append(f"directions of dealt-out labels reach, in the same order, {', '.join(dealt)}")
         if beaten:
             out.append(f"not clearly beyond the input alone: {', '.join(beaten)}")
-        return [text[0].upper() + text[1:] + "." for text in out]
+        return [sentence(text) for text in out]
 
     def limits(self) -> list[str]:
         return [
