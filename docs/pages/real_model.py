@@ -3,6 +3,7 @@
 python docs/pages/real_model.py measure      # wordings; each of these some minutes of CPU
 python docs/pages/real_model.py turn         # facts and one-step problems
 python docs/pages/real_model.py recite       # texts known by heart
+python docs/pages/real_model.py axes         # are the three one thing
 python docs/pages/real_model.py keep FOLDER  # what `make real` wrote
 python docs/pages/real_model.py page         # from docs/real-model/
 """
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 import mechmem as mm
 from mechmem.analysis.layer_choice import cross_fitted_auroc
-from mechmem.evaluation import recitation
+from mechmem.evaluation import compare_axes, recitation
 from mechmem.tasks.facts.conflict import WORDINGS
 from mechmem.tasks.facts.passages import shipped_passages
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.right_wrong import right_and_wrong
+from mechmem.tasks.questions.shipped import shipped_questions
 
 HERE = Path(__file__).parents[1]
 FOLDER, PAGE = HERE / "real-model", HERE / "real-model.md"
@@ -110,6 +113,40 @@ def recite() -> None:
         for site, x in cross_fitted_auroc(acts, "recited", "not recited").items():
             areas.append({"layer": site.layer, "x": x, **counts})
     pd.DataFrame(areas or [counts]).to_csv(FOLDER / "recited_apart.csv", index=False)
+
+
+def axes() -> None:
+    """Are the axes of context, questions and texts known by heart one thing?"""
+    model = mm.load_model(MODEL)
+    task = mm.get_task("conflict")
+    known = task.prepared(lambda prompts: mm.observe(model, prompts, task=task).outcomes)
+    conflict = mm.observe(model, known.prompts("redefine"), task=known).behaving
+    recited = recitation(model, shipped_passages()).labeled("loss")
+    labeled = {
+        "conflict": conflict, "questions": shipped_questions("mmlu-pro"), "recitation": recited
+    }  # fmt: skip
+    facts = right_and_wrong(140).filter(lambda p: p.label == "memory" and short(model, p))
+    found = compare_axes(
+        model,
+        {name: mm.cache_activations(model, one, sites="resid_post")
+         for name, one in labeled.items()},
+        {"conflict": "known", "questions": "memory", "recitation": "recited"},
+        items={"conflict": conflict, "questions": facts, "recitation": proverbs(model)},
+    )  # fmt: skip
+    found.table().to_csv(FOLDER / "axes.csv", index=False)
+
+
+def proverbs(model: mm.Model) -> mm.PromptSet:
+    """Proverbs whose last word is one token, beside the last word of another proverb."""
+    every = shipped_passages("proverb")
+    words = [str(p.answer).strip() for p in every]
+    others = dict(zip(every.ids, words[1:] + words[:1], strict=True))
+    items = mm.PromptSet(
+        replace(p, memorized=str(p.answer).strip(), generalized=others[p.id], label="memory")
+        for p in every
+        if str(p.answer).strip() != others[p.id]
+    )
+    return items.filter(lambda p: short(model, p))
 
 
 def turned() -> list[str]:
@@ -243,5 +280,7 @@ def page() -> None:
 
 
 if __name__ == "__main__":
-    parts = {"measure": measure, "keep": keep, "turn": turn, "recite": recite, "page": page}
+    parts = {
+        "measure": measure, "keep": keep, "turn": turn, "recite": recite, "axes": axes, "page": page
+    }  # fmt: skip
     parts[sys.argv[1]](*sys.argv[2:])

@@ -1,5 +1,6 @@
 """Floor 6: what the model does, before and after an edit, beside its controls."""
 
+from mechmem.evaluation.axes import AxisComparison, compare_axes
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.determinism import Determinism, determinism
@@ -27,6 +28,7 @@ from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transf
 from mechmem.kinds import names_its_arguments
 
 __all__ = [
+    "AxisComparison",
     "Determinism",
     "EditTransfer",
     "EffectByModel",
@@ -46,6 +48,7 @@ __all__ = [
     "SideEffects",
     "SteeringGrid",
     "TokenMap",
+    "compare_axes",
     "compare_models",
     "controls",
     "determinism",

@@ -30,7 +30,9 @@ def test_each_keeps_its_tables_figures_and_words(both, tmp_path) -> None:
             assert any(line in said for said in (*both.notes(), *both.limits()))
             assert f"{name}: {line}" in (*both.notes(), *both.limits())
     assert (tmp_path / "artifacts" / "second" / "directions.json").exists()
-    assert saved.verdict.count(one.verdict.sentence) == 2
+    named = "First. {0} Second. {0}"
+    assert saved.verdict == named.format(one.verdict.sentence)
+    assert both.answer() == named.format(one.answer())
 
 
 @pytest.mark.browser
