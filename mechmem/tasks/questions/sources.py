@@ -65,7 +65,7 @@ class Item:
 Reader = Callable[[Row, str, int], Item]
 
 
-class Source(NamedTuple):
+class QuestionSource(NamedTuple):
     """A question set: its reader, and how many worked examples its evaluation prompt has.
 
     The reader gets a row, its name in messages, and its number in its language or file.
@@ -75,7 +75,7 @@ class Source(NamedTuple):
     shots: int
 
 
-SOURCES: Registry[Source] = Registry("question set")
+SOURCES: Registry[QuestionSource] = Registry("question set")
 
 
 def register_source(name: str, shots: int = 0) -> Callable[[Reader], Reader]:
@@ -87,7 +87,7 @@ def register_source(name: str, shots: int = 0) -> Callable[[Reader], Reader]:
     """
 
     def add(read: Reader) -> Reader:
-        SOURCES.add(name, Source(read, shots))
+        SOURCES.add(name, QuestionSource(read, shots))
         return read
 
     return add
