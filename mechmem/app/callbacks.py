@@ -11,7 +11,7 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from mechmem.app import show
 from mechmem.app.keep import saved
-from mechmem.app.layout import LATER, SOON, SUFFIXES, WHERE
+from mechmem.app.layout import LATER, SOON, VECTOR_SUFFIXES, WHERE
 from mechmem.app.page import PARTS, Page
 from mechmem.app.source import Source
 from mechmem.app.view import MOST_WORDINGS, POSITIONS, View
@@ -274,7 +274,7 @@ def _keep(app: Dash, page: Page) -> None:
     @app.callback(
         Output("download", "data"), Output("saved", "children"),
         Input("save-report", "n_clicks"), Input("save-csv", "n_clicks"),
-        *(Input(f"save-vector{k}", "n_clicks") for k in range(len(SUFFIXES))),
+        *(Input(f"save-vector{k}", "n_clicks") for k in range(len(VECTOR_SUFFIXES))),
         State("view", "data"), State("window", "data"), prevent_initial_call=True,
     )  # fmt: skip
     def save(*given: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mechmem.app import show
-from mechmem.app.layout import SUFFIXES
+from mechmem.app.layout import VECTOR_SUFFIXES
 from mechmem.app.page import Page
 from mechmem.app.view import View
 from mechmem.app.worker import Job
@@ -93,7 +93,7 @@ def saved(page: Page, button: str, view: View, window: str) -> tuple[str, bytes]
         return "mechmem-view.html", report(page, view).encode("utf-8", "backslashreplace")
     if button == "save-csv":
         return "mechmem-view.zip", tables(page, view)
-    suffix = SUFFIXES[int(button.removeprefix("save-vector"))]
+    suffix = VECTOR_SUFFIXES[int(button.removeprefix("save-vector"))]
     job = vector(page, view, suffix, window)
     if job.error or job.value is None:
         raise MechmemError(job.error or "The model is still being loaded; try again.")

@@ -22,7 +22,8 @@ WHERE = {
 }
 SOON, LATER = 400, 2000
 """Milliseconds between two looks at the line, while something is awaited and while nothing is."""
-SUFFIXES = (".gguf", ".pt", ".safetensors")
+VECTOR_SUFFIXES = (".gguf", ".pt", ".safetensors")
+"""Those of `mechmem.patching.exporting`, which would load torch before the page is drawn."""
 
 
 def layout(source: Source) -> Any:
@@ -281,7 +282,7 @@ def _keep() -> Any:
                 html.Button("Tables (CSV, zipped)", id="save-csv", className="plain"),
                 *(
                     html.Button(f"Vector ({suffix})", id=f"save-vector{k}", className="plain")
-                    for k, suffix in enumerate(SUFFIXES)
+                    for k, suffix in enumerate(VECTOR_SUFFIXES)
                 ),
             ],
             className="buttons",

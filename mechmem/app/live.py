@@ -34,7 +34,7 @@ from mechmem.patching import Edit, EditReport, export_vectors, patched
 from mechmem.patching.margins import answer_ids
 from mechmem.tasks import Prompt, PromptSet, Task
 
-DRAWS = 10
+CONTROL_DRAWS = 10
 """Draws of the control in the dose-response; the first one is the control column."""
 DOSES = tuple(float(x) for x in np.linspace(-3, 3, 13))
 NEUTRAL = (
@@ -252,7 +252,7 @@ class Live:
         edit, _ = self.edit(view)
         found = side_effects(
             self.model, edit, clean=self.neutral, toward=[edit_toward(edit)],
-            control=self.control(view), draws=DRAWS,
+            control=self.control(view), draws=CONTROL_DRAWS,
         )  # fmt: skip
         table = found.table()
         return table[table["measure"] == "kl"]
@@ -288,7 +288,7 @@ class Live:
         edits: list[Edit] = []
         for strength in doses:
             aimed, _ = self.edit(replace(view, strength=strength))
-            edits += [aimed, *control_draws(aimed, self.model, draws=DRAWS)[name]]
+            edits += [aimed, *control_draws(aimed, self.model, draws=CONTROL_DRAWS)[name]]
         done = evaluate_each(model, prompts, edits, task=reader, before=self.ask(view))
         rows: list[dict[str, Any]] = []
         each = len(edits) // len(doses)

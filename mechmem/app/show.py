@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mechmem.evaluation import Observations, TokenMap
     from mechmem.patching import EditReport
 
-KINDS = {"memorized", "generalized", "correct", "wrong"}
+COLORED_OUTCOMES = {"memorized", "generalized", "correct", "wrong"}
 SAME = {"known": "memorized", "context": "generalized"}
 
 
@@ -33,7 +33,9 @@ def visible(text: object) -> str:
 def chip(outcome: str) -> Any:
     """An outcome in its color, always with its word."""
     name = SAME.get(outcome, outcome)
-    return html.Span(visible(outcome), className=f"chip {name if name in KINDS else 'other'}")
+    return html.Span(
+        visible(outcome), className=f"chip {name if name in COLORED_OUTCOMES else 'other'}"
+    )
 
 
 def written(text: str, mark: Sequence[bool] | None = None) -> Any:

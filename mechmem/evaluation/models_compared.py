@@ -24,6 +24,7 @@ from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
 MIN_FLIPS = 10
+"""Pairs of flips below which nothing is fitted."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from app_scene import page, saved, text_of
 from window import Window
 
 import mechmem as mm
-from mechmem.app import open_page, show
+from mechmem.app import layout, open_page, show
 from mechmem.app.page import Page
 from mechmem.app.source import Source
 from mechmem.app.view import View
+from mechmem.patching import exporting
 from mechmem.reports.saved import load_study
 
 OWN = "3 + 4 + 5 + 6 \n Now Alice says Target:"
@@ -260,6 +261,10 @@ def test_a_page_on_a_study_of_this_process_leaves_no_folder() -> None:
     assert folder.exists()
     opened.close()
     assert not folder.exists()
+
+
+def test_every_format_of_a_vector_can_be_saved() -> None:
+    assert layout.VECTOR_SUFFIXES == exporting.VECTOR_SUFFIXES
 
 
 def test_small_words() -> None:

@@ -22,7 +22,7 @@ from mechmem.models.engine.batching import (
     plan_batches,
     unpadded,
 )
-from mechmem.models.engine.budget import MAX_PAIRS, MAX_ROWS, rows_that_fit
+from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.packing import pack
 from mechmem.models.engine.prefixes import best_prefixes
 from mechmem.models.tokens import TokenizedPrompt
@@ -224,7 +224,7 @@ def _shared(
         grown = width + fill.extra
         return (
             rows <= rows_that_fit(fill.token_budget, grown, prefix_width + grown)
-            and len(group) <= MAX_ROWS
+            and len(group) <= MAX_BATCH_ROWS
             and len(group) * prefix_width <= fill.token_budget
             and len(group) * prefix_width * prefix_width <= MAX_PAIRS
             and padding <= 2 * fill.padding  # its two passes

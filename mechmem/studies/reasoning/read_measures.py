@@ -23,8 +23,9 @@ from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
 REASONING = LABELS[0]
-DRAWS = 100
-RESAMPLED = 1000
+CHANCE_DRAWS = 100
+"""Random directions, and as many directions of labels that were dealt out again."""
+RESAMPLES = 1000
 
 
 def _positive(prompts: PromptSet) -> Bool[np.ndarray, " example"]:
@@ -40,7 +41,7 @@ def area(
     if not within:
         return group_auroc(scores, positive, prompts.groups)
     names, group = np.unique(prompts.groups, return_inverse=True)
-    counts = group_counts(len(names), RESAMPLED, seed, "within subjects")[:, group]
+    counts = group_counts(len(names), RESAMPLES, seed, "within subjects")[:, group]
     every = np.arange(len(positive))
     draws = [_within(scores, positive, prompts, np.repeat(every, row)) for row in counts]
     low, high = np.nanquantile(draws, [0.025, 0.975])
@@ -80,8 +81,8 @@ def by_layer(
         states, fitted = (a[site].flatten(1).double().numpy() for a in (other, train))
         found = area(states @ _vector(direction), other.prompts, within, seed)
         rng = keyed_rng(seed, "reading", site.key)
-        noise = rng.standard_normal((DRAWS, states.shape[1]))
-        mixed = [rng.permutation(labels) for _ in range(DRAWS)]
+        noise = rng.standard_normal((CHANCE_DRAWS, states.shape[1]))
+        mixed = [rng.permutation(labels) for _ in range(CHANCE_DRAWS)]
         dealt = [fitted[m].mean(0) - fitted[~m].mean(0) for m in mixed]
         row: dict[str, Any] = {
             "set": name, "site": site.key, "stream": site.stream, "layer": site.layer,

@@ -15,6 +15,7 @@ from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
 from mechmem.models.model import Model
 from mechmem.patching.margins import behavior_margins
+from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import ALPHAS, SCALES, try_edits
 from mechmem.studies.reasoning.reading import (
     held_out_reading,
@@ -25,7 +26,7 @@ from mechmem.studies.reasoning.refits import UNIT, exchange_labels, judge_edits
 from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
 from mechmem.studies.token_reading import read_questions
-from mechmem.studies.verdict import SHUFFLES, Verdict
+from mechmem.studies.verdict import Verdict
 from mechmem.tasks.base import QuestionTask, Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import PromptError, listed
 from mechmem.tasks.parsing import bare_number, gold_number
-from mechmem.tasks.questions.kinds import KINDS
+from mechmem.tasks.questions.kinds import QUESTION_KINDS
 from mechmem.tasks.questions.options import own_answer, own_options
 from mechmem.tasks.questions.rows import FILE, language_of, listed_cell
 from mechmem.tasks.registry import Registry
@@ -33,7 +33,8 @@ class Item:
 
     Attributes:
         question: The question alone.
-        kind: How an answer is read (`mechmem.tasks.questions.kinds.KINDS`); empty when it is not.
+        kind: How an answer is read (`mechmem.tasks.questions.kinds.QUESTION_KINDS`); empty when it
+            is not.
         answer: The right answer: a letter, a number, a text.
         options: Texts of a multiple choice.
         aliases: Other right answers.
@@ -258,8 +259,8 @@ def own(row: Row, where: str, index: int) -> Item:
     if not kind and answer is not None:
         number = not aliases and bare_number(answer, language) is not None
         kind = "choice" if options else "number" if number else "short"
-    if kind and kind not in KINDS:
-        raise PromptError(f"{where}: kind {kind!r} is not one of {listed(KINDS)}.")
+    if kind and kind not in QUESTION_KINDS:
+        raise PromptError(f"{where}: kind {kind!r} is not one of {listed(QUESTION_KINDS)}.")
     if kind == "number" and isinstance(own_answer(row, where), float):
         exact = gold_number(
             own_answer(row, where)

@@ -22,7 +22,7 @@ from mechmem.training.tokenizers import build_tokenizer
 
 CONTEXT = 64
 ATTENTION_DROPOUT = 0.2
-REASONING = TrainingSettings(
+REASONING_PHASE = TrainingSettings(
     steps=200,
     loss="answer",
     batch=32,
@@ -95,7 +95,9 @@ def train_colors(
             scratch,
             model=model,
             tokenizer=tokenizer,
-            settings=REASONING.changed({"seed": seed, "steps": reasoning_steps or REASONING.steps}),
+            settings=REASONING_PHASE.changed(
+                {"seed": seed, "steps": reasoning_steps or REASONING_PHASE.steps}
+            ),
             device="cpu",
             progress=progress,
         )
