@@ -56,7 +56,7 @@ def _tables(page: Page, view: View) -> dict[str, Any]:
 def report(page: Page, view: View) -> str:
     """What is on the screen, as a page that stands by itself."""
     from mechmem import plotting
-    from mechmem.reports.page import drawn, render
+    from mechmem.reports.page import drawn, render_page
 
     tables, turned = _tables(page, view), page.done("turn", view)
     figures = {}
@@ -66,7 +66,7 @@ def report(page: Page, view: View) -> str:
         figures["dose"] = drawn(
             show.dose(tables["dose"], view.strength, page.source.classes, "light")
         )
-    return render(
+    return render_page(
         "view.html", figures, source=page.source, view=view, tables=tables,
         found=show.moved_words(turned) if turned is not None else "",
         lines=turned.lines if turned is not None else "", link=view.link(),

@@ -79,7 +79,7 @@ def _top(source: Source) -> Any:
     )
 
 
-def named(label: str, control: Any, **about: Any) -> Any:
+def labeled(label: str, control: Any, **about: Any) -> Any:
     """A control under its name."""
     return html.Div([html.Label(label, htmlFor=control.id), control], className="field", **about)
 
@@ -157,8 +157,8 @@ def _ask(source: Source, view: View) -> Any:
                     groups[0] if groups else None,
                     not groups,
                 ),
-                named(f"Answer that is {first}", _typed("memorized", view.memorized)),
-                named(f"Answer that is {second}", _typed("generalized", view.generalized)),
+                labeled(f"Answer that is {first}", _typed("memorized", view.memorized)),
+                labeled(f"Answer that is {second}", _typed("generalized", view.generalized)),
             ],
             className="fields",
         ),

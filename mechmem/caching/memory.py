@@ -110,7 +110,7 @@ class Memory:
         return max(sizes, default=0)
 
 
-def measured(model: Model, sites: Sequence[Site], longest: int) -> Memory:
+def measured_memory(model: Model, sites: Sequence[Site], longest: int) -> Memory:
     """Run four short passes of random tokens and see what they take.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mechmem.caching.activations import check_dtype
-from mechmem.caching.memory import measured
+from mechmem.caching.memory import measured_memory
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
 from mechmem.models.engine.plan import PassPlan
@@ -106,7 +106,7 @@ def plan_extraction(
     longest = max(len(prompt.ids) for prompt in tokenized)
     return ExtractionPlan(
         plan,
-        measured(model, wanted, longest).peak(plan, per_prompt * 4 // dtype.itemsize),
+        measured_memory(model, wanted, longest).peak(plan, per_prompt * 4 // dtype.itemsize),
         per_prompt * len(asked),
         seconds,
     )

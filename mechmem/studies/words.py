@@ -14,14 +14,14 @@ FEW = 10
 """With fewer groups only a large effect can be seen, and that is said."""
 
 
-def percent(value: float) -> str:
+def whole_percent(value: float) -> str:
     """``0.523`` as ``52 %``."""
     return f"{100 * value:.0f} %"
 
 
 def share(estimate: Estimate) -> str:
     """A share with its interval: ``52 % [41, 63]``."""
-    return f"{percent(estimate.value)} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    return f"{whole_percent(estimate.value)} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def points(estimate: Estimate) -> str:

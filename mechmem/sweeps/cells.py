@@ -27,7 +27,7 @@ from mechmem.models.model import Model
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, refuse_silent
 from mechmem.patching.base import Edit
-from mechmem.progress import counted
+from mechmem.progress import tracked
 from mechmem.seeding import keyed_rng
 from mechmem.sweeps.digests import Digests, setting_digest
 from mechmem.sweeps.store import CellStore, Done
@@ -124,7 +124,7 @@ class CellRun:
                 tokens = sum(len(prompt.ids) for prompt in bench.tokenized)
                 store.write_plan([[keys[cell] for cell in unit] for unit in units], tokens)
             queue = self._queue(units, keys, store)
-            with counted(len(settings), "trying edits", "edit") as more, closing(queue):
+            with tracked(len(settings), "trying edits", "edit") as more, closing(queue):
                 for unit in queue:
                     if all(cell in out for cell in unit):
                         continue

@@ -282,7 +282,7 @@ def test_small_words() -> None:
         rows.assign(margin=[0.5, 0.0]), ("memorized", "generalized")
     )
     assert show.beyond_words(rows.assign(draws=1), ("a", "b")) == ""
-    assert (show.counted(1, "token"), show.counted(2, "token")) == ("1 token", "2 tokens")
+    assert (show.plural(1, "token"), show.plural(2, "token")) == ("1 token", "2 tokens")
 
 
 def test_a_push_that_moves_nothing_says_so() -> None:

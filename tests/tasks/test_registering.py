@@ -12,7 +12,7 @@ from mechmem.tasks.base import QuestionTask, Task, available_tasks, get_task, re
 from mechmem.tasks.lab.recall_reasoning import RecallReasoning
 from mechmem.tasks.parsing import Reading
 from mechmem.tasks.questions import kinds, sources
-from mechmem.tasks.questions.kinds import Gold, QuestionKind, register_kind
+from mechmem.tasks.questions.kinds import Gold, Kind, register_kind
 from mechmem.tasks.questions.sources import Item, register_source
 
 
@@ -101,7 +101,7 @@ class TestQuestions:
 
     def test_a_kind_of_question_is_one_class_for_asking_and_reading(self) -> None:
         @register_kind
-        class YesOrNo(QuestionKind):
+        class YesOrNo(Kind):
             name = "yes-no"
 
             def judge(self, completion: str, gold: Gold, reading: str) -> tuple[str, Reading]:

@@ -73,7 +73,7 @@ class Fit:
         )
 
 
-Grid = Callable[[Fit], Mapping[str, Sequence[Edit]]]
+GridRule = Callable[[Fit], Mapping[str, Sequence[Edit]]]
 
 
 FAMILIES = (PUBLISHED, SHIFT, ADD)

@@ -25,11 +25,11 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
 from mechmem.studies.behavior.pace import fitting_plan, measure_pace, spoken
-from mechmem.studies.behavior.plan import REFINE, Fit, Grid, Plan
+from mechmem.studies.behavior.plan import REFINE, Fit, GridRule, Plan
 from mechmem.studies.behavior.study import BehaviorStudy
 from mechmem.studies.behavior.words import too_few
 from mechmem.studies.defaults import OWN_PROMPTS, PLAN_LINE, SHUFFLES
-from mechmem.studies.token_reading import read_answers
+from mechmem.studies.token_reading import project_answers
 from mechmem.studies.verdict import verdict_of
 from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.sweep import sweep
@@ -44,8 +44,6 @@ STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 LEAST_STEERED = 20
 
-Progress = Callable[[str], None]
-
 
 def run_study(
     model: Model,
@@ -55,7 +53,7 @@ def run_study(
     reading: str | Choice | None = None,
     n: int = 600,
     seed: int = 0,
-    grid: Grid | None = None,
+    grid: GridRule | None = None,
     plan: Plan | None = None,
     budget: float | None = None,
     refine: Mapping[str, Sequence[float]] = REFINE,
@@ -66,7 +64,7 @@ def run_study(
     steered: Mapping[str, int] = STEERED,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     folder: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
     finished: Callable[[BehaviorStudy], object] | None = None,
 ) -> BehaviorStudy:
     """Does this model remember or compute, where is that decided, and can it be turned?
@@ -157,7 +155,7 @@ def run_study(
             shuffles,
         )
         say(f"{PLAN_LINE}{_planned(whole, parts, model, shuffles)}, about {spoken(seconds)}")
-    rule: Grid = whole.grid if grid is None else grid
+    rule: GridRule = whole.grid if grid is None else grid
     tried = {part: _first_groups(parts[part], getattr(whole, part)) for part in STEERED}
     observed = {}
     for part_name, part in parts.items():
@@ -229,7 +227,7 @@ def run_study(
         found,
         dose,
         clean,
-        read_answers(model, directions, probes, found),
+        project_answers(model, directions, probes, found),
         verdict_of(found, shuffles, reason),
         None,
         time.monotonic() - started,

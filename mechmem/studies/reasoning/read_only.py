@@ -32,7 +32,7 @@ from mechmem.studies.base import Study
 from mechmem.studies.reasoning.margins import MarginTurning, turn_margins
 from mechmem.studies.reasoning.read_measures import baselines, by_layer, cosines, shape
 from mechmem.studies.verdict import Verdict
-from mechmem.studies.words import percent, sentence
+from mechmem.studies.words import sentence, whole_percent
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.shipped import shipped_questions, within_subjects
@@ -112,8 +112,9 @@ class QuestionReading(Study):
         rows = list(each_row(self.baselines))
         beaten = [row.set for row in rows if row.x_low <= max(row.words, row.form, row.length)]
         out = [
-            f"the largest coordinate holds {percent(at.largest_coordinate)} of the direction's "
-            f"squared length, and {percent(at.largest_of_mean)} of the mean state's",
+            f"the largest coordinate holds {whole_percent(at.largest_coordinate)} of the "
+            f"direction's squared length, and {whole_percent(at.largest_of_mean)} of the mean "
+            "state's",
         ]
         dealt = [f"{row.shuffled_low:.2f} to {row.shuffled_high:.2f}" for row in rows]
         out.append(f"directions of dealt-out labels reach, in the same order, {', '.join(dealt)}")

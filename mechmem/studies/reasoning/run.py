@@ -25,7 +25,7 @@ from mechmem.studies.reasoning.reading import (
 from mechmem.studies.reasoning.refits import UNIT, exchange_labels, judge_edits
 from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
-from mechmem.studies.token_reading import read_questions
+from mechmem.studies.token_reading import project_questions
 from mechmem.studies.verdict import Verdict
 from mechmem.tasks.base import QuestionTask, Task
 from mechmem.tasks.prompts import PromptSet
@@ -146,7 +146,7 @@ def run_reasoning_study(
             seed=seed,
             say=say,
         ),
-        read_questions(model, directions[reading.chosen], splits["test"]),
+        project_questions(model, directions[reading.chosen], splits["test"]),
         time.monotonic() - started,
     )
 

@@ -20,10 +20,10 @@ from mechmem.studies.words import (
     few_groups,
     hundredths,
     joined,
-    percent,
     points,
     ratio,
     sentence,
+    whole_percent,
 )
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.reasoning import Reasoning
@@ -142,7 +142,7 @@ def oracle_gains(trial: Trial, seed: int, family: str = PAPER) -> dict[str, dict
 def _edits(trial: Trial, seed: int) -> Iterator[str]:
     frame = accuracy_table(trial, seed)
     plain = frame[frame["family"] == "unedited"].set_index("label")["accuracy"]
-    shares = joined([f"{percent(plain[label])} on {label} questions" for label in LABELS])
+    shares = joined([f"{whole_percent(plain[label])} on {label} questions" for label in LABELS])
     yield sentence(f"unedited accuracy was {shares}")
     for item in trial.tested:
         if item.setting.family == PAPER and item.pick == ORACLE:
@@ -192,8 +192,8 @@ def _turning(turning: Turning) -> Iterator[str]:
             edit = next(r for r in mine if r["kind"] == "edit" and np.sign(r["alpha"]) == sign)
             pushed = TOWARD[LABELS[0] if sign > 0 else LABELS[1]]
             told.append(
-                f"{percent(edit['share'])} of the {label} questions pushed {pushed} "
-                f"({percent(plain['share'])} unedited; {_beyond(edit, 'beyond')}"
+                f"{whole_percent(edit['share'])} of the {label} questions pushed {pushed} "
+                f"({whole_percent(plain['share'])} unedited; {_beyond(edit, 'beyond')}"
                 + (f"; only {edit['groups']} groups)" if edit["groups"] < FEW else ")")
             )
             where = f"block {edit['layer']}, strength {abs(edit['alpha']):g}"
@@ -217,8 +217,9 @@ def _modes(frame: pd.DataFrame) -> Iterator[str]:
         for row in _records(mine[same]):
             turns.append(
                 f"pushed {sign}, {label} questions were answered with the {_route(mode)} in "
-                f"{percent(row['share'])} of the cases ({percent(start['share'].iloc[0])} "
-                f"unedited, {percent(row['random_share'])} under random directions)"
+                f"{whole_percent(row['share'])} of the cases "
+                f"({whole_percent(start['share'].iloc[0])} unedited, "
+                f"{whole_percent(row['random_share'])} under random directions)"
             )
     if turns:
         yield f"Where both routes have an answer: {'; '.join(turns)}."
@@ -246,9 +247,9 @@ def _topics(topics: TopicBalance) -> Iterator[str]:
     if len(topics.counts) < 2:
         return
     text = (
-        f"The topic alone gives the right label for {percent(topics.by_topic)} of the questions "
-        f"(guessing the larger class: {percent(topics.majority)}; with the labels dealt out anew, "
-        f"at most {percent(topics.dealt[1])} in 97.5 % of draws)"
+        f"The topic alone gives the right label for {whole_percent(topics.by_topic)} of the "
+        f"questions (guessing the larger class: {whole_percent(topics.majority)}; with the labels "
+        f"dealt out anew, at most {whole_percent(topics.dealt[1])} in 97.5 % of draws)"
     )
     if topics.confounded:
         text += "; a direction between the labels may be one between topics"

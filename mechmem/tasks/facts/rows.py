@@ -113,7 +113,7 @@ def _file(path: Path) -> Any:
         return files.read_jsonl(path)
     if kind != ".json":
         return files.read_csv(path) if kind == ".csv" else files.read_parquet(path)
-    return files.read_json(path)
+    return files.read_user_json(path)
 
 
 def _fact(row: Mapping[str, Any], where: str) -> Fact:

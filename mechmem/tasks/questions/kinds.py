@@ -46,7 +46,7 @@ class Gold(NamedTuple):
     language: str = "en"
 
 
-class QuestionKind(ABC):
+class Kind(ABC):
     """How one kind of question is put and judged.
 
     Attributes:
@@ -74,10 +74,10 @@ class QuestionKind(ABC):
         return str(prompt.answer)
 
 
-QUESTION_KINDS: Registry[QuestionKind] = Registry("kind of question")
+QUESTION_KINDS: Registry[Kind] = Registry("kind of question")
 
 
-def register_kind(kind: type[QuestionKind]) -> type[QuestionKind]:
+def register_kind(kind: type[Kind]) -> type[Kind]:
     """Decorator: make a class a kind of question, under its ``name``."""
     QUESTION_KINDS.add(kind.name, kind())
     return kind
@@ -132,7 +132,7 @@ def question_of(prompt: Prompt) -> str:
 
 
 @register_kind
-class ChoiceQuestion(QuestionKind):
+class ChoiceQuestion(Kind):
     """The answer is a letter. MMLU-Pro's own words and layout; C-Eval's for its questions."""
 
     name = "choice"
@@ -178,7 +178,7 @@ class ChoiceQuestion(QuestionKind):
 
 
 @register_kind
-class NumberQuestion(QuestionKind):
+class NumberQuestion(Kind):
     """The words of GSM-Symbolic's evaluation, to which *The final answer is* belongs."""
 
     name = "number"
@@ -207,7 +207,7 @@ class NumberQuestion(QuestionKind):
 
 
 @register_kind
-class ShortQuestion(QuestionKind):
+class ShortQuestion(Kind):
     """A few words, one of several aliases."""
 
     name = "short"

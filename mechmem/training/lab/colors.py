@@ -12,9 +12,9 @@ import torch
 
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.paper1.colors import Colors, Story
-from mechmem.training.deterministic import Progress, deterministic
+from mechmem.training.deterministic import StepProgress, deterministic
 from mechmem.training.lab.colors_start import lay_out
-from mechmem.training.lab.shipping import write_manifest
+from mechmem.training.lab.shipping import write_card
 from mechmem.training.models import fresh_model, small_gpt2
 from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
@@ -72,7 +72,7 @@ def train_colors(
     seed: int = 0,
     steps: int | None = None,
     reasoning_steps: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Train a model on the official colors task and write it with its manifest.
 
@@ -119,7 +119,7 @@ def train_colors(
                 "generalized": first.kept["generalized"],
             },
         }
-        write_manifest(
+        write_card(
             run, task, options={}, design=DESIGN, study_pairs=3000, started=started, earlier=earlier
         )
 
