@@ -86,7 +86,7 @@ def by_layer(
         dealt = [fitted[m].mean(0) - fitted[~m].mean(0) for m in mixed]
         row: dict[str, Any] = {
             "set": name, "site": site.key, "stream": site.stream, "layer": site.layer,
-            "x": found.value, "x_low": found.low, "x_high": found.high,
+            **found.row("x", counted=False),
         }  # fmt: skip
         for kind, vectors in {"random": noise, "shuffled": np.array(dealt)}.items():
             values = [_plain(states @ v, other.prompts, within) for v in vectors]
@@ -125,10 +125,10 @@ def baselines(
             "form": form.decision_function(scaler.transform(_form(other.prompts))),
             "words": input_scores(train, other),
         }
-        row = at.drop(["stream", "layer"]).to_dict()
+        row: dict[Any, Any] = at.drop(["stream", "layer"]).to_dict()
         for kind, values in scores.items():
             found = area(np.asarray(values, float), other.prompts, name == within, seed)
-            row |= {kind: found.value, f"{kind}_low": found.low, f"{kind}_high": found.high}
+            row |= found.row(kind, counted=False)
         rows.append(row)
     return pd.DataFrame(rows)
 

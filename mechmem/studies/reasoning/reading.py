@@ -54,10 +54,7 @@ class HeldOutReading:
         keys = [f"{row.stream}.{row.layer}" for row in frame.itertuples()]
         frame["shuffled_low"] = [self.shuffled[key][0] for key in keys]
         frame["shuffled_high"] = [self.shuffled[key][1] for key in keys]
-        frame["input_only"] = self.input_only.value
-        frame["input_only_low"] = self.input_only.low
-        frame["input_only_high"] = self.input_only.high
-        return frame
+        return frame.assign(**self.input_only.row("input_only", counted=False))
 
 
 def held_out_reading(
