@@ -48,10 +48,10 @@ NEUTRAL = (
     "The river runs past the old",
 )
 """Read where a task has no ordinary items of its own."""
-KEPT = 30
+KEPT_QUESTIONS = 30
 """Questions whose unedited answers are kept."""
 _OWN = "mm.tasks.PromptAnswers({kind!r})\ntask.max_new_tokens = {n}"
-NEURONS = 0.2
+NEURON_SHARE = 0.2
 """Share of the site's neurons that are shifted."""
 
 
@@ -143,7 +143,7 @@ class Live:
         if key not in self._seen:
             prompts = self.prompts(view)
             self._seen[key] = observe(self.model, prompts, task=self.reader(prompts))
-            if len(self._seen) > KEPT:
+            if len(self._seen) > KEPT_QUESTIONS:
                 del self._seen[next(iter(self._seen))]
         return self._seen[key]
 
@@ -210,7 +210,7 @@ class Live:
             if self.scores is None:
                 raise EditError("No neurons were scored in this study; add the direction instead.")
             held = Call("scores", self.scores)
-            made = call("ShiftNeurons", held, top=NEURONS, **dosed, at=[tuple(site)], **where)
+            made = call("ShiftNeurons", held, top=NEURON_SHARE, **dosed, at=[tuple(site)], **where)
         elif view.kind == "add":
             made = call("AddDirection", vector, **dosed, **where)
         elif view.kind == "set":

@@ -50,7 +50,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The parts of the page, and what each of them waits for."""
 
-NEURONS = {
+NEURON_COLUMNS = {
     "rank": "rank of all", "neuron": "neuron", "position": "position", "correlation": "r",
     "mean_difference": "mean difference", "effect_size": "d",
 }  # fmt: skip
@@ -203,7 +203,7 @@ class Page:
                 neurons,
                 f"Neurons of {site} that differ most between the classes, ranked by |r| among all "
                 f"{total} that were scored. That one differs does not make it a cause.",
-                NEURONS,
+                NEURON_COLUMNS,
             )
         said, there = [html.P(show.map_words(found), className="found")], True
         if len(view.texts) > 1:

@@ -17,7 +17,7 @@ from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
 FLIPS = 5
-QUESTIONS = 4
+SHOWN_QUESTIONS = 4
 
 
 def shown_answers(before: Observations) -> list[Prompt]:
@@ -31,7 +31,7 @@ def shown_questions(part: PromptSet) -> list[Prompt]:
     return [
         prompt
         for label in LABELS
-        for prompt in [prompt for prompt in part if prompt.label == label][:QUESTIONS]
+        for prompt in [prompt for prompt in part if prompt.label == label][:SHOWN_QUESTIONS]
     ]
 
 

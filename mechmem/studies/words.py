@@ -10,7 +10,7 @@ from mechmem.analysis.intervals import Estimate
 DASH = "–"
 """In a cell that has no number."""
 
-FEW = 10
+FEW_GROUPS = 10
 """With fewer groups only a large effect can be seen, and that is said."""
 
 
@@ -61,6 +61,6 @@ def estimate_of(row: Mapping[Any, Any], name: str) -> Estimate:
 
 def few_groups(groups: int, what: str) -> list[str]:
     """What has to be said where few groups were asked."""
-    if groups >= FEW:
+    if groups >= FEW_GROUPS:
         return []
     return [f"With {groups} {what} only a large effect could be seen."]

@@ -34,7 +34,7 @@ from mechmem.sweeps.store import CellStore, Done
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-UNIT = 16
+CELLS_TOGETHER = 16
 """Cells that run together; the most that a kill can lose."""
 CHECKED_CELLS, CHECKED_PROMPTS = 4, 8
 TOLERANCE = 1e-4
@@ -119,7 +119,10 @@ class CellRun:
                 return True
 
             order = bench.grid.order()
-            units = [order[first : first + UNIT] for first in range(0, len(order), UNIT)]
+            units = [
+                order[first : first + CELLS_TOGETHER]
+                for first in range(0, len(order), CELLS_TOGETHER)
+            ]
             if store is not None:
                 tokens = sum(len(prompt.ids) for prompt in bench.tokenized)
                 store.write_plan([[keys[cell] for cell in unit] for unit in units], tokens)
@@ -140,7 +143,7 @@ class CellRun:
         return [out[cell] for cell in range(len(settings))]
 
     def _keys(self, settings: Sequence[Setting], prompts: PromptSet) -> list[str]:
-        about = {"unit": UNIT, "seed": self.seed, "reuse": self.reuse}
+        about = {"unit": CELLS_TOGETHER, "seed": self.seed, "reuse": self.reuse}
         common, digests = setting_digest(self.model, prompts, self.task, about), Digests()
         return [Digests().of([common, digests.of(item.edit), item.margins]) for item in settings]
 

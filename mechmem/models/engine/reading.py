@@ -254,7 +254,7 @@ def take_states(
             yield BatchStates(work.rows, states)
 
 
-FEW = 0.5
+FEW_TOKENS = 0.5
 """Share of a pass's tokens up to which it is worth picking out those that are read."""
 
 _INSIDE = ("mlp_post", "mlp_out")
@@ -297,7 +297,7 @@ def trimmed(
     own, before = mlp.forward, mlp.__dict__.get("forward")
 
     def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if columns.numel() > FEW * states.shape[0] * states.shape[1]:
+        if columns.numel() > FEW_TOKENS * states.shape[0] * states.shape[1]:
             return own(states, *args, **kwargs)  # type: ignore[no-any-return]
         at = rows.to(states.device), columns.to(states.device).clamp_min(0)
         made = torch.zeros_like(states)

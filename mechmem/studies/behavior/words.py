@@ -16,7 +16,7 @@ from mechmem.studies.words import few_groups, joined, points, sentence, share, w
 from mechmem.sweeps.result import Sweep, Tested
 from mechmem.tasks.base import Task
 
-PAPER = "P1"
+P1 = "P1"
 """Families of edits whose name begins like this are the published form."""
 
 
@@ -175,10 +175,10 @@ def _clean_cost(clean: pd.DataFrame) -> str:
 
 def _paper_form(tested: Sequence[Tested]) -> str:
     """What the edit in its published form did, where it was tried."""
-    if tested[0].family.startswith(PAPER):
+    if tested[0].family.startswith(P1):
         return "the chosen edit has the form that the paper (P1) published"
     for one in tested:
-        if one.family.startswith(PAPER):
+        if one.family.startswith(P1):
             told = joined(
                 [
                     f"{points(gap)} toward {toward} "

@@ -44,7 +44,7 @@ HELD_OUT, ACROSS, WITHIN, OTHER = (
     "other set, within subjects",
     "word problems against facts",
 )
-MOST = {ACROSS: 120, WITHIN: 140, OTHER: 80}
+MOST_QUESTIONS = {ACROSS: 120, WITHIN: 140, OTHER: 80}
 """Most questions per label of a shipped set; more cost time and tell little more."""
 
 
@@ -272,9 +272,11 @@ def _shipped_others(whole: PromptSet, seed: int) -> dict[str, PromptSet]:
     inside = within_subjects(redux)
     facts = redux.filter(lambda p: p.label == MEMORY and p.id not in set(inside.ids))
     return {
-        ACROSS: _some(redux.filter(lambda p: p.label == REASONING) + facts, MOST[ACROSS], seed),
-        WITHIN: _some(inside, MOST[WITHIN], seed),
-        OTHER: _some(problems + facts, MOST[OTHER], seed),
+        ACROSS: _some(
+            redux.filter(lambda p: p.label == REASONING) + facts, MOST_QUESTIONS[ACROSS], seed
+        ),
+        WITHIN: _some(inside, MOST_QUESTIONS[WITHIN], seed),
+        OTHER: _some(problems + facts, MOST_QUESTIONS[OTHER], seed),
     }
 
 

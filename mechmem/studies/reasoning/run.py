@@ -33,10 +33,10 @@ from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.reasoning import Reasoning
 from mechmem.tasks.questions.topics import topic_balance
 
-QUESTIONS = 1152
+N_QUESTIONS = 1152
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 MOST_LAYERS = 8
-SMALLEST = 4
+FEWEST_PER_LABEL = 4
 
 
 def run_reasoning_study(
@@ -46,7 +46,7 @@ def run_reasoning_study(
     questions: PromptSet | None = None,
     examples: PromptSet | None = None,
     shots: int | None = None,
-    n: int = QUESTIONS,
+    n: int = N_QUESTIONS,
     alphas: Sequence[float] = ALPHAS,
     scales: Sequence[float] = SCALES,
     draws: int = DRAWS,
@@ -182,11 +182,11 @@ def divided(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
     for label in LABELS:
         mine = labeled.filter(lambda p, label=label: first[p.group] == label)  # type: ignore[misc]
         groups = len(set(mine.groups))
-        if groups < SMALLEST:
+        if groups < FEWEST_PER_LABEL:
             raise PromptError(
-                f"The study needs at least {SMALLEST} groups of questions labeled {label!r}, got "
-                f"{groups}; give every question a 'label' ({' or '.join(LABELS)}) or a 'score', "
-                "and more of them."
+                f"The study needs at least {FEWEST_PER_LABEL} groups of questions labeled "
+                f"{label!r}, got {groups}; give every question a 'label' "
+                f"({' or '.join(LABELS)}) or a 'score', and more of them."
             )
         for name, part in zip(SHARES, mine.split(**SHARES, seed=seed), strict=True):
             out[name].update(part.ids)

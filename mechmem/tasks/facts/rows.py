@@ -15,7 +15,7 @@ import pandas as pd
 from mechmem.errors import PromptError, listed
 from mechmem.tasks import files, tables
 
-FILES = (".json", ".jsonl", ".csv", ".parquet")
+FACT_FILES = (".json", ".jsonl", ".csv", ".parquet")
 FACT_COLUMNS = "subject, relation or template, true, other"
 
 
@@ -107,8 +107,8 @@ def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
 
 def _file(path: Path) -> Any:
     kind = path.suffix.lower()
-    if kind not in FILES:
-        raise PromptError(f"Facts come as {listed(FILES)}, not as {str(path)!r}.")
+    if kind not in FACT_FILES:
+        raise PromptError(f"Facts come as {listed(FACT_FILES)}, not as {str(path)!r}.")
     if kind == ".jsonl":
         return files.read_jsonl(path)
     if kind != ".json":

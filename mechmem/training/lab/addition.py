@@ -16,7 +16,7 @@ from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 
-LARGEST = 99
+LARGEST_ADDEND = 99
 CONTEXT = 100
 PIECES = "|".join(
     (
@@ -83,7 +83,7 @@ class SumsOnly(Addition):
 
 def lab_addition() -> dict[str, Any]:
     """Options of the task that the lab model is trained on."""
-    return {"config": draw_addition_config(0, 10, LARGEST), "largest": LARGEST}
+    return {"config": draw_addition_config(0, 10, LARGEST_ADDEND), "largest": LARGEST_ADDEND}
 
 
 def train_addition(
