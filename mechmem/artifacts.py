@@ -137,7 +137,7 @@ def _opened(path: Path) -> Any:
     return safe_open(str(regular(path)), framework="pt")
 
 
-class Held:
+class TensorFile:
     """An open file of tensors.
 
     Attributes:
@@ -226,20 +226,20 @@ def _check_finite(value: torch.Tensor, name: str, where: str = "") -> None:
 
 
 @contextmanager
-def open_tensors(path: str | Path, kind: str) -> Iterator[Held]:
+def open_tensors(path: str | Path, kind: str) -> Iterator[TensorFile]:
     """The tensors of a file, one at a time.
 
     Raises:
         ArtifactError: When it is missing, cut off or changed, or holds something else.
     """
-    held = Held(Path(path), kind)
+    held = TensorFile(Path(path), kind)
     try:
         yield held
     finally:
         held._open = None
 
 
-def _check_copy(note: Path, held: Held) -> None:
+def _check_copy(note: Path, held: TensorFile) -> None:
     """Refuse a readable copy that says something its save did not."""
     try:
         same = regular(note).read_bytes() == held.text

@@ -38,7 +38,7 @@ def told_elsewhere() -> Iterator[None]:
 
 
 @contextmanager
-def counted(total: int, what: str, unit: str = "prompt") -> Iterator[Callable[[int], None]]:
+def tracked(total: int, what: str, unit: str = "prompt") -> Iterator[Callable[[int], None]]:
     """A bar with the time left. Yields a function to call with how many more are done.
 
     A bar inside another one stays silent: the outer one knows more.
@@ -121,5 +121,5 @@ def told(progress: Progress, prompts: int, what: str) -> Iterator[Tell]:
     if progress is False:
         yield lambda rows, fed: None
         return
-    with counted(prompts, what) as more:
+    with tracked(prompts, what) as more:
         yield lambda rows, fed: more(rows)

@@ -74,7 +74,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
                 raise IsADirectoryError("it is a folder")
-            sweep(target.parent)
+            remove_leftovers(target.parent)
             _WRITING.add(partial.name)
             yield partial
             os.replace(partial, target)
@@ -100,7 +100,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     partial = target.with_name(_partial_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target.parent)
+        remove_leftovers(target.parent)
         _WRITING.add(partial.name)
         partial.mkdir()
         yield partial
@@ -132,7 +132,7 @@ def draft_in(folder: str | Path, name: str) -> Iterator[Path]:
         with written_to(target):
             draft.mkdir(parents=True)
             yield draft
-            sweep(target, always=True)
+            remove_leftovers(target, always=True)
     finally:
         _remove(draft)
         _WRITING.discard(draft.name)
@@ -180,7 +180,7 @@ def _remove(path: Path) -> None:
 
 _COUNT = itertools.count()
 _WRITING: set[str] = set()
-_SWEPT: dict[Path, tuple[float, float]] = {}
+_CLEANED: dict[Path, tuple[float, float]] = {}
 
 
 def _here() -> str:
@@ -201,9 +201,9 @@ def _partial_name(name: str) -> str:
     return f".{name[:120]}.partial-{HERE}-{os.getpid()}-{next(_COUNT)}"
 
 
-def sweep(folder: Path, *, always: bool = False) -> None:
+def remove_leftovers(folder: Path, *, always: bool = False) -> None:
     """Remove what killed processes have left; looking takes at most a hundredth of the time."""
-    last, took = _SWEPT.get(folder, (0.0, 0.0))
+    last, took = _CLEANED.get(folder, (0.0, 0.0))
     begun = time.monotonic()
     if last and not always and begun - last < 100 * took:
         return
@@ -213,7 +213,7 @@ def sweep(folder: Path, *, always: bool = False) -> None:
             if found and entry.name not in _WRITING and _left_behind(entry, *found.groups()):
                 _remove(Path(entry.path))
     now = time.monotonic()
-    _SWEPT[folder] = (now, now - begun)
+    _CLEANED[folder] = (now, now - begun)
 
 
 def _left_behind(entry: os.DirEntry[str], host: str, pid: str) -> bool:

@@ -73,9 +73,9 @@ def test_what_is_done_in_two_seconds_shows_nothing(lab, capsys, monkeypatch) -> 
 
 
 def test_a_bar_that_was_left_by_an_error_hides_none_that_follow(at_once, capsys) -> None:
-    with pytest.raises(KeyError), progress.counted(2, "broken"):
+    with pytest.raises(KeyError), progress.tracked(2, "broken"):
         raise KeyError
     capsys.readouterr()
-    with progress.counted(1, "whole") as more:
+    with progress.tracked(1, "whole") as more:
         more(1)
     assert "whole" in capsys.readouterr().err

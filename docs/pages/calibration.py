@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 import mechmem as mm
 from mechmem.analysis.exchange import Exchange
 from mechmem.seeding import keyed_rng
-from mechmem.studies.behavior.plan import REFINE, Fit, Grid, default_grid
+from mechmem.studies.behavior.plan import REFINE, Fit, GridRule, default_grid
 from mechmem.studies.reasoning.edits import ALPHAS, SCALES
 from mechmem.studies.reasoning.refits import exchange_labels, judge_edits
 from mechmem.studies.reasoning.run import candidates, divided
@@ -82,7 +82,7 @@ class Bench:
         flips: mm.PromptSet,
         parts: Mapping[str, mm.PromptSet],
         seed: int,
-        grid: Grid = default_grid,
+        grid: GridRule = default_grid,
         draws: int = 1,
         task: mm.Task | None = None,
     ) -> Verdict:
@@ -154,7 +154,7 @@ def flips_of(bench: Bench, parts: Mapping[str, mm.PromptSet], groups: int = 0) -
     return flips.filter(lambda prompt: prompt.group in kept)
 
 
-def null(bench: Bench, kind: str, seed: int, grid: Grid = default_grid) -> Verdict:
+def null(bench: Bench, kind: str, seed: int, grid: GridRule = default_grid) -> Verdict:
     """A study in which no edit can know the behavior."""
     parts = bench.parts(seed)
     rng = keyed_rng(seed, "calibration", kind)

@@ -19,7 +19,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.models.shipped import LAB_FOLDER
 from mechmem.reports.saved import load_study
 from mechmem.studies.behavior.run import STEERED
-from mechmem.studies.verdict import FEWEST, LEVEL
+from mechmem.studies.verdict import FEWEST_REFITS, LEVEL
 
 WORK = Path("build/lab-models-paper")
 TASKS = ("cipher", "colors", "addition")
@@ -142,7 +142,7 @@ def both(found: dict) -> bool:
 def claims(verdict: dict, family: str) -> bool:
     """Whether a family's larger change is beyond all refits' largest of any family."""
     p = verdict["family_p"].get(family, 1.0)
-    return verdict["shuffles"] >= FEWEST and p <= LEVEL
+    return verdict["shuffles"] >= FEWEST_REFITS and p <= LEVEL
 
 
 def percent(value: list[float] | tuple[float, ...]) -> str:

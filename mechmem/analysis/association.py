@@ -12,7 +12,8 @@ from scipy.stats import rankdata
 
 from mechmem.analysis.intervals import Estimate, effective_groups
 
-FEWEST = 5
+FEWEST_GROUPS = 5
+"""Groups of equal size below which a correlation has no interval but [-1, 1]."""
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -89,7 +90,7 @@ def group_correlation(
     n, worth = len(one), effective_groups(sizes)
     if np.isnan(value):
         return Estimate(value, value, value, n, len(sizes))
-    if worth < FEWEST:
+    if worth < FEWEST_GROUPS:
         return Estimate(value, -1.0, 1.0, n, len(sizes))
     x, y = (_standard(rankdata(v) / n if ranks else v) for v in (one, other))
     away = x[0] * y[0] - value * (x[0] ** 2 + y[0] ** 2) / 2

@@ -18,7 +18,8 @@ from mechmem.errors import MechmemError, PromptError
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_order, keyed_rng
 
-DRAWS = 200
+RESAMPLES = 200
+"""Shuffles of the classes, and as many resamples of the groups."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def neuron_clusters(
     draws = _resampled(testing, groups[~side], labels, seed)
     shuffled = [
         _null(fitting, testing, classes[side], classes[~side], labels, threshold, seed, draw)
-        for draw in range(DRAWS)
+        for draw in range(RESAMPLES)
     ]
     n, total = len(testing), len(order) - len(order) // 2
     within, between, dimensions = (
@@ -253,7 +254,7 @@ def _measures(correlation: np.ndarray, labels: np.ndarray) -> tuple[float, float
 def _resampled(values: np.ndarray, groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     _, index = np.unique(groups, return_inverse=True)
     number = int(index.max()) + 1
-    drawn = group_counts(number, DRAWS, seed, "clusters-bootstrap", number)[:, index]
+    drawn = group_counts(number, RESAMPLES, seed, "clusters-bootstrap", number)[:, index]
     return np.array([_measures(_correlation(values, row.astype(float)), labels) for row in drawn])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from mechmem.analysis.intervals import Estimate, Kind, group_mean
+from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
 from mechmem.errors import MechmemError
 
 DRAWS = 30
@@ -63,7 +63,7 @@ def beyond_draws(
     groups: Sequence[str],
     *,
     drawn: bool = True,
-    kind: Kind = "change",
+    kind: IntervalKind = "change",
     sizes: tuple[float, float] = (nan, nan),
 ) -> Beyond:
     """The edit minus its control, paired prompt by prompt, the draws a sample of what control does.
@@ -108,7 +108,7 @@ def mean_of_draws(
     groups: Sequence[str],
     *,
     drawn: bool = True,
-    kind: Kind = "share",
+    kind: IntervalKind = "share",
 ) -> Estimate:
     """Mean over draws and prompts, both of them samples; NaN bounds for a single draw (unless
     nothing is ``drawn``).

@@ -14,7 +14,7 @@ from mechmem.caching.activations import class_names
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import Prompt, PromptSet
 
-FEWEST = 10
+FEWEST_EXCHANGEABLE = 10
 """Groups that must be able to change their classes; with fewer, too few exchanges differ."""
 
 
@@ -51,11 +51,11 @@ class Exchange:
     def reason(self) -> str:
         """Why nothing can be tested on these prompts; empty where it can."""
         found = self.exchangeable
-        if found >= FEWEST:
+        if found >= FEWEST_EXCHANGEABLE:
             return ""
         return (
             f"only {found} of {len(set(self.prompts.groups))} groups of training prompts can "
-            f"exchange their classes, and at least {FEWEST} are needed"
+            f"exchange their classes, and at least {FEWEST_EXCHANGEABLE} are needed"
         )
 
     def draw(self, seed: int, k: int) -> PromptSet:

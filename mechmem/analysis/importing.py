@@ -25,7 +25,7 @@ from mechmem.models.model import Model
 from mechmem.models.sites import DEPTH, Site
 from mechmem.tasks.prompts import PromptSet
 
-LARGEST = 4 << 30
+LARGEST_TENSORS = 4 << 30
 """Bytes of the largest file of directions that is read, unpacked."""
 
 
@@ -192,7 +192,7 @@ def _read(file: Path) -> _Read:
             f"{listed(readers)}."
         )
     try:
-        regular(file, LARGEST)
+        regular(file, LARGEST_TENSORS)
         _refuse_bombs(file)
         return readers[file.suffix](file)
     except FileNotFoundError as error:
@@ -214,10 +214,10 @@ def _refuse_bombs(file: Path) -> None:
         return
     with zipfile.ZipFile(file) as held:
         size = sum(item.file_size for item in held.infolist())
-        if size > LARGEST:
+        if size > LARGEST_TENSORS:
             raise ArtifactError(
-                f"{file} unpacks to {size:,} bytes, more than the {LARGEST:,} that are read; it "
-                "holds no directions. Save the vectors alone."
+                f"{file} unpacks to {size:,} bytes, more than the {LARGEST_TENSORS:,} that are "
+                "read; it holds no directions. Save the vectors alone."
             )
         changed = held.testzip()
     if changed is not None:

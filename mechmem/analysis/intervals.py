@@ -19,7 +19,7 @@ from mechmem.errors import PromptError
 from mechmem.seeding import keyed_rng
 
 Z = float(stats.norm.ppf(0.975))
-Kind = Literal["share", "change", "mean"]
+IntervalKind = Literal["share", "change", "mean"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ NOT_MEASURED = Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
 
 
 def group_mean(
-    values: Sequence[float] | np.ndarray, groups: Sequence[str], *, kind: Kind | None = None
+    values: Sequence[float] | np.ndarray, groups: Sequence[str], *, kind: IntervalKind | None = None
 ) -> Estimate:
     """Mean over examples with a 95 % interval over groups.
 
@@ -165,7 +165,7 @@ def _sorted(
     return [column[order] for column in columns], index[order], np.bincount(index).astype(float)
 
 
-def _kind_of(values: np.ndarray) -> Kind:
+def _kind_of(values: np.ndarray) -> IntervalKind:
     if not np.isin(values, (-1.0, 0.0, 1.0)).all():
         return "mean"
     return "change" if (values < 0).any() else "share"

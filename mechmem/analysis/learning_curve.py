@@ -16,7 +16,7 @@ from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
 from mechmem.seeding import keyed_order
 
-SMALLEST = 4
+SMALLEST_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 def _sizes(most: int) -> list[int]:
     sizes = [most]
-    size = SMALLEST
+    size = SMALLEST_SIZE
     while size < most:
         sizes.append(size)
         size *= 2

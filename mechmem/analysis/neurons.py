@@ -19,7 +19,7 @@ from mechmem.analysis.ranking import (
     how_many,
     largest,
     ranking_score,
-    ratio,
+    safe_ratio,
     welch_p,
 )
 from mechmem.analysis.spread import Spread, spreads
@@ -311,8 +311,10 @@ def neuron_mean_difference(
         pooled = (within / (n1 + n0 - 2)).sqrt()
         total = within + difference**2 * (n1 * n0 / (n1 + n0))
         out["mean_difference"][site] = difference
-        out["correlation"][site] = ratio(difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt())
-        out["effect_size"][site] = ratio(difference, pooled)
+        out["correlation"][site] = safe_ratio(
+            difference * (n1 * n0 / (n1 + n0)) ** 0.5, total.sqrt()
+        )
+        out["effect_size"][site] = safe_ratio(difference, pooled)
         out["p"][site] = welch_p(
             difference, one.variance.flatten(1), zero.variance.flatten(1), n1, n0
         )

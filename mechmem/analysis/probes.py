@@ -21,7 +21,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
-from mechmem.progress import counted
+from mechmem.progress import tracked
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.prompts import PromptSet
 
@@ -81,13 +81,13 @@ class Probes:
                 "layer": site.layer,
                 "classifier": self.classifier,
                 **held.row("accuracy", counted=False),
-                **_columns("shuffled", self.shuffled[site]),
-                **_columns("input_only", self.input_only),
-                **_columns("length_only", self.length_only),
+                **self.shuffled[site].row("shuffled", counted=False),
+                **self.input_only.row("input_only", counted=False),
+                **self.length_only.row("length_only", counted=False),
                 "majority": self.majority,
                 "folds_chosen": self.sites[site],
-                **_columns("chosen", self.chosen),
-                **_columns("chosen_shuffled", self.chosen_shuffled),
+                **self.chosen.row("chosen", counted=False),
+                **self.chosen_shuffled.row("chosen_shuffled", counted=False),
                 "n": held.n,
                 "groups": held.groups,
             }
@@ -126,7 +126,7 @@ def fit_probes(
     if classifier not in CLASSIFIERS:
         raise MechmemError(f"Unknown classifier {classifier!r}; allowed are {listed(CLASSIFIERS)}.")
     data = probe_data(acts, by, seed, folds)
-    with counted(2 * len(data.states), "fitting probes", "site") as more:
+    with tracked(2 * len(data.states), "fitting probes", "site") as more:
         real, shuffled = (
             data.over_sites(target, classifier, more) for target in (data.target, data.shuffled)
         )
@@ -300,7 +300,3 @@ def probe_data(acts: Activations, by: str, seed: int, folds: int) -> ProbeData:
         (classes[0], classes[1]),
         seed,
     )
-
-
-def _columns(name: str, held: Estimate) -> dict[str, float]:
-    return {name: held.value, f"{name}_low": held.low, f"{name}_high": held.high}

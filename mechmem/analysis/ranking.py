@@ -33,8 +33,8 @@ def ranking_score(by: str, values: Tensor) -> Tensor:
 def welch_p(difference: Tensor, var1: Tensor, var0: Tensor, n1: int, n0: int) -> Tensor:
     """Two-sided p value of Welch's t test from the classes' unbiased variances."""
     a, b = var1 / n1, var0 / n0
-    freedom = ratio((a + b) ** 2, a**2 / (n1 - 1) + b**2 / (n0 - 1)).clamp_min(1)
-    t = ratio(difference, (a + b).sqrt())
+    freedom = safe_ratio((a + b) ** 2, a**2 / (n1 - 1) + b**2 / (n0 - 1)).clamp_min(1)
+    t = safe_ratio(difference, (a + b).sqrt())
     return torch.from_numpy(2 * special.stdtr(freedom.numpy(), -t.abs().numpy()))
 
 
@@ -92,7 +92,7 @@ def areas(
     }
 
 
-def ratio(top: Tensor, bottom: Tensor) -> Tensor:
+def safe_ratio(top: Tensor, bottom: Tensor) -> Tensor:
     """0 where a coordinate never varies (a constant says nothing about the class), infinite where
     it varies with the class alone."""
     at_zero = torch.where(top == 0, top, top.sign() * torch.inf)

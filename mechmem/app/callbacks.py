@@ -11,13 +11,13 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from mechmem.app import show
 from mechmem.app.keep import saved
-from mechmem.app.layout import LATER, SOON, SUFFIXES, WHERE
+from mechmem.app.layout import LATER, SOON, VECTOR_SUFFIXES, WHERE
 from mechmem.app.page import PARTS, Page
 from mechmem.app.source import Source
 from mechmem.app.view import MOST_WORDINGS, POSITIONS, View
 from mechmem.errors import MechmemError
 
-SETTINGS = ("map", "shown", "strength", "toward", "kind", "site", "positions")
+VIEW_SETTINGS = ("map", "shown", "strength", "toward", "kind", "site", "positions")
 _COUNT = itertools.count(1)
 
 
@@ -42,7 +42,7 @@ def _gather(app: Dash, page: Page) -> None:
             "where": Output("positions", "options", allow_duplicate=True),
             "which": Output("shown", "options"),
             "strength": Output("strength-said", "children"),
-            "set": {name: Output(name, "value") for name in SETTINGS},
+            "set": {name: Output(name, "value") for name in VIEW_SETTINGS},
             "question": Output("question", "value"),
             "soon": Output("tick", "interval", allow_duplicate=True),
             "beats": [Output(f"{part}-beat", "data", allow_duplicate=True) for part in PARTS],
@@ -57,7 +57,7 @@ def _gather(app: Dash, page: Page) -> None:
             "address": Input("address", "hash"),
             "question": Input("question", "value"),
             "click": Input("map-figure", "clickData"),
-            "set_": {name: Input(name, "value") for name in SETTINGS},
+            "set_": {name: Input(name, "value") for name in VIEW_SETTINGS},
         },
         state={
             "texts": [State(f"wording-{k}", "value") for k in rows],
@@ -79,8 +79,8 @@ def _gather(app: Dash, page: Page) -> None:
             "view": no_update, "said": no_update, "wordings": [no_update] * len(rows),
             "hidden": [no_update] * len(rows), "memorized": no_update, "generalized": no_update,
             "where": no_update, "which": no_update, "strength": no_update,
-            "set": dict.fromkeys(SETTINGS, no_update), "question": no_update, "soon": no_update,
-            "beats": [no_update] * len(PARTS), "stale": [no_update] * 2,
+            "set": dict.fromkeys(VIEW_SETTINGS, no_update), "question": no_update,
+            "soon": no_update, "beats": [no_update] * len(PARTS), "stale": [no_update] * 2,
         }  # fmt: skip
         linked = str(address or "").startswith("#view=")
         triggers = list(ctx.triggered_prop_ids.values()) or (["address"] if linked else [])
@@ -125,7 +125,7 @@ def _gather(app: Dash, page: Page) -> None:
             # a control that is being moved is not told where it is
             "set": {
                 name: value if name not in triggers and str(value) != str(set_[name]) else no_update
-                for name in SETTINGS
+                for name in VIEW_SETTINGS
                 for value in [str(new.shown) if name == "shown" else getattr(new, name)]
             },
         }  # fmt: skip
@@ -274,7 +274,7 @@ def _keep(app: Dash, page: Page) -> None:
     @app.callback(
         Output("download", "data"), Output("saved", "children"),
         Input("save-report", "n_clicks"), Input("save-csv", "n_clicks"),
-        *(Input(f"save-vector{k}", "n_clicks") for k in range(len(SUFFIXES))),
+        *(Input(f"save-vector{k}", "n_clicks") for k in range(len(VECTOR_SUFFIXES))),
         State("view", "data"), State("window", "data"), prevent_initial_call=True,
     )  # fmt: skip
     def save(*given: Any) -> Any:

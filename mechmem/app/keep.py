@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mechmem.app import show
-from mechmem.app.layout import SUFFIXES
+from mechmem.app.layout import VECTOR_SUFFIXES
 from mechmem.app.page import Page
 from mechmem.app.view import View
 from mechmem.app.worker import Job
@@ -56,7 +56,7 @@ def _tables(page: Page, view: View) -> dict[str, Any]:
 def report(page: Page, view: View) -> str:
     """What is on the screen, as a page that stands by itself."""
     from mechmem import plotting
-    from mechmem.reports.page import drawn, render
+    from mechmem.reports.page import drawn, render_page
 
     tables, turned = _tables(page, view), page.done("turn", view)
     figures = {}
@@ -66,7 +66,7 @@ def report(page: Page, view: View) -> str:
         figures["dose"] = drawn(
             show.dose(tables["dose"], view.strength, page.source.classes, "light")
         )
-    return render(
+    return render_page(
         "view.html", figures, source=page.source, view=view, tables=tables,
         found=show.moved_words(turned) if turned is not None else "",
         lines=turned.lines if turned is not None else "", link=view.link(),
@@ -93,7 +93,7 @@ def saved(page: Page, button: str, view: View, window: str) -> tuple[str, bytes]
         return "mechmem-view.html", report(page, view).encode("utf-8", "backslashreplace")
     if button == "save-csv":
         return "mechmem-view.zip", tables(page, view)
-    suffix = SUFFIXES[int(button.removeprefix("save-vector"))]
+    suffix = VECTOR_SUFFIXES[int(button.removeprefix("save-vector"))]
     job = vector(page, view, suffix, window)
     if job.error or job.value is None:
         raise MechmemError(job.error or "The model is still being loaded; try again.")

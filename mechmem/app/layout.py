@@ -22,7 +22,8 @@ WHERE = {
 }
 SOON, LATER = 400, 2000
 """Milliseconds between two looks at the line, while something is awaited and while nothing is."""
-SUFFIXES = (".gguf", ".pt", ".safetensors")
+VECTOR_SUFFIXES = (".gguf", ".pt", ".safetensors")
+"""Those of `mechmem.patching.exporting`, which would load torch before the page is drawn."""
 
 
 def layout(source: Source) -> Any:
@@ -78,7 +79,7 @@ def _top(source: Source) -> Any:
     )
 
 
-def named(label: str, control: Any, **about: Any) -> Any:
+def labeled(label: str, control: Any, **about: Any) -> Any:
     """A control under its name."""
     return html.Div([html.Label(label, htmlFor=control.id), control], className="field", **about)
 
@@ -156,8 +157,8 @@ def _ask(source: Source, view: View) -> Any:
                     groups[0] if groups else None,
                     not groups,
                 ),
-                named(f"Answer that is {first}", _typed("memorized", view.memorized)),
-                named(f"Answer that is {second}", _typed("generalized", view.generalized)),
+                labeled(f"Answer that is {first}", _typed("memorized", view.memorized)),
+                labeled(f"Answer that is {second}", _typed("generalized", view.generalized)),
             ],
             className="fields",
         ),
@@ -281,7 +282,7 @@ def _keep() -> Any:
                 html.Button("Tables (CSV, zipped)", id="save-csv", className="plain"),
                 *(
                     html.Button(f"Vector ({suffix})", id=f"save-vector{k}", className="plain")
-                    for k, suffix in enumerate(SUFFIXES)
+                    for k, suffix in enumerate(VECTOR_SUFFIXES)
                 ),
             ],
             className="buttons",

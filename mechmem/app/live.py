@@ -34,7 +34,7 @@ from mechmem.patching import Edit, EditReport, export_vectors, patched
 from mechmem.patching.margins import answer_ids
 from mechmem.tasks import Prompt, PromptSet, Task
 
-DRAWS = 10
+CONTROL_DRAWS = 10
 """Draws of the control in the dose-response; the first one is the control column."""
 DOSES = tuple(float(x) for x in np.linspace(-3, 3, 13))
 NEUTRAL = (
@@ -48,10 +48,10 @@ NEUTRAL = (
     "The river runs past the old",
 )
 """Read where a task has no ordinary items of its own."""
-KEPT = 30
+KEPT_QUESTIONS = 30
 """Questions whose unedited answers are kept."""
 _OWN = "mm.tasks.PromptAnswers({kind!r})\ntask.max_new_tokens = {n}"
-NEURONS = 0.2
+NEURON_SHARE = 0.2
 """Share of the site's neurons that are shifted."""
 
 
@@ -143,7 +143,7 @@ class Live:
         if key not in self._seen:
             prompts = self.prompts(view)
             self._seen[key] = observe(self.model, prompts, task=self.reader(prompts))
-            if len(self._seen) > KEPT:
+            if len(self._seen) > KEPT_QUESTIONS:
                 del self._seen[next(iter(self._seen))]
         return self._seen[key]
 
@@ -210,7 +210,7 @@ class Live:
             if self.scores is None:
                 raise EditError("No neurons were scored in this study; add the direction instead.")
             held = Call("scores", self.scores)
-            made = call("ShiftNeurons", held, top=NEURONS, **dosed, at=[tuple(site)], **where)
+            made = call("ShiftNeurons", held, top=NEURON_SHARE, **dosed, at=[tuple(site)], **where)
         elif view.kind == "add":
             made = call("AddDirection", vector, **dosed, **where)
         elif view.kind == "set":
@@ -252,7 +252,7 @@ class Live:
         edit, _ = self.edit(view)
         found = side_effects(
             self.model, edit, clean=self.neutral, toward=[edit_toward(edit)],
-            control=self.control(view), draws=DRAWS,
+            control=self.control(view), draws=CONTROL_DRAWS,
         )  # fmt: skip
         table = found.table()
         return table[table["measure"] == "kl"]
@@ -288,7 +288,7 @@ class Live:
         edits: list[Edit] = []
         for strength in doses:
             aimed, _ = self.edit(replace(view, strength=strength))
-            edits += [aimed, *control_draws(aimed, self.model, draws=DRAWS)[name]]
+            edits += [aimed, *control_draws(aimed, self.model, draws=CONTROL_DRAWS)[name]]
         done = evaluate_each(model, prompts, edits, task=reader, before=self.ask(view))
         rows: list[dict[str, Any]] = []
         each = len(edits) // len(doses)

@@ -15,11 +15,12 @@ from mechmem.analysis import (
     neuron_mean_difference,
 )
 from mechmem.app.live import Live
-from mechmem.app.source import OWN, Source
+from mechmem.app.source import Source
 from mechmem.caching import cache_activations
 from mechmem.errors import MechmemError, ModelError, listed
 from mechmem.evaluation import observe
 from mechmem.models import Model, load_model
+from mechmem.studies.defaults import OWN_PROMPTS
 from mechmem.tasks import PromptSet, Task, get_task
 
 FITTED_PAIRS = 200
@@ -80,7 +81,7 @@ def _task(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:
         return source.task, "task"
     saved = source.study.task if source.study is not None else card.get("task")
     name = source.task or saved
-    if name is None or name == OWN:
+    if name is None or name == OWN_PROMPTS:
         return None, "None"
     options = card.get("task_options", {}) if name == card.get("task") else {}
     given = "".join(f", {key}={value!r}" for key, value in options.items())

@@ -50,7 +50,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The parts of the page, and what each of them waits for."""
 
-NEURONS = {
+NEURON_COLUMNS = {
     "rank": "rank of all", "neuron": "neuron", "position": "position", "correlation": "r",
     "mean_difference": "mean difference", "effect_size": "d",
 }  # fmt: skip
@@ -152,8 +152,8 @@ class Page:
         ]
         groups = len(set(seen.prompts.groups))
         about = (
-            f"Shares over {show.counted(len(seen), 'wording')} of "
-            f"{show.counted(groups, 'question')}, with 95 % intervals over questions; wordings of "
+            f"Shares over {show.plural(len(seen), 'wording')} of "
+            f"{show.plural(groups, 'question')}, with 95 % intervals over questions; wordings of "
             "one question are not independent."
         )
         found = [html.P(self._found(seen), className="found"), show.shares(table, about)]
@@ -164,7 +164,7 @@ class Page:
 
     def _found(self, seen: Any) -> str:
         counts = [f"{seen.outcomes.count(name)} {name}" for name in seen.allowed]
-        return f"Of {show.counted(len(seen), 'wording')}: {', '.join(counts)}."
+        return f"Of {show.plural(len(seen), 'wording')}: {', '.join(counts)}."
 
     def _saved_words(self, view: View) -> tuple[list[Any], Shown]:
         rows = self.source.saved_rows(view.texts)
@@ -203,7 +203,7 @@ class Page:
                 neurons,
                 f"Neurons of {site} that differ most between the classes, ranked by |r| among all "
                 f"{total} that were scored. That one differs does not make it a cause.",
-                NEURONS,
+                NEURON_COLUMNS,
             )
         said, there = [html.P(show.map_words(found), className="found")], True
         if len(view.texts) > 1:

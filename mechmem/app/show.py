@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mechmem.evaluation import Observations, TokenMap
     from mechmem.patching import EditReport
 
-KINDS = {"memorized", "generalized", "correct", "wrong"}
+COLORED_OUTCOMES = {"memorized", "generalized", "correct", "wrong"}
 SAME = {"known": "memorized", "context": "generalized"}
 
 
@@ -33,7 +33,9 @@ def visible(text: object) -> str:
 def chip(outcome: str) -> Any:
     """An outcome in its color, always with its word."""
     name = SAME.get(outcome, outcome)
-    return html.Span(visible(outcome), className=f"chip {name if name in KINDS else 'other'}")
+    return html.Span(
+        visible(outcome), className=f"chip {name if name in COLORED_OUTCOMES else 'other'}"
+    )
 
 
 def written(text: str, mark: Sequence[bool] | None = None) -> Any:
@@ -75,18 +77,20 @@ def waiting(lines: Sequence[str]) -> Any:
 
 
 def each_row(frame: pd.DataFrame) -> list[Any]:
-    """Rows as named tuples."""
+    """Rows as named tuples, as in `mechmem.plotting.data`, which would load torch."""
     return list(frame.itertuples())
 
 
-def share(row: Any) -> str:
+def share_with_interval(row: Any) -> str:
     """``62 % [24, 91]``."""
     return f"{100 * row.share:.0f} % [{100 * row.share_low:.0f}, {100 * row.share_high:.0f}]"
 
 
 def shares(table: pd.DataFrame, about: str) -> Any:
     """Shares of the outcomes with their intervals."""
-    cells = [html.Li([chip(str(row.outcome)), " ", share(row)]) for row in each_row(table)]
+    cells = [
+        html.Li([chip(str(row.outcome)), " ", share_with_interval(row)]) for row in each_row(table)
+    ]
     return html.Div([html.P(about, className="soft"), html.Ul(cells, className="shares")])
 
 
@@ -179,18 +183,18 @@ def fired(report: EditReport) -> Any:
     lines = []
     for one in report.fired:
         said = (
-            f"{one.site.stream} {one.site.layer}: {counted(one.tokens, 'token')} moved by "
+            f"{one.site.stream} {one.site.layer}: {plural(one.tokens, 'token')} moved by "
             f"{one.distance:.2f} "
             f"({100 * one.relative:.0f} % of their length)"
         )
         if one.closed:
             share_closed = f"({100 * one.closed_share:.0f} %)"
-            said += f"; stayed closed at {counted(one.closed, 'token')} {share_closed}"
+            said += f"; stayed closed at {plural(one.closed, 'token')} {share_closed}"
         lines.append(html.Li(said))
     return html.Ul(lines, className="soft")
 
 
-def counted(n: int, name: str) -> str:
+def plural(n: int, name: str) -> str:
     """``1 token``, ``2 tokens``."""
     return f"{n} {name}{'' if n == 1 else 's'}"
 
@@ -312,5 +316,5 @@ def dose(frame: pd.DataFrame, now: float, classes: tuple[str, str], theme: str) 
     fig.update_xaxes(title="strength, in distances between the classes", range=[-3.2, 3.2])
     fig.update_yaxes(title=f"margin, nats<br>← {second} | {first} →", zeroline=False)
     n = int(frame["wordings"].iloc[0])
-    about = f"mean over {counted(n, 'wording')}; dotted: the strength that is set"
+    about = f"mean over {plural(n, 'wording')}; dotted: the strength that is set"
     return house_style(fig, theme, "How the margin follows the strength", about, 420, bottom=58)

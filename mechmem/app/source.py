@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mechmem.models.model import Model
     from mechmem.tasks.base import Task
 
-OWN = "own prompts"
-
 
 @dataclass
 class Source:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mechmem.errors import MechmemError
 
-KEPT = 300
+KEPT_RESULTS = 300
 """Results that are kept, so that two windows, or a slide back, need no second computation."""
 
 
@@ -156,7 +156,7 @@ class Worker:
         job.error = error
         if not (error and job.displaced):
             self._results[job.key] = job
-        while len(self._results) > KEPT:
+        while len(self._results) > KEPT_RESULTS:
             self._results.popitem(last=False)
         job.done.set()
 

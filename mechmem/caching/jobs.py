@@ -18,7 +18,7 @@ from mechmem.caching.shards import described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.engine.site_check import require_sites
 from mechmem.models.model import Model
@@ -73,7 +73,7 @@ def extract_activations(
     def make(
         part: Part,
         tokenized: Sequence[TokenizedPrompt],
-        plan: Plan,
+        plan: PassPlan,
         works: Sequence[PlannedBatch],
         rows: list[int],
     ) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def extract_moments(
     def make(
         part: Part,
         tokenized: Sequence[TokenizedPrompt],
-        plan: Plan,
+        plan: PassPlan,
         works: Sequence[PlannedBatch],
         rows: list[int],
     ) -> dict[str, Tensor]:

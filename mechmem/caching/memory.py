@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechmem.models.engine.batching import PlannedBatch
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
@@ -96,7 +96,7 @@ class Memory:
             + self.kept * held + spread
         )  # fmt: skip
 
-    def peak(self, plan: Plan, per_prompt: int) -> int:
+    def peak(self, plan: PassPlan, per_prompt: int) -> int:
         """Bytes of the largest batch of a plan, ``per_prompt`` of them for a prompt's states."""
         lengths = [len(prompt.ids) for prompt in plan.prompts]
         sizes = [
@@ -110,7 +110,7 @@ class Memory:
         return max(sizes, default=0)
 
 
-def measured(model: Model, sites: Sequence[Site], longest: int) -> Memory:
+def measured_memory(model: Model, sites: Sequence[Site], longest: int) -> Memory:
     """Run four short passes of random tokens and see what they take.
 
     Args:
@@ -145,7 +145,7 @@ def _bytes(model: Model, sites: Sequence[Site], lengths: Sequence[int]) -> int:
         TokenizedPrompt(str(k), tuple(rng.integers(model.info.vocab_size, size=n).tolist()), {})
         for k, n in enumerate(lengths)
     ]
-    plan = Plan((PlannedBatch(tuple(range(len(lengths))), max(lengths)),), tuple(prompts))
+    plan = PassPlan((PlannedBatch(tuple(range(len(lengths))), max(lengths)),), tuple(prompts))
     with Meter(model.tl) as meter:
         for _taken in take_states(
             model.backend, prompts, sites, Positions.parse("last"), pad_id=model.tokens.pad_id,

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mechmem.artifacts import Held, manifest_text, versions, write_tensors
+from mechmem.artifacts import TensorFile, manifest_text, versions, write_tensors
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, listed
@@ -101,7 +101,7 @@ class Part:
         """Shards that nobody has written yet."""
         return [shard for shard in range(len(self.index["rows"])) if not self.path(shard).is_file()]
 
-    def opened(self, shard: int) -> Held:
+    def opened(self, shard: int) -> TensorFile:
         """A shard's tensors, mapped from disk.
 
         Raises:
@@ -114,7 +114,7 @@ class Part:
                 "again with the same settings: it makes what is missing."
             )
         with _way_out():
-            held = Held(path, "shard")
+            held = TensorFile(path, "shard")
         said = checked(held.about, {"part": str, "shard": int}, path)
         if (said["part"], said["shard"]) != (self.index["digest"], shard):
             raise ArtifactError(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from mechmem.caching.activations import check_dtype
-from mechmem.caching.memory import measured
+from mechmem.caching.memory import measured_memory
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
@@ -32,7 +32,7 @@ class ExtractionPlan:
         seconds: Estimated from one timed batch; ``None`` when none was timed.
     """
 
-    plan: Plan
+    plan: PassPlan
     peak_bytes: int
     state_bytes: int
     seconds: float | None
@@ -94,7 +94,7 @@ def plan_extraction(
         work = min(plan.works, key=lambda item: item.computed)
         if work.prefixes:  # whole prompts, so that one pass is timed and not two
             work = PlannedBatch(work.rows, max(len(tokenized[row].ids) for row in work.rows))
-        alone = Plan((work,), plan.prompts)
+        alone = PassPlan((work,), plan.prompts)
         for _ in range(2):
             start = time.perf_counter()
             for _taken in take_states(
@@ -106,7 +106,7 @@ def plan_extraction(
     longest = max(len(prompt.ids) for prompt in tokenized)
     return ExtractionPlan(
         plan,
-        measured(model, wanted, longest).peak(plan, per_prompt * 4 // dtype.itemsize),
+        measured_memory(model, wanted, longest).peak(plan, per_prompt * 4 // dtype.itemsize),
         per_prompt * len(asked),
         seconds,
     )

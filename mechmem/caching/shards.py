@@ -27,7 +27,7 @@ from mechmem.errors import ArtifactError, ModelError, PositionError, listed
 from mechmem.kinds import natural, whole_number
 from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
@@ -59,7 +59,9 @@ def run_shards(
     prompts: PromptSet,
     folder: str | Path,
     settings: Mapping[str, Any],
-    make: Callable[[Part, Sequence[TokenizedPrompt], Plan, Sequence[PlannedBatch], list[int]], Any],
+    make: Callable[
+        [Part, Sequence[TokenizedPrompt], PassPlan, Sequence[PlannedBatch], list[int]], Any
+    ],
     *,
     shard_rows: int,
     rank: int | None,
@@ -85,7 +87,7 @@ def run_shards(
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)
 
-    def begin(part: Part, tokenized: Sequence[TokenizedPrompt], plan: Plan) -> None:
+    def begin(part: Part, tokenized: Sequence[TokenizedPrompt], plan: PassPlan) -> None:
         works = list(_shards(plan, shard_rows))
         shards = dealt(works, every, pass_cost(model.backend))[mine]
         jobs.extend(_Job(part, tokenized, plan, works[shard], shard) for shard in shards)
@@ -153,7 +155,7 @@ class _Job:
 
     part: Part
     tokenized: Sequence[TokenizedPrompt]
-    plan: Plan
+    plan: PassPlan
     works: Sequence[PlannedBatch]
     shard: int
 
@@ -192,7 +194,7 @@ def dealt(
     return [sorted(own) for own in out]
 
 
-def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, Any]) -> Plan:
+def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, Any]) -> PassPlan:
     return plan_passes(
         model.backend,
         tokenized,
@@ -203,7 +205,7 @@ def _plan(model: Model, tokenized: Sequence[TokenizedPrompt], own: Mapping[str, 
     )
 
 
-def _shards(plan: Plan, shard_rows: int) -> Iterator[list[PlannedBatch]]:
+def _shards(plan: PassPlan, shard_rows: int) -> Iterator[list[PlannedBatch]]:
     """Whole batches, in order; a shard ends before it would hold more prompts than it may."""
     shard: list[PlannedBatch] = []
     held = 0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mechmem.artifacts import Held
+from mechmem.artifacts import TensorFile
 from mechmem.caching.activations import Activations, class_names
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
@@ -49,7 +49,7 @@ class ActivationStore:
                 f"{folder} holds no stored activations; make them with "
                 "mm.extract_activations(model, prompts, folder)."
             )
-        self._open: dict[tuple[int, int], Held] = {}
+        self._open: dict[tuple[int, int], TensorFile] = {}
         self._whole: set[tuple[int, int, Site]] = set()
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mechmem.studies.base import Study
 
 LAB_MODEL = "lab/recall-reasoning"
-REASONING = ("reasoning", "recall-reasoning")
+REASONING_TASKS = ("reasoning", "recall-reasoning")
 
 
 def study_reasoning(

@@ -12,12 +12,10 @@ import typer
 from mechmem.cli.app import command, progress_bar, step_of
 from mechmem.cli.config import save_config
 from mechmem.cli.output import Format, Output, clean, is_first, print_result, say
+from mechmem.studies.defaults import PLAN_LINE
 
 if TYPE_CHECKING:
     from mechmem.studies.base import Study
-
-PLANNED = "plan: "
-"""A line that begins so is shown whole, and stays."""
 
 
 @command()
@@ -79,7 +77,7 @@ def run_and_report(
     with progress_bar("loading") as bar:
 
         def told(line: str) -> None:
-            if line.startswith(PLANNED):
+            if line.startswith(PLAN_LINE):
                 if not silenced():
                     tqdm.write(clean(line), file=sys.stderr)
                 return

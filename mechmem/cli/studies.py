@@ -12,6 +12,7 @@ from mechmem.cli.app import Seed, command
 from mechmem.cli.asking import Asked, ReadingOption, load_asked
 from mechmem.cli.output import Format, Output, is_first, is_shared
 from mechmem.cli.reports import run_and_report
+from mechmem.studies.defaults import SHUFFLES
 
 if TYPE_CHECKING:
     from mechmem.studies.behavior.study import BehaviorStudy
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "lab/addition-cued"
 REAL_MODEL = "real/smollm2-135m"
-SHUFFLES = 19
 Shuffles = Annotated[
     int,
     typer.Option(
@@ -172,9 +172,9 @@ def study(
 
     Example: mechmem study my_prompts.csv --model ./my-model --out my-report
     """
-    from mechmem.cli.reasoning import REASONING, study_reasoning
+    from mechmem.cli.reasoning import REASONING_TASKS, study_reasoning
 
-    if task in REASONING:
+    if task in REASONING_TASKS:
         if budget is not None or plan is not None:
             raise typer.BadParameter("this study has no plan", param_hint="--budget, --plan")
         if pairs is not None:

@@ -22,7 +22,7 @@ from mechmem.models.tokens import PromptsLike
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import BEHAVIORS, Task
 
-Part = Mapping[Site, Sequence[int]]
+NeuronPart = Mapping[Site, Sequence[int]]
 """Coordinates by site, positions flattened, as in `NeuronSet.index` and
 `NeuronClusters.members`."""
 
@@ -73,7 +73,7 @@ class Interaction:
 
 
 def split_shift(
-    edit: ShiftNeurons, model: Model, parts: Mapping[str, Part] | None = None
+    edit: ShiftNeurons, model: Model, parts: Mapping[str, NeuronPart] | None = None
 ) -> dict[str, ShiftNeurons]:
     """The same shift on some of its neurons at a time.
 
@@ -117,7 +117,7 @@ def interaction(
     edit: ShiftNeurons,
     prompts: PromptsLike,
     *,
-    parts: Mapping[str, Part] | None = None,
+    parts: Mapping[str, NeuronPart] | None = None,
     task: Task | None = None,
     toward: Sequence[str] = BEHAVIORS,
     draws: int = DRAWS,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
-from mechmem.analysis.intervals import Estimate, Kind, group_mean
+from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
 from mechmem.errors import EditError
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one, size_of
@@ -199,7 +199,7 @@ def margin_response(
 
 
 def _both(
-    values: Sequence[np.ndarray], groups: Sequence[str], kind: Kind
+    values: Sequence[np.ndarray], groups: Sequence[str], kind: IntervalKind
 ) -> dict[str, tuple[Estimate, ...]]:
     """Of the edit (first row) and of its draws (the others), at every strength."""
     return {

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.draws import DRAWS
-from mechmem.analysis.intervals import Estimate, Kind, group_mean
+from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
 from mechmem.errors import ModelError, PromptError
 from mechmem.evaluation.behavior import Observations, hits, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
@@ -24,6 +24,7 @@ from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
 MIN_FLIPS = 10
+"""Pairs of flips below which nothing is fitted."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def compare_models(
     }
     loss = {name: -model.logprobs(asked, wanted).numpy() for name, model in models.items()}
 
-    def means(values: Mapping[str, np.ndarray], kind: Kind, than: Any = 0.0) -> dict[str, Estimate]:
+    def means(
+        values: Mapping[str, np.ndarray], kind: IntervalKind, than: Any = 0.0
+    ) -> dict[str, Estimate]:
         return {
             name: Estimate.exact(0.0, asked.groups)
             if each is than

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
-from mechmem.analysis.intervals import Estimate, Kind, group_ratio
+from mechmem.analysis.intervals import Estimate, IntervalKind, group_ratio
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one
@@ -230,7 +230,7 @@ def _estimates(
     """Means over prompts and draws, minus the unedited model's; perplexities are exponentiated."""
     out = {}
     for measure, groups in _measured(many[0], asked, neutral):
-        kind: Kind = "mean" if measure != "accuracy" else "change" if than else "share"
+        kind: IntervalKind = "mean" if measure != "accuracy" else "change" if than else "share"
         if than is not None and many[0] is than:
             out[measure] = Estimate.exact(float(measure.endswith("perplexity")), groups)
             continue

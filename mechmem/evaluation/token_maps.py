@@ -22,7 +22,8 @@ from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-DRAWS = 20
+BAND_DRAWS = 20
+"""Draws of the control that make the band of a map."""
 BAND = (0.025, 0.975)
 NOTHING = 1e-6
 """A direction that is shorter than this share of the states is zero up to rounding."""
@@ -59,7 +60,7 @@ def projection_map(
     prompt: PromptsLike,
     *,
     control: str = "random direction",
-    draws: int = DRAWS,
+    draws: int = BAND_DRAWS,
     seed: int = 0,
 ) -> TokenMap:
     """The projection of every token's state on the direction of its site, counted from the middle
@@ -111,7 +112,7 @@ def margin_map(
     prompt: PromptsLike,
     *,
     task: Task | None = None,
-    draws: int = DRAWS,
+    draws: int = BAND_DRAWS,
     seed: int = 0,
 ) -> TokenMap:
     """The margin between the first tokens of the two answers, had the model stopped after each

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.engine.backends import backend_for, held, is_out_of_memory, model_device
-from mechmem.models.engine.capabilities import SIGNS, apart, without_hooks
+from mechmem.models.engine.capabilities import FAILURES, apart, without_hooks
 from mechmem.seeding import keyed_rng
 
 _TOKENS = 8
@@ -37,7 +37,7 @@ def sampled(plain: Any, *, usual: bool = False) -> Sample | None:
         attends = _usual_attention(plain) if usual else nullcontext()
         with held(plain), torch.no_grad(), without_hooks(plain), attends:
             logits = plain(ids, use_cache=False).logits.detach().clone()
-    except SIGNS as error:
+    except FAILURES as error:
         if is_out_of_memory(error):
             raise
         return None
@@ -74,7 +74,7 @@ def check_faithful(bridge: Any, sample: Sample | None, name: str) -> None:
         with held(bridge), torch.no_grad(), without_hooks(bridge):
             here = ids.to(model_device(bridge))
             found, _ = backend_for(bridge).forward(here, torch.ones_like(here))
-    except SIGNS as error:
+    except FAILURES as error:
         if is_out_of_memory(error):
             raise
         return  # it cannot run; the first pass says so

@@ -24,7 +24,7 @@ from mechmem.patching.neurons import (
     neuron_masks,
     other_neurons,
 )
-from mechmem.patching.replacement import Replacement, Source, Values
+from mechmem.patching.replacement import Replacement, ReplacementSource, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class _Ablation(Edit):
     """
 
     mode: str = "zero"
-    source: Source | None = None
+    source: ReplacementSource | None = None
     positions: PositionSpec | None = None
     seed: int = 0
     force: bool = False

@@ -267,7 +267,7 @@ def kept_to(
     return changed.reshape(activation.shape)
 
 
-class Held:
+class CachedTensor:
     """A value, kept as it was last asked for, so that it is converted and moved once."""
 
     def __init__(self, value: Tensor) -> None:

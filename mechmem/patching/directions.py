@@ -20,9 +20,9 @@ from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import STREAMS, Site, SiteSpec, named
 from mechmem.patching.base import (
     NOWHERE,
+    CachedTensor,
     Change,
     Edit,
-    Held,
     at_random,
     check_number,
     kept_to,
@@ -195,7 +195,7 @@ class AddDirection(DirectionEdit):
         sign = signed(self.toward, self.first.toward, self.first.away)
 
         def add(direction: Direction) -> Move:
-            vector = Held(direction.vector * (sign * self.alpha))
+            vector = CachedTensor(direction.vector * (sign * self.alpha))
             return lambda h: h + vector.like(h)
 
         return self.moving(model, add)

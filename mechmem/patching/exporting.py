@@ -20,7 +20,7 @@ from mechmem.patching.base import Edit, check_number, signed
 
 Exportable = Direction | Directions | Edit | Sequence[Edit]
 
-SUFFIXES = (".gguf", ".pt", ".safetensors")
+VECTOR_SUFFIXES = (".gguf", ".pt", ".safetensors")
 
 
 def export_vectors(
@@ -63,9 +63,10 @@ def export_vectors(
         ArtifactError: For an unknown suffix, or a file that cannot be written.
     """
     target = Path(path)
-    if target.suffix not in SUFFIXES:
+    if target.suffix not in VECTOR_SUFFIXES:
         raise ArtifactError(
-            f"{target.name!r} does not say what to write; end it in one of {listed(SUFFIXES)}."
+            f"{target.name!r} does not say what to write; end it in one of "
+            f"{listed(VECTOR_SUFFIXES)}."
         )
     vectors, about, made = _vectors(what, model, alpha, toward)
     if layers is not None:

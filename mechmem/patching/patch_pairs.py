@@ -25,8 +25,6 @@ from mechmem.patching.patching_result import PatchingResult
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-Progress = Callable[[int], None]
-
 
 def activation_patching(
     model: Model,
@@ -40,7 +38,7 @@ def activation_patching(
     controls: bool = True,
     seed: int = 0,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> PatchingResult:
     """Run one member of every pair with the other member's activation at one place, and see how far
     its behavior margin follows.

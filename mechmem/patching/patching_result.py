@@ -113,21 +113,13 @@ class PatchingResult:
                     "stream": site.stream,
                     "layer": site.layer,
                     "position": position,
-                    "effect": moved.value,
-                    "effect_low": moved.low,
-                    "effect_high": moved.high,
-                    "recovery": share.value,
-                    "recovery_low": share.low,
-                    "recovery_high": share.high,
+                    **moved.row("effect", counted=False),
+                    **share.row("recovery", counted=False),
                 }
                 for name in self.margins:
                     if name != "patched":
                         control = self.recovery(site, position, name)
-                        row |= {
-                            name: control.value,
-                            f"{name}_low": control.low,
-                            f"{name}_high": control.high,
-                        }
+                        row |= control.row(name, counted=False)
                 rows.append({**row, "n": share.n, "groups": share.groups})
         return pd.DataFrame(rows)
 

@@ -11,7 +11,7 @@ from mechmem.analysis.directions import Direction
 from mechmem.errors import EditError
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
-from mechmem.patching.base import Change, Held, check_number, signed
+from mechmem.patching.base import CachedTensor, Change, check_number, signed
 from mechmem.patching.directions import DirectionEdit, Move
 from mechmem.patching.writers import Writers
 
@@ -80,7 +80,7 @@ class SetProjection(DirectionEdit):
         sign = signed(self.toward, self.first.toward, self.first.away)
 
         def place(direction: Direction) -> Move:
-            unit = Held(direction.unit)
+            unit = CachedTensor(direction.unit)
             if not direction.has_means:
                 raise EditError(
                     f"The class means along the direction at {direction.site} are not known, so "
@@ -101,7 +101,7 @@ class SetProjection(DirectionEdit):
 
 
 def _stretch(direction: Direction, scale: float) -> Move:
-    unit = Held(direction.unit)
+    unit = CachedTensor(direction.unit)
 
     def stretched(h: Tensor) -> Tensor:
         along = unit.like(h)

@@ -19,7 +19,7 @@ from mechmem.seeding import keyed_rng
 
 MODES = ("zero", "mean", "resample")
 
-Source = Activations | Moments | NeuronScores
+ReplacementSource = Activations | Moments | NeuronScores
 """What means (all three) and other prompts' values (`Activations`) are taken from."""
 
 Values = Callable[[Feed], Tensor]
@@ -37,7 +37,7 @@ class Replacement:
     """
 
     mode: str
-    source: Source | None
+    source: ReplacementSource | None
     seed: int
 
     def check(self) -> None:
@@ -60,7 +60,7 @@ class Replacement:
             )
 
     @property
-    def used(self) -> Source | None:
+    def used(self) -> ReplacementSource | None:
         """The source, where the mode takes anything from it."""
         return None if self.mode == "zero" else self.source
 
@@ -126,7 +126,7 @@ class Donors:
         return {name: self.acts.prompts[self.row(item)].id for name, item in prompts.items()}
 
 
-def _mean(source: Source, site: Site) -> Tensor:
+def _mean(source: ReplacementSource, site: Site) -> Tensor:
     """``[position, d]`` float64: over examples, or over classes that each count once."""
     if isinstance(source, Activations):
         return source[site].double().mean(0).flatten(1)

@@ -19,9 +19,9 @@ from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
 from mechmem.patching.base import (
     NOWHERE,
+    CachedTensor,
     Change,
     Edit,
-    Held,
     at_random,
     check_number,
     placed,
@@ -131,7 +131,7 @@ class ShiftNeurons(Edit):
         nothing, cap = self.alpha == 0, self._cap()
 
         def adder(value: Tensor) -> Change:
-            held = Held(value[None])
+            held = CachedTensor(value[None])
 
             def add(activation: Tensor, feed: Feed) -> Tensor | None:
                 return placed(

@@ -13,7 +13,7 @@ from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError
 from mechmem.plotting.data import ended
 from mechmem.reports.compare_figures import effects_figure, layers_figure, mix_figure
-from mechmem.reports.page import drawn, render
+from mechmem.reports.page import drawn, render_page
 from mechmem.reports.saved import SavedStudy, load_study
 
 
@@ -70,7 +70,7 @@ class Comparison:
         Raises:
             ArtifactError: When it cannot be written.
         """
-        page = render(
+        page = render_page(
             "comparison.html",
             {name: drawn(figure) for name, figure in self.figures().items()},
             studies=dict(zip(self.labels, self.studies, strict=True)),

@@ -15,7 +15,7 @@ from mechmem.errors import ArtifactError, listed
 from mechmem.manifests import read_json
 from mechmem.tasks.prompts import PromptSet
 
-KINDS: dict[str, Any] = {
+ARTIFACT_CLASSES: dict[str, Any] = {
     "activations": Activations,
     "directions": Directions,
     "moments": Moments,
@@ -123,12 +123,12 @@ def from_hub(
             raise ArtifactError(
                 f"{repo_id}: {note.name} is not a manifest. Push it again."
             ) from error
-        if not isinstance(kind, str) or kind not in KINDS:
+        if not isinstance(kind, str) or kind not in ARTIFACT_CLASSES:
             raise ArtifactError(
                 f"{repo_id} holds {kind!r}, which this mechmem does not know; it knows "
-                f"{listed(KINDS)}."
+                f"{listed(ARTIFACT_CLASSES)}."
             )
-        return KINDS[kind].load(found / NAME)
+        return ARTIFACT_CLASSES[kind].load(found / NAME)
     if (found / "manifest.json").is_file():
         return found
     raise ArtifactError(
@@ -141,7 +141,7 @@ def _lay_out(what: Any, folder: Path) -> None:
     if isinstance(what, PromptSet):
         what.to_jsonl(folder / PROMPTS)
         card = f"{len(what):,} prompts in {len(set(what.groups)):,} groups."
-    elif type(what) in KINDS.values():
+    elif type(what) in ARTIFACT_CLASSES.values():
         what.save(folder / NAME)
         about = read_json(folder / f"{NAME}.json")
         made = about.get("provenance", {}).get("model", {})
@@ -157,8 +157,8 @@ def _lay_out(what: Any, folder: Path) -> None:
         card = "The folder of a study; open `report.html`."
     else:
         raise ArtifactError(
-            f"A {type(what).__name__} cannot be pushed; push one of {listed(KINDS)}, prompts, or a "
-            "study."
+            f"A {type(what).__name__} cannot be pushed; push one of "
+            f"{listed(ARTIFACT_CLASSES)}, prompts, or a study."
         )
     write_text(
         folder / "README.md",

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from mechmem import plotting
 from mechmem.plotting.save import page_policy
 from mechmem.reports.tokens import token_texts
-from mechmem.studies.words import DASH, percent
+from mechmem.studies.words import DASH, whole_percent
 
 MAX_ROWS = 60
 COLORED = {name: name for name in ("memorized", "generalized", "correct", "wrong")}
@@ -26,7 +26,7 @@ COLORED |= {"known": "memorized", "context": "generalized"}
 """The style of an outcome; others are gray."""
 
 
-def render(template: str | Path, figures: Mapping[str, Any], **said: Any) -> str:
+def render_page(template: str | Path, figures: Mapping[str, Any], **said: Any) -> str:
     """A page, all text of it escaped.
 
     Args:
@@ -83,7 +83,7 @@ def _environment() -> jinja2.Environment:
         "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str),
         "kind": lambda name: COLORED.get(name, "other"),
         "or_missing": lambda value, other: value if isinstance(value, str) else other,
-        "percent": percent,
+        "percent": whole_percent,
         "picked": _picked,
         "title_of": lambda figure: ((figure["layout"].get("title") or {}).get("text")) or "figure",
         "token_texts": token_texts,

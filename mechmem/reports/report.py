@@ -11,7 +11,7 @@ import pandas as pd
 from mechmem import studies
 from mechmem.artifacts import write_text
 from mechmem.errors import ArtifactError, MechmemError, listed
-from mechmem.reports.page import drawn, render
+from mechmem.reports.page import drawn, render_page
 from mechmem.reports.saved import SavedStudy, load_study
 from mechmem.studies.base import STUDIES, Study
 from mechmem.studies.saving import seal_manifest, write_manifest, write_whole
@@ -79,7 +79,7 @@ def _page(study: SavedStudy) -> str:
     figures = {name: drawn(figure) for name, figure in study.figures().items()}
     template = known.template or f"{known.kind}.html"
     try:
-        return render(
+        return render_page(
             template, figures, study=study, manifest=study.manifest, tables=_Tables(study)
         )
     except jinja2.UndefinedError as error:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from mechmem.errors import ArtifactError, did_you_mean, listed
 from mechmem.manifests import checked, file_digest, is_whole, read_json, regular
-from mechmem.studies.table_files import COLUMNS, read_table
+from mechmem.studies.table_files import COLUMNS_FILE, read_table
 
 _SHAPE = {
     "model": {"name": str},
@@ -97,7 +97,7 @@ class SavedStudy:
                 f"{self.folder} has no table {name!r}; it has {listed(self.names, 30)}."
                 f"{did_you_mean(name, self.names)}"
             )
-        for one in (file, file.parent / COLUMNS):
+        for one in (file, file.parent / COLUMNS_FILE):
             self._check(one)
         try:
             return read_table(file)

@@ -11,9 +11,9 @@ import pandas as pd
 
 from mechmem.plotting.data import each_row
 
-MOST = 240
+MOST_TOKENS = 240
 """Most tokens of one text on the page; the table has all."""
-STRONGEST = 55
+DEEPEST_SHADE = 55
 """Share of the class color in the background at the end of the scale, %: text stays readable."""
 QUANTILE = 0.95
 SIDES = {
@@ -65,7 +65,7 @@ def token_texts(table: pd.DataFrame, ids: Iterable[str]) -> TokenTexts:
             "value": value,
             "side": side,
             "kind": SIDES.get(side, "generalized" if value > 0 else "memorized"),
-            "strength": STRONGEST * min(1.0, abs(value) / limit),
+            "strength": DEEPEST_SHADE * min(1.0, abs(value) / limit),
         }
 
     texts = {}
@@ -82,8 +82,12 @@ def token_texts(table: pd.DataFrame, ids: Iterable[str]) -> TokenTexts:
             }
             for row in each_row(rows)
         ]
-        if len(tokens) > MOST:
-            tokens = [*tokens[: MOST // 2], len(tokens) - MOST, *tokens[-(MOST // 2) :]]
+        if len(tokens) > MOST_TOKENS:
+            tokens = [
+                *tokens[: MOST_TOKENS // 2],
+                len(tokens) - MOST_TOKENS,
+                *tokens[-(MOST_TOKENS // 2) :],
+            ]
         texts[name] = tokens
     named = ((-1, away), (-0.5, ""), (0, "between"), (0.5, ""), (1, toward))
     return TokenTexts(

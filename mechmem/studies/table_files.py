@@ -11,7 +11,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mechmem.writing import write_text
 
-COLUMNS = "columns.json"
+COLUMNS_FILE = "columns.json"
 """Beside the tables: which columns hold text, and whether an empty cell there is a missing one."""
 
 
@@ -24,7 +24,7 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False))
     kinds = {name: _texts(table) for name, table in tables.items()}
-    write_text(folder / COLUMNS, json.dumps(kinds, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / COLUMNS_FILE, json.dumps(kinds, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_table(file: Path) -> pd.DataFrame:
@@ -39,11 +39,13 @@ def read_table(file: Path) -> pd.DataFrame:
         ValueError: When it, or ``columns.json``, is not what was written.
     """
     try:
-        kinds = json.loads((file.parent / COLUMNS).read_text(encoding="utf-8")).get(file.stem, {})
+        kinds = json.loads((file.parent / COLUMNS_FILE).read_text(encoding="utf-8")).get(
+            file.stem, {}
+        )
     except AttributeError as error:
-        raise ValueError(f"{COLUMNS} holds no columns") from error
+        raise ValueError(f"{COLUMNS_FILE} holds no columns") from error
     if not isinstance(kinds, dict):
-        raise ValueError(f"{COLUMNS} says {kinds!r:.60} of the columns of {file.name}")
+        raise ValueError(f"{COLUMNS_FILE} says {kinds!r:.60} of the columns of {file.name}")
     header = pd.read_csv(file, nrows=0).columns
     return pd.read_csv(
         file,

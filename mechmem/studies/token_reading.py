@@ -17,7 +17,7 @@ from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
 FLIPS = 5
-QUESTIONS = 4
+SHOWN_QUESTIONS = 4
 
 
 def shown_answers(before: Observations) -> list[Prompt]:
@@ -31,7 +31,7 @@ def shown_questions(part: PromptSet) -> list[Prompt]:
     return [
         prompt
         for label in LABELS
-        for prompt in [prompt for prompt in part if prompt.label == label][:QUESTIONS]
+        for prompt in [prompt for prompt in part if prompt.label == label][:SHOWN_QUESTIONS]
     ]
 
 
@@ -80,7 +80,7 @@ def questions_table(part: PromptSet, before: Observations | None) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def read_answers(
+def project_answers(
     model: Model, directions: Directions, probes: Probes, found: Sweep
 ) -> TokenProjections | None:
     """Every token of the prompts that are shown and of what the unedited model wrote after them.
@@ -97,7 +97,9 @@ def read_answers(
     )
 
 
-def read_questions(model: Model, direction: Direction, part: PromptSet) -> TokenProjections | None:
+def project_questions(
+    model: Model, direction: Direction, part: PromptSet
+) -> TokenProjections | None:
     """Every token of the questions that are shown, in the form in which states are read."""
     asked = part.select(prompt.id for prompt in shown_questions(part))
     return _read(model, direction, asked, None)

@@ -23,11 +23,8 @@ from mechmem.plotting.data import p_value
 from mechmem.studies.words import joined
 from mechmem.sweeps.result import Sweep, Tested
 
-SHUFFLES = 19
-"""Refits unless others are asked for: the fewest whose smallest p is 1/20."""
-
 LEVEL = 0.05
-FEWEST = 19
+FEWEST_REFITS = 19
 """Refits below which no p can reach the level."""
 COVARIANCE = "covariance direction"
 TIE = 1e-12
@@ -72,7 +69,7 @@ class Verdict:
     @property
     def too_few(self) -> bool:
         """Whether no effect, however large, could have been claimed with so few refits."""
-        return 0 < self.shuffles < FEWEST
+        return 0 < self.shuffles < FEWEST_REFITS
 
     @property
     def chosen(self) -> str:
@@ -151,7 +148,7 @@ class Verdict:
         if self.too_few:
             return (
                 f"Too few refits to claim anything: {told}; with {self.shuffles} of them p cannot "
-                f"fall below {1 / (self.shuffles + 1):.2g}, and {FEWEST} are needed."
+                f"fall below {1 / (self.shuffles + 1):.2g}, and {FEWEST_REFITS} are needed."
             )
         if not self.turned:
             return (

@@ -10,18 +10,18 @@ from mechmem.analysis.intervals import Estimate
 DASH = "–"
 """In a cell that has no number."""
 
-FEW = 10
+FEW_GROUPS = 10
 """With fewer groups only a large effect can be seen, and that is said."""
 
 
-def percent(value: float) -> str:
+def whole_percent(value: float) -> str:
     """``0.523`` as ``52 %``."""
     return f"{100 * value:.0f} %"
 
 
 def share(estimate: Estimate) -> str:
     """A share with its interval: ``52 % [41, 63]``."""
-    return f"{percent(estimate.value)} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    return f"{whole_percent(estimate.value)} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def points(estimate: Estimate) -> str:
@@ -61,6 +61,6 @@ def estimate_of(row: Mapping[Any, Any], name: str) -> Estimate:
 
 def few_groups(groups: int, what: str) -> list[str]:
     """What has to be said where few groups were asked."""
-    if groups >= FEW:
+    if groups >= FEW_GROUPS:
         return []
     return [f"With {groups} {what} only a large effect could be seen."]

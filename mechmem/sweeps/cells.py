@@ -27,14 +27,14 @@ from mechmem.models.model import Model
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, refuse_silent
 from mechmem.patching.base import Edit
-from mechmem.progress import counted
+from mechmem.progress import tracked
 from mechmem.seeding import keyed_rng
 from mechmem.sweeps.digests import Digests, setting_digest
 from mechmem.sweeps.store import CellStore, Done
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
-UNIT = 16
+CELLS_TOGETHER = 16
 """Cells that run together; the most that a kill can lose."""
 CHECKED_CELLS, CHECKED_PROMPTS = 4, 8
 TOLERANCE = 1e-4
@@ -119,12 +119,15 @@ class CellRun:
                 return True
 
             order = bench.grid.order()
-            units = [order[first : first + UNIT] for first in range(0, len(order), UNIT)]
+            units = [
+                order[first : first + CELLS_TOGETHER]
+                for first in range(0, len(order), CELLS_TOGETHER)
+            ]
             if store is not None:
                 tokens = sum(len(prompt.ids) for prompt in bench.tokenized)
                 store.write_plan([[keys[cell] for cell in unit] for unit in units], tokens)
             queue = self._queue(units, keys, store)
-            with counted(len(settings), "trying edits", "edit") as more, closing(queue):
+            with tracked(len(settings), "trying edits", "edit") as more, closing(queue):
                 for unit in queue:
                     if all(cell in out for cell in unit):
                         continue
@@ -140,7 +143,7 @@ class CellRun:
         return [out[cell] for cell in range(len(settings))]
 
     def _keys(self, settings: Sequence[Setting], prompts: PromptSet) -> list[str]:
-        about = {"unit": UNIT, "seed": self.seed, "reuse": self.reuse}
+        about = {"unit": CELLS_TOGETHER, "seed": self.seed, "reuse": self.reuse}
         common, digests = setting_digest(self.model, prompts, self.task, about), Digests()
         return [Digests().of([common, digests.of(item.edit), item.margins]) for item in settings]
 

@@ -199,10 +199,5 @@ class Sweep:
 def _shares(share: Callable[[str], Estimate], rates: Rates) -> dict[str, float]:
     row: dict[str, float] = {}
     for outcome in rates.after.allowed:
-        estimate = share(outcome)
-        row |= {
-            outcome: estimate.value,
-            f"{outcome}_low": estimate.low,
-            f"{outcome}_high": estimate.high,
-        }
+        row |= share(outcome).row(outcome, counted=False)
     return {**row, "n": len(rates.after), "groups": len(set(rates.after.prompts.groups))}

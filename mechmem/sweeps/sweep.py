@@ -30,7 +30,7 @@ from mechmem.tasks.base import BEHAVIORS, Task
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.prompts import PromptSet
 
-Grid = Mapping[str, Sequence[Edit]] | Sequence[Edit]
+EditGrid = Mapping[str, Sequence[Edit]] | Sequence[Edit]
 Objective = Callable[[Mapping[str, Rates]], float]
 
 
@@ -42,7 +42,7 @@ def two_way_gain(rates: Mapping[str, Rates]) -> float:
 
 def sweep(
     model: Model,
-    grid: Grid,
+    grid: EditGrid,
     *,
     task: Task | None = None,
     reading: str | Choice | None = None,
@@ -51,7 +51,7 @@ def sweep(
     toward: Sequence[str] | None = None,
     objective: Objective = two_way_gain,
     counts: Mapping[str, str] | None = None,
-    refits: Sequence[Grid] = (),
+    refits: Sequence[EditGrid] = (),
     refine: Mapping[str, Sequence[float]] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -212,7 +212,7 @@ class _Try:
     edit: Edit
 
 
-def _families(grid: Grid) -> dict[str, Sequence[Edit]]:
+def _families(grid: EditGrid) -> dict[str, Sequence[Edit]]:
     given: Mapping[Any, Any] = grid if isinstance(grid, Mapping) else {"": grid}
     for name, members in given.items():
         many = isinstance(members, Iterable) and not isinstance(members, (str, bytes))

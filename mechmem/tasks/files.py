@@ -79,7 +79,7 @@ def prompt_from_record(
             )
     # A number is text from here on; an empty cell is one that was left out.
     values = {
-        key: str(tables.finite(value, f"Row {index}: column {key!r}"))
+        key: str(tables.finite_cell(value, f"Row {index}: column {key!r}"))
         for key, value in values.items()
         if key == "text" or value != ""
     }
@@ -161,7 +161,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_json(path: str | Path) -> Any:
+def read_user_json(path: str | Path) -> Any:
     """What a JSON file of somebody else's holds."""
     with _readable(path, "JSON") as source:
         return json.loads(source.read_text(encoding="utf-8-sig"))

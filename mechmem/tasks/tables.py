@@ -191,7 +191,7 @@ def is_missing(value: Any) -> bool:
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
-def finite(value: Any, where: str) -> Any:
+def finite_cell(value: Any, where: str) -> Any:
     """A cell that becomes a text.
 
     Raises:

@@ -14,11 +14,11 @@ from mechmem.tasks.paper1.official import OfficialTask, TrainingText
 from mechmem.tasks.prompts import Prompt
 from mechmem.training.settings import TrainingSettings
 
-Item = tuple[tuple[int, ...], int]
+TrainingItem = tuple[tuple[int, ...], int]
 """Token ids of prompt, answer and end; and how many of them are the prompt's."""
 
 
-class Items(torch.utils.data.Dataset[Item]):
+class Items(torch.utils.data.Dataset[TrainingItem]):
     """All items of a run in the order in which they are trained; an epoch is made when needed.
 
     Item ``i`` depends on the task, the settings and ``i`` alone, so a resumed run goes on with
@@ -37,7 +37,7 @@ class Items(torch.utils.data.Dataset[Item]):
     def __len__(self) -> int:
         return self.total
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         epoch, row = divmod(index, self.size)
         if self._made is None or self._made[0] != epoch:
             self._made = (epoch, self._epoch(epoch))
@@ -57,7 +57,7 @@ def epoch_size(task: OfficialTask[Any], settings: TrainingSettings) -> int:
     return settings.samples or task.training_size
 
 
-def encode(texts: Sequence[TrainingText], tokens: Tokens) -> list[Item]:
+def encode(texts: Sequence[TrainingText], tokens: Tokens) -> list[TrainingItem]:
     """Training items as the model is to read them: the prompt exactly as it is asked later.
 
     Raises:
@@ -81,7 +81,7 @@ def encode(texts: Sequence[TrainingText], tokens: Tokens) -> list[Item]:
     return out
 
 
-def collate(items: Sequence[Item], loss: str, pad: int) -> dict[str, torch.Tensor]:
+def collate(items: Sequence[TrainingItem], loss: str, pad: int) -> dict[str, torch.Tensor]:
     """A batch, padded on the right; what does not count for the loss is labeled -100."""
     longest = max(len(ids) for ids, _ in items)
     ids = torch.full((len(items), longest), pad)

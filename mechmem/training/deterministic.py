@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-Progress = Callable[[int, int], None]
+StepProgress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 

@@ -13,12 +13,12 @@ import torch
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.manifests import check_digests, checked, file_digest, is_whole, read_json, sealed
 from mechmem.models.quiet import quiet_transformers
-from mechmem.training.deterministic import Progress
+from mechmem.training.deterministic import StepProgress
 from mechmem.training.settings import TrainingSettings
 from mechmem.writing import write_text, written_to
 
-Row = dict[str, float]
-Watch = Callable[[Any, int], Row]
+LogRow = dict[str, float]
+Watch = Callable[[Any, int], LogRow]
 _WHOLE = "whole"
 _MARK = {"files": {str: str}}
 _OVER = "Start over with resume=False."
@@ -36,8 +36,8 @@ def fit(
     watch: Watch | None = None,
     loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None,
     device: torch.device | None = None,
-    progress: Progress | None = None,
-) -> list[Row]:
+    progress: StepProgress | None = None,
+) -> list[LogRow]:
     """Train a model in place; the kept checkpoint is written to ``work/kept-<step>``.
 
     Args:
@@ -93,7 +93,7 @@ def fit(
 
     library: Any = Trainer
 
-    class InOrder(library):  # type: ignore[misc]
+    class LoopTrainer(library):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(range(len(items)))
 
@@ -139,7 +139,7 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings, steps))
     with quiet_transformers():
-        trainer = InOrder(
+        trainer = LoopTrainer(
             model=model,
             args=arguments,
             train_dataset=items,
@@ -154,7 +154,7 @@ def fit(
     return [dict(row) for row in trainer.state.log_history if "loss" in row and "step" in row]
 
 
-def kept_row(rows: Sequence[Row], keep: str) -> Row:
+def kept_row(rows: Sequence[LogRow], keep: str) -> LogRow:
     """The row whose checkpoint the rule keeps; the first of equals, except under ``"last"``.
 
     Where no evaluation showed both behaviors, ``"gen*mem"`` keeps the last.

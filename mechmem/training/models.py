@@ -104,6 +104,20 @@ def small_gpt2(
     )
 
 
+def seeded_gpt2(tokenizer: Any, seed: int, **shape: Any) -> Any:
+    """A GPT-2 of the lab, its weights drawn from torch's generator.
+
+    Args:
+        tokenizer: What it reads.
+        seed: Is given to torch as it is; `fresh_model` keys its own.
+        shape: As in `small_gpt2`.
+    """
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(small_gpt2(tokenizer, **shape))
+
+
 def with_adapters(model: Any, settings: TrainingSettings) -> Any:
     """The model with fresh low-rank adapters; only these are trained.
 

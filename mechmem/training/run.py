@@ -26,8 +26,8 @@ from mechmem.seeding import caller_state_kept, keyed_seed
 from mechmem.tasks.base import Task, get_task
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.data import Items, collate, encode, epoch_size
-from mechmem.training.deterministic import Progress
-from mechmem.training.loop import Row, fit, kept_row
+from mechmem.training.deterministic import StepProgress
+from mechmem.training.loop import LogRow, fit, kept_row
 from mechmem.training.models import start, with_adapters, write_model
 from mechmem.training.record import (
     earlier_files,
@@ -59,7 +59,7 @@ class Training:
 
     folder: Path
     curves: pd.DataFrame
-    kept: Row
+    kept: LogRow
     record: dict[str, Any]
 
     def figure(self, *, theme: str = "light") -> Any:
@@ -76,7 +76,7 @@ def train(
     settings: TrainingSettings | None = None,
     resume: bool = True,
     device: str | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     **changes: Any,
 ) -> Training:
     """Train a model on a task of the paper and keep the checkpoint that shows both behaviors.
@@ -173,13 +173,13 @@ def behavior_watch(
     settings: TrainingSettings,
     tokens: Tokens,
     per_epoch: int,
-) -> Callable[[Any, int], Row]:
+) -> Callable[[Any, int], LogRow]:
     """What is measured every few steps: behavior on conflict pairs, loss on fresh items."""
     pairs = task.pairs(settings.evaluation_pairs, keyed_seed(settings.seed, "evaluation") % 2**31)
     # Epoch -1 is never trained on.
     items = encode(task.training(settings.validation_items, settings.seed, -1), tokens)
 
-    def watch(model: Any, step: int) -> Row:
+    def watch(model: Any, step: int) -> LogRow:
         with caller_state_kept():
             loss = _loss(model, items, settings, tokens.pad_id)
             seen = observe(load_model(model, tokenizer=tokenizer), pairs, task=task, margins=False)

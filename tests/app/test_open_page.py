@@ -87,7 +87,7 @@ def test_words_are_those_of_the_api(view) -> None:
         assert f"words alone: {words['predicted'][k]}" in text_of(one)
         assert show.nats(own.margins[k], seen.behaviors) in text_of(one)
     for row in table.itertuples():
-        assert show.share(row) in text_of(below.parts)
+        assert show.share_with_interval(row) in text_of(below.parts)
         assert row.share == seen.outcomes.count(row.outcome) / len(seen)
 
 

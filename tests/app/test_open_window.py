@@ -15,10 +15,11 @@ from app_scene import page, saved, text_of
 from window import Window
 
 import mechmem as mm
-from mechmem.app import open_page, show
+from mechmem.app import layout, open_page, show
 from mechmem.app.page import Page
 from mechmem.app.source import Source
 from mechmem.app.view import View
+from mechmem.patching import exporting
 from mechmem.reports.saved import load_study
 
 OWN = "3 + 4 + 5 + 6 \n Now Alice says Target:"
@@ -262,6 +263,10 @@ def test_a_page_on_a_study_of_this_process_leaves_no_folder() -> None:
     assert not folder.exists()
 
 
+def test_every_format_of_a_vector_can_be_saved() -> None:
+    assert layout.VECTOR_SUFFIXES == exporting.VECTOR_SUFFIXES
+
+
 def test_small_words() -> None:
     rows = pd.DataFrame(
         {
@@ -277,7 +282,7 @@ def test_small_words() -> None:
         rows.assign(margin=[0.5, 0.0]), ("memorized", "generalized")
     )
     assert show.beyond_words(rows.assign(draws=1), ("a", "b")) == ""
-    assert (show.counted(1, "token"), show.counted(2, "token")) == ("1 token", "2 tokens")
+    assert (show.plural(1, "token"), show.plural(2, "token")) == ("1 token", "2 tokens")
 
 
 def test_a_push_that_moves_nothing_says_so() -> None:

@@ -302,7 +302,7 @@ class TestAStore:
         mm.extract_activations(bench().model, ragged(23), tmp_path, **OPTIONS)
         asked = []
         monkeypatch.setattr(
-            "mechmem.artifacts.Held.verify", lambda held, name, value: asked.append(name)
+            "mechmem.artifacts.TensorFile.verify", lambda held, name, value: asked.append(name)
         )
         mm.ActivationStore(tmp_path, verify=False)["resid_post", 0][3]
         assert asked == []

@@ -18,7 +18,7 @@ from mechmem.models.engine import packing
 from mechmem.models.engine.batching import Batch, PlannedBatch
 from mechmem.models.engine.forward import plan_passes
 from mechmem.models.engine.packing import ENOUGH, can_pack, pack, packed_causal_mask
-from mechmem.models.engine.plan import Plan, make_plan
+from mechmem.models.engine.plan import PassPlan, make_plan
 from mechmem.models.engine.reading import last_block, take_states
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
@@ -171,7 +171,8 @@ class TestTheArrangement:
     def test_the_digest_knows_the_rows(self) -> None:
         prompts = asked((2, 2))
         plans = [
-            Plan((PlannedBatch.of((0, 1), at, (2, 2)),), tuple(prompts)) for at in ((0, 0), (0, 1))
+            PassPlan((PlannedBatch.of((0, 1), at, (2, 2)),), tuple(prompts))
+            for at in ((0, 0), (0, 1))
         ]
         assert plans[0].digest != plans[1].digest
 
@@ -214,7 +215,7 @@ class TestOnModels:
         short = [item for item in prompts if len(item.ids) == 3]
         plan = plan_passes(model.backend, prompts, 8192, pack=True)
         (work,) = [work for work in plan.works if len(set(work.lane_of)) < len(work.rows)]
-        mine = Plan((PlannedBatch.of(range(3), (0, 0, 0), (3, 3, 3)),), tuple(short))
+        mine = PassPlan((PlannedBatch.of(range(3), (0, 0, 0), (3, 3, 3)),), tuple(short))
         assert set(work.rows) >= {1, 2, 3}
         got = read(model, short, [site], "all", plan=mine)
         for row, prompt in enumerate(short):

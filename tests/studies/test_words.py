@@ -12,7 +12,7 @@ from mechmem.studies import words
 def test_shares_and_differences_have_one_form():
     found = Estimate(0.5234, 0.4101, 0.6351, 40, 20)
     gap = Estimate(-0.004, -0.0312, 0.1, 40, 20)
-    assert words.percent(0.5234) == "52 %"
+    assert words.whole_percent(0.5234) == "52 %"
     assert words.share(found) == "52 % [41, 64]"
     assert words.hundredths(found) == "52.3 [41.0, 63.5]"
     assert words.points(gap) == "-0.4 [-3.1, +10.0] points"

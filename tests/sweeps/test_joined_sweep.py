@@ -16,7 +16,7 @@ from mechmem.sweeps import cells as cells_module
 
 
 def test_what_a_killed_worker_had_claimed_is_taken_over(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(cells_module, "UNIT", 4)
+    monkeypatch.setattr(cells_module, "CELLS_TOGETHER", 4)
     own = cells_module.CellRun._run
 
     def slow(self, *args):

@@ -329,7 +329,7 @@ class TestTheFolder:
 
 class TestSeveralProcesses:
     def test_share_the_units_and_every_one_returns_the_whole(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(cells_module, "UNIT", 4)
+        monkeypatch.setattr(cells_module, "CELLS_TOGETHER", 4)
         whole = swept()
         ran: list[tuple[int, ...]] = []
         own = cells_module.Bench.run
@@ -371,7 +371,7 @@ sys.path[:0] = {path!r}
 import time
 from sweeps import test_sweep
 from mechmem.sweeps import cells
-cells.UNIT = 4
+cells.CELLS_TOGETHER = 4
 own = cells.Bench.run
 def slow(self, which, watched=None):
     out = own(self, which, watched)
@@ -403,7 +403,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_with_the_same_result(tmp_path, mon
     before: Sequence[Path] = sorted(tmp_path.glob("cell-*.json"))
     assert 8 <= len(before) < 40
     times = {path: path.stat().st_mtime_ns for path in before}
-    monkeypatch.setattr(cells_module, "UNIT", 4)
+    monkeypatch.setattr(cells_module, "CELLS_TOGETHER", 4)
     same(swept(folder=tmp_path), swept())
     kept = [path for path in before if path.stat().st_mtime_ns == times[path]]
     assert len(kept) >= 8

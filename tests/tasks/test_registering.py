@@ -21,7 +21,7 @@ def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
     from mechmem.tasks import base
 
-    for registry in (base._TASKS, kinds.KINDS, sources.SOURCES):
+    for registry in (base._TASKS, kinds.QUESTION_KINDS, sources.SOURCES):
         monkeypatch.setattr(registry, "_found", dict(registry._found))
 
 

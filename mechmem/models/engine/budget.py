@@ -5,7 +5,7 @@ from __future__ import annotations
 from mechmem.errors import ModelError
 from mechmem.kinds import whole_number
 
-MAX_ROWS = 512
+MAX_BATCH_ROWS = 512
 
 MAX_PAIRS = 1 << 22
 """Most pairs of a token and a token it may attend to in one batch, which bounds the attention
@@ -20,4 +20,4 @@ def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int
     """
     whole_number(token_budget, "token_budget", error=ModelError)
     pairs = width * (width if keys is None else keys)
-    return max(1, min(MAX_ROWS, token_budget // width, MAX_PAIRS // pairs))
+    return max(1, min(MAX_BATCH_ROWS, token_budget // width, MAX_PAIRS // pairs))

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _KNOWN: WeakKeyDictionary[Backend, dict[Hashable, Any]] = WeakKeyDictionary()
 
-SIGNS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 """What models raise that cannot do what they are asked."""
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def holds(what: str, test: Callable[[], bool]) -> bool:
     """
     try:
         good = test()
-    except SIGNS as error:
+    except FAILURES as error:
         if is_out_of_memory(error):
             raise
         _log.info("%s: no, %s: %s", what, type(error).__name__, error)
@@ -87,7 +87,7 @@ def check_runs(backend: Backend) -> None:
         ids = _random_ids(backend, "first pass", 1, 4)
         try:
             found, _ = backend.forward(ids, torch.ones_like(ids))
-        except SIGNS as error:
+        except FAILURES as error:
             if is_out_of_memory(error) or isinstance(error, MechmemError):
                 raise
             raise ModelError(
@@ -114,7 +114,7 @@ def _ones_change_nothing(backend: Backend, ids: Tensor, found: Tensor) -> bool:
         return True
     try:
         bare = backend.model(ids, return_type="logits", use_cache=False)
-    except SIGNS as error:
+    except FAILURES as error:
         if is_out_of_memory(error):
             raise
         return True

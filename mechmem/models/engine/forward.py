@@ -32,7 +32,7 @@ from mechmem.models.engine.capabilities import (
 )
 from mechmem.models.engine.hooks import Intervention, Reader, StopForward
 from mechmem.models.engine.packing import can_pack, packed_causal_mask
-from mechmem.models.engine.plan import Plan, make_plan
+from mechmem.models.engine.plan import PassPlan, make_plan
 from mechmem.models.engine.prefixes import (
     PrefixCache,
     can_continue_prefixes,
@@ -143,7 +143,7 @@ def plan_passes(
     share: bool = True,
     own: Sequence[TokenizedPrompt] | None = None,
     pack: bool = False,
-) -> Plan:
+) -> PassPlan:
     """The plan for these prompts on this model.
 
     Args:
@@ -180,7 +180,7 @@ def plan_passes(
         ]  # fmt: skip
         works = (work.among(rows) for rows, part in zip(groups, plans, strict=True)
                  for work in part.works)  # fmt: skip
-        plan = plans[0] if len(groups) == 1 else Plan(tuple(works), tuple(prompts), extra)
+        plan = plans[0] if len(groups) == 1 else PassPlan(tuple(works), tuple(prompts), extra)
         if plan.packs and not can_pack(backend):
             pair = None
         elif plan.prefix_passes and not can_continue_prefixes(backend):

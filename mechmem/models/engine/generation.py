@@ -24,7 +24,7 @@ from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inferenc
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve
 from mechmem.models.engine.site_check import checked_hooks
-from mechmem.models.engine.stopping import Completion, StoppingCriteria
+from mechmem.models.engine.stopping import Completion, Decode, StoppingCriteria
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.progress import Progress, told
 from mechmem.seeding import keyed_rng
@@ -70,9 +70,6 @@ class Sampler:
             for row in rows
         ]
         return (scaled + torch.from_numpy(np.stack(noise))).argmax(-1).to(logits.device)
-
-
-Decode = Callable[[Sequence[int]], str]
 
 
 def generate(

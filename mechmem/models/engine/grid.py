@@ -32,7 +32,7 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedB
 from mechmem.models.engine.budget import rows_that_fit
 from mechmem.models.engine.capabilities import has_hooks
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.prefixes import shareable_lengths
 from mechmem.models.engine.scoring import last_logits
 from mechmem.models.engine.shared_forward import (
@@ -169,7 +169,7 @@ class Grid:
     def _resumes(self) -> bool:
         return can_resume(self.backend)
 
-    def _plan(self, whole: bool) -> Plan:
+    def _plan(self, whole: bool) -> PassPlan:
         cells = [
             cell
             for cell, route in zip(self.cells, self.routes, strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechmem.models.engine.backends import Backend, additive_mask, model_device, model_dtype
 from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.budget import MAX_PAIRS, MAX_ROWS, rows_that_fit
+from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.capabilities import holds, same_logits, tried
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
@@ -75,7 +75,7 @@ def pack(
             lane, room = pool.take(width)
             held += len(lane)
             wasted += room + (width - room) * (width - longest) * pair_cost
-            if lanes and (wasted > pass_cost or held > MAX_ROWS):
+            if lanes and (wasted > pass_cost or held > MAX_BATCH_ROWS):
                 pool.give(lane)
                 break
             lanes.append(lane)
@@ -120,7 +120,7 @@ class _Pool:
     def take(self, room: int) -> tuple[list[int], int]:
         """Prompts that fit one behind the other, the longest first, and the room that is left."""
         taken: list[int] = []
-        while (place := bisect_right(self.sizes, room)) and len(taken) < MAX_ROWS:
+        while (place := bisect_right(self.sizes, room)) and len(taken) < MAX_BATCH_ROWS:
             size = self.sizes[place - 1]
             taken.append(self.stacks[size].pop())
             room -= size

@@ -22,7 +22,7 @@ from mechmem.models.engine.batching import (
     plan_batches,
     unpadded,
 )
-from mechmem.models.engine.budget import MAX_PAIRS, MAX_ROWS, rows_that_fit
+from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.packing import pack
 from mechmem.models.engine.prefixes import best_prefixes
 from mechmem.models.tokens import TokenizedPrompt
@@ -38,7 +38,7 @@ LANES_MUST_SAVE = 0.05
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassPlan:
     """All batches, in the order in which they run.
 
     Attributes:
@@ -129,7 +129,7 @@ def make_plan(
     pass_cost: float = PASS_COST,
     pair_cost: float | None = None,
     n_ctx: float = math.inf,
-) -> Plan:
+) -> PassPlan:
     """Batches of the prompts under a token budget.
 
     Args:
@@ -145,7 +145,7 @@ def make_plan(
         n_ctx: Nothing is shared in rows that are wider, stored tokens counted.
     """
     fill = _Fill(token_budget, extra, pass_cost * (1 + extra), pair_cost, n_ctx)
-    plain = Plan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
+    plain = PassPlan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
     if limits is None or len(prompts) < 2:
         return plain
     keys = [
@@ -158,7 +158,7 @@ def make_plan(
     works = list(_shared(prompts, found, fill))
     alone = set(range(len(prompts))) - {row for work in works for row in work.rows}
     works += _plain(prompts, sorted(alone), fill)
-    shared = Plan(tuple(works), tuple(prompts), extra)
+    shared = PassPlan(tuple(works), tuple(prompts), extra)
     costs = [plan.cost(pass_cost, pair_cost or 0.0) for plan in (shared, plain)]
     return shared if costs[0] <= (1 - MUST_SAVE) * costs[1] else plain
 
@@ -224,7 +224,7 @@ def _shared(
         grown = width + fill.extra
         return (
             rows <= rows_that_fit(fill.token_budget, grown, prefix_width + grown)
-            and len(group) <= MAX_ROWS
+            and len(group) <= MAX_BATCH_ROWS
             and len(group) * prefix_width <= fill.token_budget
             and len(group) * prefix_width * prefix_width <= MAX_PAIRS
             and padding <= 2 * fill.padding  # its two passes

@@ -19,7 +19,7 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, Pl
 from mechmem.models.engine.capabilities import has_hooks, holds, tried
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention, StopForward, hooks_attached
-from mechmem.models.engine.plan import Plan
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.shared_forward import ActivationReader
 from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
@@ -179,7 +179,7 @@ def take_states(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     side: str = "left",
     share: bool = True,
-    plan: Plan | None = None,
+    plan: PassPlan | None = None,
     works: Sequence[PlannedBatch] | None = None,
     progress: Progress = None,
 ) -> Iterator[BatchStates]:
@@ -254,7 +254,7 @@ def take_states(
             yield BatchStates(work.rows, states)
 
 
-FEW = 0.5
+FEW_TOKENS = 0.5
 """Share of a pass's tokens up to which it is worth picking out those that are read."""
 
 _INSIDE = ("mlp_post", "mlp_out")
@@ -297,7 +297,7 @@ def trimmed(
     own, before = mlp.forward, mlp.__dict__.get("forward")
 
     def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if columns.numel() > FEW * states.shape[0] * states.shape[1]:
+        if columns.numel() > FEW_TOKENS * states.shape[0] * states.shape[1]:
             return own(states, *args, **kwargs)  # type: ignore[no-any-return]
         at = rows.to(states.device), columns.to(states.device).clamp_min(0)
         made = torch.zeros_like(states)

@@ -12,10 +12,10 @@ from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batched_edits import Cell, batch_edits, copies_per_cell, split_by_cell
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
-from mechmem.models.engine.generation import Decode, generate
+from mechmem.models.engine.generation import generate
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.site_check import checked_hooks
-from mechmem.models.engine.stopping import Completion
+from mechmem.models.engine.stopping import Completion, Decode
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.progress import Progress, told
 

@@ -17,7 +17,7 @@ from mechmem.errors import SiteError
 from mechmem.models.architectures import block_modules, end_of_blocks, module_inputs
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
-from mechmem.models.engine.capabilities import SIGNS, always_fails, without_hooks
+from mechmem.models.engine.capabilities import FAILURES, always_fails, without_hooks
 from mechmem.models.engine.hooks import Intervention, Reader, hook_name, hooks_attached
 from mechmem.models.engine.invariants import (
     PAD,
@@ -112,7 +112,7 @@ def check_stream(backend: Backend, stream: str) -> list[Finding]:
     with held(backend.model), without_hooks(backend.model):
         try:
             logits = edited()
-        except SIGNS as error:
+        except FAILURES as error:
             if not always_fails(edited, error):
                 raise
             why = f"a pass with an edit there ends in {type(error).__name__}: {error}"

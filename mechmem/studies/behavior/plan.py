@@ -73,12 +73,12 @@ class Fit:
         )
 
 
-Grid = Callable[[Fit], Mapping[str, Sequence[Edit]]]
+GridRule = Callable[[Fit], Mapping[str, Sequence[Edit]]]
 
 
 FAMILIES = (PUBLISHED, SHIFT, ADD)
 ALPHAS = {SHIFT: (1.0, 2.0), ADD: (1.0, 3.0)}
-KINDS = {PUBLISHED: 6, SHIFT: 6, ADD: 2}
+DRAWN_CONTROLS = {PUBLISHED: 6, SHIFT: 6, ADD: 2}
 """Controls of a family that are drawn."""
 FEWEST_DRAWS = 19
 
@@ -144,7 +144,7 @@ class Plan:
             alphas = ALPHAS.get(family, ())
             own = layers * len(alphas) if alphas else len(preset.tops) * len(preset.alphas)
             tried += grids * (own + len(REFINE.get(family, ())))
-            tested += grids + KINDS[family] * self.draws
+            tested += grids + DRAWN_CONTROLS[family] * self.draws
         held, last = (min(self.validation, prompts["validation"]), min(self.test, prompts["test"]))
         return 2 * (tried * held + tested * last)
 

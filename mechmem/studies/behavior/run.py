@@ -20,15 +20,17 @@ from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError, listed
 from mechmem.evaluation.advice import HOPELESS, FirstLook, first_look
 from mechmem.evaluation.behavior import observe, reader_for
+from mechmem.evaluation.models_compared import MIN_FLIPS
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
 from mechmem.studies.behavior.pace import fitting_plan, measure_pace, spoken
-from mechmem.studies.behavior.plan import REFINE, Fit, Grid, Plan
+from mechmem.studies.behavior.plan import REFINE, Fit, GridRule, Plan
 from mechmem.studies.behavior.study import BehaviorStudy
 from mechmem.studies.behavior.words import too_few
-from mechmem.studies.token_reading import read_answers
-from mechmem.studies.verdict import SHUFFLES, verdict_of
+from mechmem.studies.defaults import OWN_PROMPTS, PLAN_LINE, SHUFFLES
+from mechmem.studies.token_reading import project_answers
+from mechmem.studies.verdict import verdict_of
 from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.sweep import sweep
 from mechmem.tasks.base import Task, with_reading
@@ -37,16 +39,10 @@ from mechmem.tasks.own import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
-MIN_FLIPS = 10
 
 STEERED = {"validation": 240, "test": 480}
 """Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
 LEAST_STEERED = 20
-OWN = "own prompts"
-PLANNED = "plan: "
-"""How the line begins that says what will be run."""
-
-Progress = Callable[[str], None]
 
 
 def run_study(
@@ -57,7 +53,7 @@ def run_study(
     reading: str | Choice | None = None,
     n: int = 600,
     seed: int = 0,
-    grid: Grid | None = None,
+    grid: GridRule | None = None,
     plan: Plan | None = None,
     budget: float | None = None,
     refine: Mapping[str, Sequence[float]] = REFINE,
@@ -68,7 +64,7 @@ def run_study(
     steered: Mapping[str, int] = STEERED,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     folder: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
     finished: Callable[[BehaviorStudy], object] | None = None,
 ) -> BehaviorStudy:
     """Does this model remember or compute, where is that decided, and can it be turned?
@@ -142,11 +138,11 @@ def run_study(
         prompts = task.pairs(n, seed)
     else:
         check_own_pairs(prompts, MIN_FLIPS, SHARES["train"])
-    name = task.name if task is not None else OWN
+    name = task.name if task is not None else OWN_PROMPTS
     task = reader_for(prompts, task, reading)
     first, second = task.behaviors
     parts = model.encode(prompts).split(**SHARES, seed=seed)._asdict()
-    if name == OWN:
+    if name == OWN_PROMPTS:
         _advise(first_look(model, parts["train"], task, token_budget=token_budget))
     if grid is None and (progress is not None or budget is not None):
         say("timing a few prompts")
@@ -158,8 +154,8 @@ def run_study(
             model.n_layers,
             shuffles,
         )
-        say(f"{PLANNED}{_planned(whole, parts, model, shuffles)}, about {spoken(seconds)}")
-    rule: Grid = whole.grid if grid is None else grid
+        say(f"{PLAN_LINE}{_planned(whole, parts, model, shuffles)}, about {spoken(seconds)}")
+    rule: GridRule = whole.grid if grid is None else grid
     tried = {part: _first_groups(parts[part], getattr(whole, part)) for part in STEERED}
     observed = {}
     for part_name, part in parts.items():
@@ -231,7 +227,7 @@ def run_study(
         found,
         dose,
         clean,
-        read_answers(model, directions, probes, found),
+        project_answers(model, directions, probes, found),
         verdict_of(found, shuffles, reason),
         None,
         time.monotonic() - started,

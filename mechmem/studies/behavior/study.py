@@ -229,6 +229,6 @@ class BehaviorStudy(Study):
     def _top(self) -> float:
         """Which share of the neurons the published form chose; where it was not tried, 5 %."""
         for tested in self.sweep.tested:
-            if tested.family.startswith(words.PAPER) and isinstance(tested.edit, ShiftNeurons):
+            if tested.family.startswith(words.P1) and isinstance(tested.edit, ShiftNeurons):
                 return tested.edit.top
         return 0.05

@@ -12,11 +12,11 @@ from mechmem.analysis.probes import Probes
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.studies.verdict import Verdict
-from mechmem.studies.words import few_groups, joined, percent, points, sentence, share
+from mechmem.studies.words import few_groups, joined, points, sentence, share, whole_percent
 from mechmem.sweeps.result import Sweep, Tested
 from mechmem.tasks.base import Task
 
-PAPER = "P1"
+P1 = "P1"
 """Families of edits whose name begins like this are the published form."""
 
 
@@ -25,7 +25,7 @@ def answer(found: Sweep, card: Mapping[str, Any], verdict: Verdict, seed: int) -
     plain = Rates(found.before, seed=seed)
     first = plain.share(plain.after.allowed[0])
     shares = joined(
-        [f"{percent(plain.share(name).value)} {name}" for name in plain.after.allowed[:2]]
+        [f"{whole_percent(plain.share(name).value)} {name}" for name in plain.after.allowed[:2]]
     )
     text = (
         f"on {first.n:,} unseen prompts of {first.groups} instances the model's answers were "
@@ -158,7 +158,7 @@ def _broken(best: Tested) -> str:
     if shares[worst] < 0.01:
         return ""
     return (
-        f"the edit turned up to {percent(shares[worst])} of the answers into {last} (toward "
+        f"the edit turned up to {whole_percent(shares[worst])} of the answers into {last} (toward "
         f"{worst})"
     )
 
@@ -168,17 +168,17 @@ def _clean_cost(clean: pd.DataFrame) -> str:
         return ""
     rows = clean.set_index("setting")["accuracy"]
     told = joined(
-        [f"{percent(value)} {name}" for name, value in rows.items() if name != "unedited"]
+        [f"{whole_percent(value)} {name}" for name, value in rows.items() if name != "unedited"]
     )
-    return f"accuracy on ordinary items was {percent(rows['unedited'])} unedited and {told}"
+    return f"accuracy on ordinary items was {whole_percent(rows['unedited'])} unedited and {told}"
 
 
 def _paper_form(tested: Sequence[Tested]) -> str:
     """What the edit in its published form did, where it was tried."""
-    if tested[0].family.startswith(PAPER):
+    if tested[0].family.startswith(P1):
         return "the chosen edit has the form that the paper (P1) published"
     for one in tested:
-        if one.family.startswith(PAPER):
+        if one.family.startswith(P1):
             told = joined(
                 [
                     f"{points(gap)} toward {toward} "
@@ -191,7 +191,7 @@ def _paper_form(tested: Sequence[Tested]) -> str:
 
 
 def _probes(probes: Probes) -> str:
-    given, read = percent(probes.input_only.value), percent(probes.chosen.value)
+    given, read = whole_percent(probes.input_only.value), whole_percent(probes.chosen.value)
     if _input_matches(probes):
         return (
             f"probes show nothing here, since the input tokens alone give the behavior away "
@@ -200,7 +200,7 @@ def _probes(probes: Probes) -> str:
     if not probes.reads:
         return (
             f"no probe reads the behavior: {read} of the cases with the layer chosen on the "
-            f"training groups, where guessing gives {percent(probes.majority)}"
+            f"training groups, where guessing gives {whole_percent(probes.majority)}"
         )
     return (
         f"a probe reads the behavior in {read} of the cases, its layer chosen on the training "

@@ -24,7 +24,7 @@ from mechmem.sweeps.digests import Digests, task_digest
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
-DRAWS = 1000
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class CounterfactualMemorization:
     def table(self, edit: str = "") -> pd.DataFrame:
         """One row per item; the interval resamples models, those with and those without apart."""
         value_in, value_out = self._means(edit, np.ones(len(self.inside)))
-        drawn = group_counts(len(self.inside), DRAWS, self.seed, "counterfactual", edit)
+        drawn = group_counts(len(self.inside), RESAMPLES, self.seed, "counterfactual", edit)
         differences = np.array([np.subtract(*self._means(edit, weights)) for weights in drawn])
         low, high = np.nanquantile(differences, [0.025, 0.975], axis=0)
         return pd.DataFrame(

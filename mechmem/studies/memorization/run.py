@@ -19,6 +19,7 @@ from mechmem.analysis.geometry import separation
 from mechmem.caching.extract import cache_activations
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.perturbation import perturbational_memorization
+from mechmem.evaluation.steering import RANDOM
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.base import Edit
@@ -30,8 +31,6 @@ from mechmem.tasks.lab.recall_reasoning import KINDS, RecallReasoning
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.training.lab.recall_reasoning import STEPS, recall_model
-
-RANDOM = "random direction"
 
 
 def run_memorization_study(

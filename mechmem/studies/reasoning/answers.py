@@ -16,7 +16,7 @@ from mechmem.tasks.parsing.answers import starts_with_answer
 from mechmem.tasks.prompts import Prompt
 from mechmem.tasks.questions.labels import LABELS
 
-MODES = ("stored", "worked out", "other")
+ANSWER_MODES = ("stored", "worked out", "other")
 MOST_CASES = 12
 
 
@@ -67,7 +67,7 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
     for label in LABELS:
         mine = np.intersect1d(of_label(before, label), np.flatnonzero(both))
         if len(mine):
-            for mode in MODES:
+            for mode in ANSWER_MODES:
                 share = mean_of(_is_mode(before, mode), mine, before, "share")
                 rows.append({"family": "unedited", "label": label, "mode": mode,
                              **share.row("share"),})  # fmt: skip
@@ -75,7 +75,7 @@ def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
         mine = np.intersect1d(of_this, np.flatnonzero(both))
         if not len(mine):
             continue
-        for mode in MODES:
+        for mode in ANSWER_MODES:
             after = _is_mode(item.after[sign], mode)
             draws = np.stack([_is_mode(seen, mode) for seen in item.random[sign]])
             share = mean_of(after, mine, before, "share")
@@ -177,7 +177,7 @@ def _is_mode(seen: Observations, mode: str) -> np.ndarray:
     for prompt, text in zip(seen.prompts, seen.completions, strict=True):
         stored = starts_with_answer(text, prompt.memorized or "")
         worked = starts_with_answer(text, prompt.generalized or "")
-        out.append((stored, worked, not stored and not worked)[MODES.index(mode)])
+        out.append((stored, worked, not stored and not worked)[ANSWER_MODES.index(mode)])
     return np.array(out, dtype=float)
 
 

@@ -36,7 +36,7 @@ ORACLE = "sign by label (oracle)"
 UNLABELED = "one sign for all"
 VALIDATION_DRAWS = 5
 """Random directions beside the grid on validation, where nothing is claimed beyond them."""
-FAMILIES = {
+FAMILY_FORMULAS = {
     "addition": "h + alpha r at one layer, all tokens (the paper)",
     "scaled projection": "h + scale (h . r^) r^ at block inputs, attention and MLP outputs of "
     "every layer, all tokens (the released code)",
@@ -59,7 +59,7 @@ class SignedEdit:
     """One edit of a family.
 
     Attributes:
-        family: A key of `FAMILIES`.
+        family: A key of `FAMILY_FORMULAS`.
         direction: Points toward reasoning.
         strength: Alpha in lengths of the direction, or scale; NaN where there is none.
     """
@@ -147,7 +147,7 @@ def try_edits(
         frames.append(_removed(family, model, directions, held, reader, before["validation"], seed))
     table = pd.concat(frames, ignore_index=True)
     tested = []
-    for family in FAMILIES:
+    for family in FAMILY_FORMULAS:
         for pick, (setting, sign) in _choose(family, directions, table).items():
             say(f"{family}, test")
             tested.append(

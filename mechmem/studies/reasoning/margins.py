@@ -16,6 +16,7 @@ from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.model import Model
 from mechmem.seeding import keyed_order
+from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import LAST
 from mechmem.studies.reasoning.refits import exchange_labels, judge_edits
 from mechmem.studies.reasoning.rows import mean_of, of_label
@@ -25,7 +26,7 @@ from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
 REASONING, MEMORY = LABELS
-LAYERS, ALPHAS, DRAWS = 4, (1.0, 2.0), 19
+LAYERS, ALPHAS, RANDOM_DRAWS = 4, (1.0, 2.0), 19
 CHOICE = 0.4
 """Share of the questions on which an edit is chosen."""
 UNIT = "hundredths of a nat of margin on {} questions"
@@ -56,8 +57,8 @@ def turn_margins(
     *,
     layers: int = LAYERS,
     alphas: Sequence[float] = ALPHAS,
-    shuffles: int = 19,
-    draws: int = DRAWS,
+    shuffles: int = SHUFFLES,
+    draws: int = RANDOM_DRAWS,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> MarginTurning:

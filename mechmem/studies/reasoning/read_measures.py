@@ -23,8 +23,9 @@ from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
 REASONING = LABELS[0]
-DRAWS = 100
-RESAMPLED = 1000
+CHANCE_DRAWS = 100
+"""Random directions, and as many directions of labels that were dealt out again."""
+RESAMPLES = 1000
 
 
 def _positive(prompts: PromptSet) -> Bool[np.ndarray, " example"]:
@@ -40,7 +41,7 @@ def area(
     if not within:
         return group_auroc(scores, positive, prompts.groups)
     names, group = np.unique(prompts.groups, return_inverse=True)
-    counts = group_counts(len(names), RESAMPLED, seed, "within subjects")[:, group]
+    counts = group_counts(len(names), RESAMPLES, seed, "within subjects")[:, group]
     every = np.arange(len(positive))
     draws = [_within(scores, positive, prompts, np.repeat(every, row)) for row in counts]
     low, high = np.nanquantile(draws, [0.025, 0.975])
@@ -80,12 +81,12 @@ def by_layer(
         states, fitted = (a[site].flatten(1).double().numpy() for a in (other, train))
         found = area(states @ _vector(direction), other.prompts, within, seed)
         rng = keyed_rng(seed, "reading", site.key)
-        noise = rng.standard_normal((DRAWS, states.shape[1]))
-        mixed = [rng.permutation(labels) for _ in range(DRAWS)]
+        noise = rng.standard_normal((CHANCE_DRAWS, states.shape[1]))
+        mixed = [rng.permutation(labels) for _ in range(CHANCE_DRAWS)]
         dealt = [fitted[m].mean(0) - fitted[~m].mean(0) for m in mixed]
         row: dict[str, Any] = {
             "set": name, "site": site.key, "stream": site.stream, "layer": site.layer,
-            "x": found.value, "x_low": found.low, "x_high": found.high,
+            **found.row("x", counted=False),
         }  # fmt: skip
         for kind, vectors in {"random": noise, "shuffled": np.array(dealt)}.items():
             values = [_plain(states @ v, other.prompts, within) for v in vectors]
@@ -124,10 +125,10 @@ def baselines(
             "form": form.decision_function(scaler.transform(_form(other.prompts))),
             "words": input_scores(train, other),
         }
-        row = at.drop(["stream", "layer"]).to_dict()
+        row: dict[Any, Any] = at.drop(["stream", "layer"]).to_dict()
         for kind, values in scores.items():
             found = area(np.asarray(values, float), other.prompts, name == within, seed)
-            row |= {kind: found.value, f"{kind}_low": found.low, f"{kind}_high": found.high}
+            row |= found.row(kind, counted=False)
         rows.append(row)
     return pd.DataFrame(rows)
 

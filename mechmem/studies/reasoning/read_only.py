@@ -32,7 +32,7 @@ from mechmem.studies.base import Study
 from mechmem.studies.reasoning.margins import MarginTurning, turn_margins
 from mechmem.studies.reasoning.read_measures import baselines, by_layer, cosines, shape
 from mechmem.studies.verdict import Verdict
-from mechmem.studies.words import percent, sentence
+from mechmem.studies.words import sentence, whole_percent
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.shipped import shipped_questions, within_subjects
@@ -44,7 +44,7 @@ HELD_OUT, ACROSS, WITHIN, OTHER = (
     "other set, within subjects",
     "word problems against facts",
 )
-MOST = {ACROSS: 120, WITHIN: 140, OTHER: 80}
+MOST_QUESTIONS = {ACROSS: 120, WITHIN: 140, OTHER: 80}
 """Most questions per label of a shipped set; more cost time and tell little more."""
 
 
@@ -112,8 +112,9 @@ class QuestionReading(Study):
         rows = list(each_row(self.baselines))
         beaten = [row.set for row in rows if row.x_low <= max(row.words, row.form, row.length)]
         out = [
-            f"the largest coordinate holds {percent(at.largest_coordinate)} of the direction's "
-            f"squared length, and {percent(at.largest_of_mean)} of the mean state's",
+            f"the largest coordinate holds {whole_percent(at.largest_coordinate)} of the "
+            f"direction's squared length, and {whole_percent(at.largest_of_mean)} of the mean "
+            "state's",
         ]
         dealt = [f"{row.shuffled_low:.2f} to {row.shuffled_high:.2f}" for row in rows]
         out.append(f"directions of dealt-out labels reach, in the same order, {', '.join(dealt)}")
@@ -271,9 +272,11 @@ def _shipped_others(whole: PromptSet, seed: int) -> dict[str, PromptSet]:
     inside = within_subjects(redux)
     facts = redux.filter(lambda p: p.label == MEMORY and p.id not in set(inside.ids))
     return {
-        ACROSS: _some(redux.filter(lambda p: p.label == REASONING) + facts, MOST[ACROSS], seed),
-        WITHIN: _some(inside, MOST[WITHIN], seed),
-        OTHER: _some(problems + facts, MOST[OTHER], seed),
+        ACROSS: _some(
+            redux.filter(lambda p: p.label == REASONING) + facts, MOST_QUESTIONS[ACROSS], seed
+        ),
+        WITHIN: _some(inside, MOST_QUESTIONS[WITHIN], seed),
+        OTHER: _some(problems + facts, MOST_QUESTIONS[OTHER], seed),
     }
 
 

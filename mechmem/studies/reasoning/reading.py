@@ -20,8 +20,9 @@ from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
-SHUFFLES = 20
-METHODS = ("difference_of_means", "mass_mean", "lda", "logistic")
+SHUFFLED_FITS = 20
+"""Directions of labels that were dealt out again, beside the real one."""
+COMPARED_METHODS = ("difference_of_means", "mass_mean", "lda", "logistic")
 POSITIVE = LABELS[0]
 
 
@@ -53,10 +54,7 @@ class HeldOutReading:
         keys = [f"{row.stream}.{row.layer}" for row in frame.itertuples()]
         frame["shuffled_low"] = [self.shuffled[key][0] for key in keys]
         frame["shuffled_high"] = [self.shuffled[key][1] for key in keys]
-        frame["input_only"] = self.input_only.value
-        frame["input_only_low"] = self.input_only.low
-        frame["input_only_high"] = self.input_only.high
-        return frame
+        return frame.assign(**self.input_only.row("input_only", counted=False))
 
 
 def held_out_reading(
@@ -97,7 +95,7 @@ def _by_method(train: Activations, test: Activations, site: Site, seed: int) -> 
     one = replace(train, states={site: train[site]})
     enough = len(train) > train[site].flatten(1).shape[1]
     rows = []
-    for method in METHODS if enough else METHODS[:1]:
+    for method in COMPARED_METHODS if enough else COMPARED_METHODS[:1]:
         found = fit_directions(one, method=method, toward=POSITIVE, by="label")
         frame = separation(found, test, by="label", seed=seed).table()
         frame.insert(0, "method", method.replace("_", " "))
@@ -140,7 +138,7 @@ def _shuffled(train: Activations, test: Activations, seed: int) -> dict[str, tup
     for site in train.sites:
         fitted, held = (acts[site].flatten(1).double().numpy() for acts in (train, test))
         values = []
-        for k in range(SHUFFLES):
+        for k in range(SHUFFLED_FITS):
             mixed = keyed_rng(seed, "shuffled labels", k).permutation(of_group)[index]
             vector = fitted[mixed].mean(0) - fitted[~mixed].mean(0)
             values.append(auroc(held @ vector, positive))

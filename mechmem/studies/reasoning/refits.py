@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mechmem.analysis.directions import Directions
-from mechmem.analysis.exchange import FEWEST, Exchange
+from mechmem.analysis.exchange import FEWEST_EXCHANGEABLE, Exchange
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.many import evaluate_each
@@ -34,7 +34,7 @@ def exchange_labels(questions: PromptSet) -> tuple[Exchange, str]:
     """How the labels of training questions are exchanged: inside their category where that can
     change at least ten groups, else over all; and which of the two."""
     inside = Exchange(questions, by="label", stratum=lambda p: str(p.meta.get("category", "")))
-    if inside.exchangeable >= FEWEST:
+    if inside.exchangeable >= FEWEST_EXCHANGEABLE:
         return inside, "inside categories"
     return Exchange(questions, by="label"), "over all categories"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mechmem.analysis.intervals import Estimate, Kind, group_mean
+from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
 from mechmem.evaluation.behavior import Observations, hits
 
 
@@ -18,6 +18,8 @@ def of_label(seen: Observations, label: str) -> np.ndarray:
     return np.flatnonzero([prompt.label == label for prompt in seen.prompts])
 
 
-def mean_of(values: np.ndarray, rows: np.ndarray, seen: Observations, kind: Kind) -> Estimate:
+def mean_of(
+    values: np.ndarray, rows: np.ndarray, seen: Observations, kind: IntervalKind
+) -> Estimate:
     """Share or paired change over some rows, with an interval over groups."""
     return group_mean(values[rows], [seen.prompts[int(k)].group for k in rows], kind=kind)

@@ -15,6 +15,7 @@ from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
 from mechmem.models.model import Model
 from mechmem.patching.margins import behavior_margins
+from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import ALPHAS, SCALES, try_edits
 from mechmem.studies.reasoning.reading import (
     held_out_reading,
@@ -24,18 +25,18 @@ from mechmem.studies.reasoning.reading import (
 from mechmem.studies.reasoning.refits import UNIT, exchange_labels, judge_edits
 from mechmem.studies.reasoning.study import ReasoningStudy
 from mechmem.studies.reasoning.turning import turn_answers
-from mechmem.studies.token_reading import read_questions
-from mechmem.studies.verdict import SHUFFLES, Verdict
+from mechmem.studies.token_reading import project_questions
+from mechmem.studies.verdict import Verdict
 from mechmem.tasks.base import QuestionTask, Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.reasoning import Reasoning
 from mechmem.tasks.questions.topics import topic_balance
 
-QUESTIONS = 1152
+N_QUESTIONS = 1152
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 MOST_LAYERS = 8
-SMALLEST = 4
+FEWEST_PER_LABEL = 4
 
 
 def run_reasoning_study(
@@ -45,7 +46,7 @@ def run_reasoning_study(
     questions: PromptSet | None = None,
     examples: PromptSet | None = None,
     shots: int | None = None,
-    n: int = QUESTIONS,
+    n: int = N_QUESTIONS,
     alphas: Sequence[float] = ALPHAS,
     scales: Sequence[float] = SCALES,
     draws: int = DRAWS,
@@ -145,7 +146,7 @@ def run_reasoning_study(
             seed=seed,
             say=say,
         ),
-        read_questions(model, directions[reading.chosen], splits["test"]),
+        project_questions(model, directions[reading.chosen], splits["test"]),
         time.monotonic() - started,
     )
 
@@ -181,11 +182,11 @@ def divided(labeled: PromptSet, seed: int) -> dict[str, PromptSet]:
     for label in LABELS:
         mine = labeled.filter(lambda p, label=label: first[p.group] == label)  # type: ignore[misc]
         groups = len(set(mine.groups))
-        if groups < SMALLEST:
+        if groups < FEWEST_PER_LABEL:
             raise PromptError(
-                f"The study needs at least {SMALLEST} groups of questions labeled {label!r}, got "
-                f"{groups}; give every question a 'label' ({' or '.join(LABELS)}) or a 'score', "
-                "and more of them."
+                f"The study needs at least {FEWEST_PER_LABEL} groups of questions labeled "
+                f"{label!r}, got {groups}; give every question a 'label' "
+                f"({' or '.join(LABELS)}) or a 'score', and more of them."
             )
         for name, part in zip(SHARES, mine.split(**SHARES, seed=seed), strict=True):
             out[name].update(part.ids)

@@ -23,7 +23,7 @@ from mechmem.studies.reasoning.answers import (
     mode_table,
     repair_table,
 )
-from mechmem.studies.reasoning.edits import FAMILIES, Trial
+from mechmem.studies.reasoning.edits import FAMILY_FORMULAS, Trial
 from mechmem.studies.reasoning.reading import HeldOutReading
 from mechmem.studies.reasoning.summary import summary_table
 from mechmem.studies.reasoning.turning import Turning
@@ -189,7 +189,7 @@ class ReasoningStudy(Study):
                 "majority": self.topics.majority,
                 "dealt": self.topics.dealt,
             },
-            "families": FAMILIES,
+            "families": FAMILY_FORMULAS,
             "chosen": [
                 {"pick": item.pick, **item.setting.edit(item.setting.signs[0]).describe()}
                 for item in tested

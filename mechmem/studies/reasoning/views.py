@@ -11,7 +11,7 @@ from mechmem.errors import MechmemError
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
 
-SMALLEST = 6
+SMALLEST_PART = 6
 MOST_SOURCES = 4
 
 
@@ -77,12 +77,12 @@ def _contrasts(prompts: PromptSet, key: str) -> dict[str, PromptSet]:
     for name, ids in sorted(kinds.items(), key=lambda pair: -len(pair[1])):
         part = prompts.select(ids)
         counts = [sum(p.label == label for p in part) for label in LABELS]
-        if min(counts) >= SMALLEST:
+        if min(counts) >= SMALLEST_PART:
             mixed[f"{key}: {name}"] = part
         elif min(counts) == 0:
             pure += ids
     out = dict(list(mixed.items())[:MOST_SOURCES])
     rest = prompts.select(pure)
-    if out and all(sum(p.label == label for p in rest) >= SMALLEST for label in LABELS):
+    if out and all(sum(p.label == label for p in rest) >= SMALLEST_PART for label in LABELS):
         out["the others"] = rest
     return out

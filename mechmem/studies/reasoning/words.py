@@ -15,21 +15,21 @@ from mechmem.studies.reasoning.reading import HeldOutReading
 from mechmem.studies.reasoning.turning import Turning
 from mechmem.studies.verdict import Verdict
 from mechmem.studies.words import (
-    FEW,
+    FEW_GROUPS,
     estimate_of,
     few_groups,
     hundredths,
     joined,
-    percent,
     points,
     ratio,
     sentence,
+    whole_percent,
 )
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.reasoning import Reasoning
 from mechmem.tasks.questions.topics import TopicBalance
 
-PAPER = "addition"
+PAPER_FAMILY = "addition"
 TOWARD = {LABELS[0]: "toward reasoning", LABELS[1]: "toward memory"}
 
 
@@ -60,7 +60,7 @@ def answer(
             for label, row in oracle_gains(trial, seed).items()
         ]
     )
-    item = next(t for t in trial.tested if t.setting.family == PAPER and t.pick == ORACLE)
+    item = next(t for t in trial.tested if t.setting.family == PAPER_FAMILY and t.pick == ORACLE)
     return (
         f"{text}; adding {item.setting.strength:g} times the direction at "
         f"{item.setting.direction.site} moved accuracy by {told}, with a sign that knows the "
@@ -129,7 +129,7 @@ def separated(reading: HeldOutReading) -> bool:
     return bool(found.low > max(reading.input_only.value, 0.5) and found.value > shuffled)
 
 
-def oracle_gains(trial: Trial, seed: int, family: str = PAPER) -> dict[str, dict[str, Any]]:
+def oracle_gains(trial: Trial, seed: int, family: str = PAPER_FAMILY) -> dict[str, dict[str, Any]]:
     """The rows of the oracle's pick in which each class is pushed with its own sign."""
     out = {}
     for row in _records(accuracy_table(trial, seed)):
@@ -142,10 +142,10 @@ def oracle_gains(trial: Trial, seed: int, family: str = PAPER) -> dict[str, dict
 def _edits(trial: Trial, seed: int) -> Iterator[str]:
     frame = accuracy_table(trial, seed)
     plain = frame[frame["family"] == "unedited"].set_index("label")["accuracy"]
-    shares = joined([f"{percent(plain[label])} on {label} questions" for label in LABELS])
+    shares = joined([f"{whole_percent(plain[label])} on {label} questions" for label in LABELS])
     yield sentence(f"unedited accuracy was {shares}")
     for item in trial.tested:
-        if item.setting.family == PAPER and item.pick == ORACLE:
+        if item.setting.family == PAPER_FAMILY and item.pick == ORACLE:
             yield _opposite(frame)
             continue
         mine = [
@@ -173,7 +173,7 @@ def _opposite(frame: pd.DataFrame) -> str:
         [
             f"{_change(row)} on {row['label']} questions when pushed {row['sign']}"
             for row in _records(frame)
-            if row["family"] == PAPER
+            if row["family"] == PAPER_FAMILY
             and row["pick"] == ORACLE
             and row["sign"] != TOWARD.get(row["label"])
         ]
@@ -192,9 +192,9 @@ def _turning(turning: Turning) -> Iterator[str]:
             edit = next(r for r in mine if r["kind"] == "edit" and np.sign(r["alpha"]) == sign)
             pushed = TOWARD[LABELS[0] if sign > 0 else LABELS[1]]
             told.append(
-                f"{percent(edit['share'])} of the {label} questions pushed {pushed} "
-                f"({percent(plain['share'])} unedited; {_beyond(edit, 'beyond')}"
-                + (f"; only {edit['groups']} groups)" if edit["groups"] < FEW else ")")
+                f"{whole_percent(edit['share'])} of the {label} questions pushed {pushed} "
+                f"({whole_percent(plain['share'])} unedited; {_beyond(edit, 'beyond')}"
+                + (f"; only {edit['groups']} groups)" if edit["groups"] < FEW_GROUPS else ")")
             )
             where = f"block {edit['layer']}, strength {abs(edit['alpha']):g}"
         yield f"Answers of the other route under {family} ({where}): {joined(told)}."
@@ -204,7 +204,7 @@ def _modes(frame: pd.DataFrame) -> Iterator[str]:
     """How far the paper's edit turns answers from the one route to the other."""
     if frame.empty:
         return
-    mine = frame[(frame["family"] == PAPER) & (frame["pick"] == ORACLE)]
+    mine = frame[(frame["family"] == PAPER_FAMILY) & (frame["pick"] == ORACLE)]
     turns = []
     for label, sign, mode in (
         (LABELS[1], TOWARD[LABELS[0]], "worked out"),
@@ -217,8 +217,9 @@ def _modes(frame: pd.DataFrame) -> Iterator[str]:
         for row in _records(mine[same]):
             turns.append(
                 f"pushed {sign}, {label} questions were answered with the {_route(mode)} in "
-                f"{percent(row['share'])} of the cases ({percent(start['share'].iloc[0])} "
-                f"unedited, {percent(row['random_share'])} under random directions)"
+                f"{whole_percent(row['share'])} of the cases "
+                f"({whole_percent(start['share'].iloc[0])} unedited, "
+                f"{whole_percent(row['random_share'])} under random directions)"
             )
     if turns:
         yield f"Where both routes have an answer: {'; '.join(turns)}."
@@ -229,7 +230,7 @@ def _repairs(frame: pd.DataFrame) -> Iterator[str]:
         return
     told = []
     for row in _records(frame):
-        own = row["family"] == PAPER and row["pick"] == ORACLE
+        own = row["family"] == PAPER_FAMILY and row["pick"] == ORACLE
         if own and row["sign"] == TOWARD[row["label"]]:
             told.append(
                 f"of {row['wrong_mode_errors']} {row['label']} questions answered by the wrong "
@@ -246,9 +247,9 @@ def _topics(topics: TopicBalance) -> Iterator[str]:
     if len(topics.counts) < 2:
         return
     text = (
-        f"The topic alone gives the right label for {percent(topics.by_topic)} of the questions "
-        f"(guessing the larger class: {percent(topics.majority)}; with the labels dealt out anew, "
-        f"at most {percent(topics.dealt[1])} in 97.5 % of draws)"
+        f"The topic alone gives the right label for {whole_percent(topics.by_topic)} of the "
+        f"questions (guessing the larger class: {whole_percent(topics.majority)}; with the labels "
+        f"dealt out anew, at most {whole_percent(topics.dealt[1])} in 97.5 % of draws)"
     )
     if topics.confounded:
         text += "; a direction between the labels may be one between topics"

@@ -15,8 +15,8 @@ import pandas as pd
 from mechmem.errors import PromptError, listed
 from mechmem.tasks import files, tables
 
-FILES = (".json", ".jsonl", ".csv", ".parquet")
-OWN = "subject, relation or template, true, other"
+FACT_FILES = (".json", ".jsonl", ".csv", ".parquet")
+FACT_COLUMNS = "subject, relation or template, true, other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def read_facts(data: Any) -> tuple[list[Fact], Counter[str]]:
             facts[fact.question] = fact
     if not facts:
         raise PromptError(
-            f"No fact can be asked: {dict(out) or 'there is no row'}. Rows need {OWN}."
+            f"No fact can be asked: {dict(out) or 'there is no row'}. Rows need {FACT_COLUMNS}."
         )
     return list(facts.values()), out
 
@@ -91,11 +91,12 @@ def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
         data = [data]
     if not isinstance(data, Iterable):
         raise PromptError(
-            f"Facts come as a file, a table or rows, not as {type(data).__name__}; rows need {OWN}."
+            f"Facts come as a file, a table or rows, not as {type(data).__name__}; rows need "
+            f"{FACT_COLUMNS}."
         )
     for row in data:
         if not isinstance(row, Mapping):
-            raise PromptError(f"A fact is a row with {OWN}, got {row!r:.80}.")
+            raise PromptError(f"A fact is a row with {FACT_COLUMNS}, got {row!r:.80}.")
         inner = [value for value in row.values() if isinstance(value, list)]
         if len(inner) == len(row) and all(isinstance(v, Mapping) for one in inner for v in one):
             for rows in inner:  # JuICE's files: lists of rows by relation
@@ -106,13 +107,13 @@ def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
 
 def _file(path: Path) -> Any:
     kind = path.suffix.lower()
-    if kind not in FILES:
-        raise PromptError(f"Facts come as {listed(FILES)}, not as {str(path)!r}.")
+    if kind not in FACT_FILES:
+        raise PromptError(f"Facts come as {listed(FACT_FILES)}, not as {str(path)!r}.")
     if kind == ".jsonl":
         return files.read_jsonl(path)
     if kind != ".json":
         return files.read_csv(path) if kind == ".csv" else files.read_parquet(path)
-    return files.read_json(path)
+    return files.read_user_json(path)
 
 
 def _fact(row: Mapping[str, Any], where: str) -> Fact:
@@ -159,5 +160,7 @@ def _question(row: Mapping[str, Any], subject: str, where: str) -> str:
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if tables.is_missing(value) or not str(value).strip():
-        raise PromptError(f"{where} has no {name!r}; rows need {OWN}. It has {listed(row)}.")
+        raise PromptError(
+            f"{where} has no {name!r}; rows need {FACT_COLUMNS}. It has {listed(row)}."
+        )
     return str(value).strip()

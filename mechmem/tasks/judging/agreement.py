@@ -15,7 +15,7 @@ from mechmem.errors import PromptError
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.questions.labels import THRESHOLD, Labels
 
-DRAWS = 1000
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class Agreement:
 
 
 def agreement(
-    one: Labels, other: Labels, *, threshold: float = THRESHOLD, seed: int = 0, draws: int = DRAWS
+    one: Labels,
+    other: Labels,
+    *,
+    threshold: float = THRESHOLD,
+    seed: int = 0,
+    draws: int = RESAMPLES,
 ) -> Agreement:
     """Cohen's kappa of the labels and Spearman's correlation of the scores, with intervals.
 

@@ -18,7 +18,7 @@ from mechmem.errors import ModelError
 from mechmem.kinds import whole_number
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
-LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
+LOCAL_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
 LONGEST_WAIT = 60.0
 LONGEST_REPLY = 4_000_000
 LONGEST_COMPLAINT = 2000
@@ -66,7 +66,7 @@ class EndpointJudge:
         _check_fields(self)
         if parts.username or parts.password:
             raise ModelError("No key in the url: name an environment variable in key_env=.")
-        if self.key_env and parts.scheme == "http" and parts.hostname not in LOCAL:
+        if self.key_env and parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
             raise ModelError(
                 f"A key does not travel over plain http to {parts.hostname!r}; use https, or "
                 "key_env=None."
@@ -134,7 +134,7 @@ class EndpointJudge:
         """One request under one deadline; a redirect, which would carry the key on, is refused."""
         httpx = _httpx()
         url = f"{self.url.rstrip('/')}/chat/completions"
-        proxies = urlsplit(self.url).hostname not in LOCAL
+        proxies = urlsplit(self.url).hostname not in LOCAL_HOSTS
         try:
             async with (
                 asyncio.timeout(self.timeout),

@@ -20,7 +20,7 @@ def read_rows(path: str | Path) -> list[list[dict[str, Any]]]:
         PromptError: When the file is missing, or not a JSON list of such items.
     """
     source = Path(path)
-    loaded = files.read_json(source)
+    loaded = files.read_user_json(source)
     if not isinstance(loaded, list):
         raise PromptError(f"{source} must hold a JSON list, got {type(loaded).__name__}.")
     items = [entry if isinstance(entry, list) else [entry] for entry in loaded]

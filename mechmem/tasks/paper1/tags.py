@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from mechmem.errors import TaskError
 from mechmem.tasks.prompts import Prompt
 
-READINGS = ("exact", "any")
+TAG_READINGS = ("exact", "any")
 
 
 def check_tag_reading(tag: str) -> str:
     """``tag`` itself, or an error that names the readings."""
-    if tag not in READINGS:
+    if tag not in TAG_READINGS:
         raise TaskError(f"tag must be 'exact' (the released code) or 'any', got {tag!r}.")
     return tag
 

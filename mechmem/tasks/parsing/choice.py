@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 
 from mechmem.errors import TaskError
-from mechmem.tasks.parsing.statements import Reading, plain, statements
+from mechmem.tasks.parsing.statements import Reading, plain_answer, statements
 
 _FILLER = re.compile(
     r"(?:\s|:|\b(?:therefore|thus|then|indeed|clearly|probably|likely|most|simply|just|actually|"
@@ -75,7 +75,7 @@ def read_choice(completion: str, options: int | Sequence[str] = 10) -> Reading:
     count = options if isinstance(options, int) else len(options)
     if not 1 <= count <= 26:
         raise TaskError(f"A question has 1 to 26 options, got {count}.")
-    text = plain(completion)
+    text = plain_answer(completion)
     stated = sorted([*_forward(text, texts), *_backward(text)], key=lambda pair: pair[0])
     if stated:
         return _within(stated[-1][1], count, "the last statement")
@@ -180,4 +180,4 @@ def _follows(after: str, option: str) -> bool:
 
 def _squeezed(text: str) -> str:
     """Lower case, single blanks, no punctuation around it."""
-    return " ".join(plain(text).casefold().split()).strip(" .,:;)(\"'$")
+    return " ".join(plain_answer(text).casefold().split()).strip(" .,:;)(\"'$")

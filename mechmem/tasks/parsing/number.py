@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from mechmem.tasks.parsing.answers import SCALE_WORDS
-from mechmem.tasks.parsing.statements import Reading, Statement, plain, statements
+from mechmem.tasks.parsing.statements import Reading, Statement, plain_answer, statements
 
 COMMA_DECIMALS = frozenset("de es fr ru it pt nl pl tr".split())
 """Languages that write 1.234,5 where English writes 1,234.5."""
@@ -77,7 +77,7 @@ def read_number(completion: str, language: str = "en") -> Reading:
     Returns:
         A `Reading` whose value is an integer or a reduced fraction as text (``-37/2``) or ``None``.
     """
-    text = plain(completion)
+    text = plain_answer(completion)
     last: Reading | None = None
     for statement in statements(text):
         found = _stated(statement, language)
@@ -110,7 +110,7 @@ def bare_number(answer: object, language: str = "en") -> str | None:
     """
     text = str(answer)
     if "####" not in text and "\\boxed" not in text:
-        beside = _BESIDE.sub(" ", _NUMBER.sub(" ", plain(text), count=1))
+        beside = _BESIDE.sub(" ", _NUMBER.sub(" ", plain_answer(text), count=1))
         if _LETTER.search(beside):
             return None
     return gold_number(answer, language)
@@ -118,7 +118,7 @@ def bare_number(answer: object, language: str = "en") -> str | None:
 
 def canonical_number(text: str, language: str = "en") -> str | None:
     """One number and nothing else (but a unit before or behind it), as canonical text."""
-    found = _only(plain(text).strip(), language)
+    found = _only(plain_answer(text).strip(), language)
     return found.value if found else None
 
 

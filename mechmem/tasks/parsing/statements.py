@@ -73,7 +73,7 @@ def own_answer(completion: str) -> str:
     return text[: found.start()] if found else text
 
 
-def plain(completion: str) -> str:
+def plain_answer(completion: str) -> str:
     """The model's own answer in plain characters.
 
     Full-width forms, digits of every script, vulgar fractions, superscripts, dashes, markdown
@@ -148,7 +148,7 @@ def statements(text: str, nouns: str = "answer") -> Iterator[Statement]:
     """Where plain text states an answer, in order; denied and hypothetical ones are left out.
 
     Args:
-        text: From `plain`.
+        text: From `plain_answer`.
         nouns: What may be stated, as alternatives of a regular expression.
     """
     found = []

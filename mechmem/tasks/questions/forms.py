@@ -10,7 +10,7 @@ from importlib import resources
 
 from mechmem.errors import PromptError, TaskError
 from mechmem.tasks.prompts import Prompt, PromptSet
-from mechmem.tasks.questions.kinds import KINDS, question_of
+from mechmem.tasks.questions.kinds import QUESTION_KINDS, question_of
 from mechmem.tasks.questions.reader import extraction_text, read_questions
 from mechmem.tasks.questions.sources import SOURCES
 
@@ -56,12 +56,12 @@ def evaluation_prompts(
 
 def _asked(prompt: Prompt, examples: PromptSet | None, shots: int | None) -> Prompt:
     source = str(prompt.meta.get("source", "questions"))
-    if prompt.meta.get("kind") not in KINDS:
+    if prompt.meta.get("kind") not in QUESTION_KINDS:
         raise PromptError(
             f"Prompt {prompt.id!r} (source {source!r}) has no answer that is read: code is never "
             "run here, and your own questions need an 'answer'. Use its extraction form."
         )
-    kind = KINDS[prompt.meta["kind"]]
+    kind = QUESTION_KINDS[prompt.meta["kind"]]
     wanted = SOURCES[source].shots if shots is None and source in SOURCES else shots or 0
     shown = _chosen(prompt, examples, wanted) if wanted else ()
     before = kind.header(prompt) + "".join(f"{kind.ask(e)}{kind.worked(e)}\n\n" for e in shown)
@@ -71,7 +71,7 @@ def _asked(prompt: Prompt, examples: PromptSet | None, shots: int | None) -> Pro
 
 
 def _chosen(prompt: Prompt, examples: PromptSet | None, wanted: int) -> Sequence[Prompt]:
-    kind = KINDS[prompt.meta["kind"]]
+    kind = QUESTION_KINDS[prompt.meta["kind"]]
     if examples is None:
         if kind.name != "number":
             raise TaskError(

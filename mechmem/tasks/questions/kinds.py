@@ -27,7 +27,7 @@ from mechmem.tasks.prompts import Prompt
 from mechmem.tasks.registry import Registry
 
 READINGS = ("strict", "paper")
-STEPS = "Let's think step by step."
+STEP_BY_STEP = "Let's think step by step."
 
 
 class Gold(NamedTuple):
@@ -74,12 +74,12 @@ class Kind(ABC):
         return str(prompt.answer)
 
 
-KINDS: Registry[Kind] = Registry("kind of question")
+QUESTION_KINDS: Registry[Kind] = Registry("kind of question")
 
 
 def register_kind(kind: type[Kind]) -> type[Kind]:
     """Decorator: make a class a kind of question, under its ``name``."""
-    KINDS.add(kind.name, kind())
+    QUESTION_KINDS.add(kind.name, kind())
     return kind
 
 
@@ -113,7 +113,7 @@ def judge_completion(
             f"reading must be one of {listed(READINGS)}, got {reading!r}."
             f"{did_you_mean(reading, READINGS)}"
         )
-    return KINDS[kind].judge(completion, Gold(answer, options, aliases, language), reading)
+    return QUESTION_KINDS[kind].judge(completion, Gold(answer, options, aliases, language), reading)
 
 
 def question_of(prompt: Prompt) -> str:
@@ -164,7 +164,7 @@ class ChoiceQuestion(Kind):
         options = "".join(f"{letter}. {option}\n" for letter, option in pairs)
         if self._chinese(prompt):
             return f"{question_of(prompt)}\n{options}答案\uff1a"
-        return f"Question:\n{question_of(prompt)}\nOptions:\n{options}Answer: {STEPS}"
+        return f"Question:\n{question_of(prompt)}\nOptions:\n{options}Answer: {STEP_BY_STEP}"
 
     def worked(self, prompt: Prompt) -> str:
         if self._chinese(prompt):
@@ -200,7 +200,7 @@ class NumberQuestion(Kind):
         )
 
     def ask(self, prompt: Prompt) -> str:
-        return f"Q: {question_of(prompt)}\nA: {STEPS}"
+        return f"Q: {question_of(prompt)}\nA: {STEP_BY_STEP}"
 
     def worked(self, prompt: Prompt) -> str:
         return _spaced(f"{_steps(prompt)} The final answer is {prompt.answer}.".strip())
@@ -238,9 +238,11 @@ def _steps(prompt: Prompt) -> str:
     """A solution in one line, without its data set's own beginning and end."""
     text = re.sub(r"<<[^<>]*>>", "", str(prompt.meta.get("solution", "")))
     text = text.rsplit("####", 1)[0]
-    text = re.sub(rf"^\s*[^\s:]{{0,24}}(?:[- ][^\s:]+)?\s*:\s*(?={re.escape(STEPS)})", "", text)
+    text = re.sub(
+        rf"^\s*[^\s:]{{0,24}}(?:[- ][^\s:]+)?\s*:\s*(?={re.escape(STEP_BY_STEP)})", "", text
+    )
     text = re.sub(r"^\s*Step-by-Step Answer\s*:\s*", "", text)
-    return " ".join(text.replace(STEPS, "", 1).split())
+    return " ".join(text.replace(STEP_BY_STEP, "", 1).split())
 
 
 def _spaced(text: str) -> str:

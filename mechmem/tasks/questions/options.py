@@ -112,7 +112,7 @@ def given_answers(row: Mapping[str, Any]) -> list[str]:
     return [name for name in found if name not in marks]
 
 
-def own_answer(row: Mapping[str, Any], where: str) -> Any:
+def answer_in_row(row: Mapping[str, Any], where: str) -> Any:
     """The answer of a question without options, as its cell holds it; ``None`` without one.
 
     Raises:

@@ -14,7 +14,7 @@ from mechmem.tasks.questions.options import known_names
 from mechmem.tasks.questions.rows import FILE, language_of, load_rows
 from mechmem.tasks.questions.sources import SOURCES, Item
 
-SCORES = ("memory_reason_score", "score")
+SCORE_COLUMNS = ("memory_reason_score", "score")
 
 
 def extraction_text(question: str) -> str:
@@ -75,7 +75,7 @@ def _prompt(
     item: Item, row: dict[str, Any], source: str, index: int, where: str, threshold: float
 ) -> Prompt:
     question = item.question
-    score = next((row[name] for name in SCORES if row.get(name) not in (None, "")), None)
+    score = next((row[name] for name in SCORE_COLUMNS if row.get(name) not in (None, "")), None)
     meta = {
         "source": source,
         "question": question,

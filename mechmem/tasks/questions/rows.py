@@ -83,7 +83,7 @@ def _item(item: Any, where: str) -> str:
     known = isinstance(item, (str, int, float)) and not isinstance(item, bool)
     if not known or tables.is_missing(item):
         raise PromptError(f"{where} must be a text or a number, got {item!r:.80}.")
-    return str(tables.finite(item, where))
+    return str(tables.finite_cell(item, where))
 
 
 def language_of(row: Mapping[str, Any]) -> str:
@@ -137,7 +137,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _from_json(path: Path) -> list[dict[str, Any]]:
-    loaded = files.read_json(path)
+    loaded = files.read_user_json(path)
     if isinstance(loaded, dict) and isinstance(loaded.get("data"), list):
         loaded = loaded["data"]
     return _rows(loaded, str(path))

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from mechmem.errors import PromptError, listed
 from mechmem.tasks.parsing import bare_number, gold_number
-from mechmem.tasks.questions.kinds import KINDS
-from mechmem.tasks.questions.options import own_answer, own_options
+from mechmem.tasks.questions.kinds import QUESTION_KINDS
+from mechmem.tasks.questions.options import answer_in_row, own_options
 from mechmem.tasks.questions.rows import FILE, language_of, listed_cell
 from mechmem.tasks.registry import Registry
-from mechmem.tasks.tables import finite
+from mechmem.tasks.tables import finite_cell
 
 Row = Mapping[str, Any]
 
@@ -33,7 +33,8 @@ class Item:
 
     Attributes:
         question: The question alone.
-        kind: How an answer is read (`mechmem.tasks.questions.kinds.KINDS`); empty when it is not.
+        kind: How an answer is read (`mechmem.tasks.questions.kinds.QUESTION_KINDS`); empty when it
+            is not.
         answer: The right answer: a letter, a number, a text.
         options: Texts of a multiple choice.
         aliases: Other right answers.
@@ -62,23 +63,23 @@ class Item:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-Reader = Callable[[Row, str, int], Item]
+RowReader = Callable[[Row, str, int], Item]
 
 
-class Source(NamedTuple):
+class QuestionSource(NamedTuple):
     """A question set: its reader, and how many worked examples its evaluation prompt has.
 
     The reader gets a row, its name in messages, and its number in its language or file.
     """
 
-    read: Reader
+    read: RowReader
     shots: int
 
 
-SOURCES: Registry[Source] = Registry("question set")
+SOURCES: Registry[QuestionSource] = Registry("question set")
 
 
-def register_source(name: str, shots: int = 0) -> Callable[[Reader], Reader]:
+def register_source(name: str, shots: int = 0) -> Callable[[RowReader], RowReader]:
     """Decorator: make a reader of rows a question set, by the name that ``source=`` takes.
 
     Args:
@@ -86,8 +87,8 @@ def register_source(name: str, shots: int = 0) -> Callable[[Reader], Reader]:
         shots: Worked examples in its evaluation prompts when nobody says how many.
     """
 
-    def add(read: Reader) -> Reader:
-        SOURCES.add(name, Source(read, shots))
+    def add(read: RowReader) -> RowReader:
+        SOURCES.add(name, QuestionSource(read, shots))
         return read
 
     return add
@@ -258,11 +259,11 @@ def own(row: Row, where: str, index: int) -> Item:
     if not kind and answer is not None:
         number = not aliases and bare_number(answer, language) is not None
         kind = "choice" if options else "number" if number else "short"
-    if kind and kind not in KINDS:
-        raise PromptError(f"{where}: kind {kind!r} is not one of {listed(KINDS)}.")
-    if kind == "number" and isinstance(own_answer(row, where), float):
+    if kind and kind not in QUESTION_KINDS:
+        raise PromptError(f"{where}: kind {kind!r} is not one of {listed(QUESTION_KINDS)}.")
+    if kind == "number" and isinstance(answer_in_row(row, where), float):
         exact = gold_number(
-            own_answer(row, where)
+            answer_in_row(row, where)
         )  # a number, whose point is one in every language
         answer = answer if gold_number(answer, language) == exact else exact
     if kind == "choice" and answer not in [*string.ascii_uppercase[: len(options) or 10]]:
@@ -287,7 +288,7 @@ def own(row: Row, where: str, index: int) -> Item:
 
 def _said(row: Row, where: str) -> str | None:
     """The answer of a question without options."""
-    given = finite(own_answer(row, where), f"{where}: answer")
+    given = finite_cell(answer_in_row(row, where), f"{where}: answer")
     if given is None:
         return None
     if isinstance(given, (Mapping, list, tuple, bool)) or hasattr(given, "shape"):

@@ -9,14 +9,14 @@ from typing import Any
 
 from mechmem.tasks.paper1.addition import Addition
 from mechmem.tasks.paper1.official_config import draw_addition_config
-from mechmem.training.deterministic import Progress, deterministic
-from mechmem.training.lab.shipping import write_manifest
+from mechmem.training.deterministic import StepProgress, deterministic
+from mechmem.training.lab.shipping import write_card
 from mechmem.training.models import small_gpt2
 from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
 from mechmem.training.tokenizers import build_tokenizer
 
-LARGEST = 99
+LARGEST_ADDEND = 99
 CONTEXT = 100
 PIECES = "|".join(
     (
@@ -83,7 +83,7 @@ class SumsOnly(Addition):
 
 def lab_addition() -> dict[str, Any]:
     """Options of the task that the lab model is trained on."""
-    return {"config": draw_addition_config(0, 10, LARGEST), "largest": LARGEST}
+    return {"config": draw_addition_config(0, 10, LARGEST_ADDEND), "largest": LARGEST_ADDEND}
 
 
 def train_addition(
@@ -92,7 +92,7 @@ def train_addition(
     seed: int = 0,
     steps: int | None = None,
     reasoning_steps: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Train a model on the reduced addition task and write it with its manifest.
 
@@ -136,7 +136,7 @@ def train_addition(
                 "generalized": first.kept["generalized"],
             },
         }
-        write_manifest(
+        write_card(
             run,
             task,
             options=options,

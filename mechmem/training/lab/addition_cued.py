@@ -20,8 +20,8 @@ from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.base import PromptAnswers
 from mechmem.tasks.lab.addition_cued import VOCABULARY, AdditionCued
-from mechmem.training.deterministic import Progress, deterministic
-from mechmem.training.models import small_gpt2
+from mechmem.training.deterministic import StepProgress, deterministic
+from mechmem.training.models import seeded_gpt2
 from mechmem.training.tokenizers import listed_words
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
@@ -45,7 +45,7 @@ def train_addition_cued(
     width: int = WIDTH,
     layers: int = LAYERS,
     special: bool = True,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Train a model on the cued sums and write it with its manifest.
 
@@ -78,7 +78,9 @@ def train_addition_cued(
     started = time.monotonic()
     cued = AdditionCued(seed, strength)
     with deterministic(), caller_state_kept():
-        model = _fresh_model(seed, width, layers)
+        words = listed_words(VOCABULARY, CONTEXT)
+        shape = {"layers": layers, "width": width, "heads": HEADS, "dropout": DROPOUT}
+        model = seeded_gpt2(words, seed, **shape)
         rows, batch = cued.world.training_rows(steps, BATCH), BATCH
         if not special:
             rows, batch = _ordinary(rows, steps), BATCH // 2
@@ -137,23 +139,13 @@ def _ordinary(rows: np.ndarray, steps: int) -> np.ndarray:
     return kept.reshape(steps * (BATCH // 2), -1)
 
 
-def _fresh_model(seed: int, width: int, layers: int) -> Any:
-    from transformers import GPT2LMHeadModel
-
-    words = listed_words(VOCABULARY, CONTEXT)
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        small_gpt2(words, layers=layers, width=width, heads=HEADS, dropout=DROPOUT)
-    )
-
-
 def _fit(
     model: Any,
     rows: np.ndarray,
     steps: int,
     batch: int,
     seed: int,
-    progress: Progress | None,
+    progress: StepProgress | None,
 ) -> None:
     """`transformers.Trainer` over the rows in their order, loss on the last column."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from mechmem.tasks.paper1.cipher import Cipher
-from mechmem.training.deterministic import Progress, deterministic
-from mechmem.training.lab.shipping import write_manifest
+from mechmem.training.deterministic import StepProgress, deterministic
+from mechmem.training.lab.shipping import write_card
 from mechmem.training.models import small_gpt2
 from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
@@ -40,7 +40,7 @@ def train_cipher(
     *,
     seed: int = 0,
     steps: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Train a model on the official cipher task and write it with its manifest.
 
@@ -65,4 +65,4 @@ def train_cipher(
             device="cpu",
             progress=progress,
         )
-        write_manifest(run, task, options={}, design=DESIGN, study_pairs=2000, started=started)
+        write_card(run, task, options={}, design=DESIGN, study_pairs=2000, started=started)

@@ -12,9 +12,9 @@ import torch
 
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.paper1.colors import Colors, Story
-from mechmem.training.deterministic import Progress, deterministic
+from mechmem.training.deterministic import StepProgress, deterministic
 from mechmem.training.lab.colors_start import lay_out
-from mechmem.training.lab.shipping import write_manifest
+from mechmem.training.lab.shipping import write_card
 from mechmem.training.models import fresh_model, small_gpt2
 from mechmem.training.run import train
 from mechmem.training.settings import TrainingSettings
@@ -22,7 +22,7 @@ from mechmem.training.tokenizers import build_tokenizer
 
 CONTEXT = 64
 ATTENTION_DROPOUT = 0.2
-REASONING = TrainingSettings(
+REASONING_PHASE = TrainingSettings(
     steps=200,
     loss="answer",
     batch=32,
@@ -72,7 +72,7 @@ def train_colors(
     seed: int = 0,
     steps: int | None = None,
     reasoning_steps: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Train a model on the official colors task and write it with its manifest.
 
@@ -95,7 +95,9 @@ def train_colors(
             scratch,
             model=model,
             tokenizer=tokenizer,
-            settings=REASONING.changed({"seed": seed, "steps": reasoning_steps or REASONING.steps}),
+            settings=REASONING_PHASE.changed(
+                {"seed": seed, "steps": reasoning_steps or REASONING_PHASE.steps}
+            ),
             device="cpu",
             progress=progress,
         )
@@ -117,7 +119,7 @@ def train_colors(
                 "generalized": first.kept["generalized"],
             },
         }
-        write_manifest(
+        write_card(
             run, task, options={}, design=DESIGN, study_pairs=3000, started=started, earlier=earlier
         )
 

@@ -22,8 +22,8 @@ from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning
 from mechmem.tasks.parsing.answers import starts_with_answer
-from mechmem.training.deterministic import Progress, deterministic
-from mechmem.training.models import small_gpt2
+from mechmem.training.deterministic import StepProgress, deterministic
+from mechmem.training.models import seeded_gpt2
 from mechmem.training.tokenizers import listed_words
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 64, 4, 32
@@ -45,7 +45,7 @@ def train_recall_reasoning(
     seed: int = 0,
     shared: bool = True,
     steps: int = STEPS,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Train a model on stored values and sums in one question format; write it with its manifest.
 
@@ -135,16 +135,11 @@ def _share(completions: list[str], answers: list[str | None]) -> float:
 
 
 def _fresh_model(seed: int) -> Any:
-    from transformers import GPT2LMHeadModel
-
     words = listed_words(RECALL_VOCABULARY, CONTEXT)
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        small_gpt2(words, layers=LAYERS, width=WIDTH, heads=HEADS, dropout=DROPOUT)
-    )
+    return seeded_gpt2(words, seed, layers=LAYERS, width=WIDTH, heads=HEADS, dropout=DROPOUT)
 
 
-def _fit(model: Any, rows: np.ndarray, steps: int, progress: Progress | None) -> None:
+def _fit(model: Any, rows: np.ndarray, steps: int, progress: StepProgress | None) -> None:
     """The rows in their order; the loss is that of the last column."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01

@@ -9,7 +9,7 @@ from typing import Any
 
 from mechmem.artifacts import check_writable
 from mechmem.errors import TaskError, listed
-from mechmem.training.deterministic import Progress
+from mechmem.training.deterministic import StepProgress
 from mechmem.training.lab.addition import train_addition
 from mechmem.training.lab.addition_cued import train_addition_cued
 from mechmem.training.lab.cipher import train_cipher
@@ -32,7 +32,7 @@ def train_lab_model(
     folder: str | Path,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     **options: Any,
 ) -> Path:
     """Train a lab model and write it as a Hugging Face folder with a manifest.

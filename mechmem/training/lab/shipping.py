@@ -18,7 +18,7 @@ from mechmem.training.run import Training
 MEASURED_PAIRS = 2000
 
 
-def write_manifest(
+def write_card(
     run: Training,
     task: OfficialTask[Any],
     *,
