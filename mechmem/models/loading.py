@@ -84,7 +84,7 @@ def load_model(
         "consume": consume or None,
         **options,
     }
-    _check_choices(tokenizer, prepend_bos, options)
+    _check_choices(tokenizer, options)
     if isinstance(source, Model):
         refuse_options(given, "a Model that is loaded already", ())
         return source
@@ -108,16 +108,15 @@ def load_model(
     return _from_name(os.fspath(source), tokenizer, device, dtype, prepend_bos, options)
 
 
-def _check_choices(tokenizer: Any, prepend_bos: Any, options: Mapping[str, Any]) -> None:
+def _check_choices(tokenizer: Any, options: Mapping[str, Any]) -> None:
     if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
         raise ModelError(
             f"tokenizer must be a transformers tokenizer, got {tokenizer!r:.80}; for example "
             "transformers.AutoTokenizer.from_pretrained(...)."
         )
     code = options.get("trust_remote_code")
-    for name, value in (("prepend_bos", prepend_bos), ("trust_remote_code", code)):
-        if not (value is None or isinstance(value, bool)):
-            raise ModelError(f"{name} must be True, False or None, got {value!r:.80}.")
+    if not (code is None or isinstance(code, bool)):
+        raise ModelError(f"trust_remote_code must be True, False or None, got {code!r:.80}.")
 
 
 def check_source(name: str) -> None:

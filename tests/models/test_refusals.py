@@ -197,7 +197,7 @@ class TestFoldersOfStrangers:
         (name,) = given
         with (
             as_users_run_it(),
-            pytest.raises(mm.ModelError, match=rf"{name}|CUDA|cuda"),
+            pytest.raises(mm.MechmemError, match=rf"{name}|CUDA|cuda"),
         ):
             mm.load_model(lab, **given)
 
