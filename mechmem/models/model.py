@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError, PromptError
-from mechmem.models.architectures import architecture, context_length
+from mechmem.models.architectures import architecture, context_length, settle_weights
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import generate
@@ -103,6 +103,7 @@ class Model:
     ) -> Model:
         """Wrap a TransformerLens model that exists already."""
         backend = backend_for(tl_model)
+        settle_weights(tl_model)
         sizes = int(tl_model.cfg.d_vocab) or None
         tokens = Tokens(tokenizer, context_length(tl_model), prepend_bos, sizes)
         return cls(backend, tokens, name, dict(card or {}))
