@@ -138,8 +138,9 @@ def check_size(config: Any, name: str) -> None:
     Raises:
         ModelError: For fewer or more blocks, heads or experts than any model has.
     """
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     for field, (least, most) in _COUNTS.items():
-        count = getattr(config, field, None)
+        count = getattr(text, field, None)
         if isinstance(count, int) and not least <= count <= most:
             raise ModelError(
                 f"config.json of {name} says {field}={count}; models have {least} to {most:,}, and "
