@@ -336,16 +336,6 @@ def mend_rotation(bridge: Any) -> None:
                 point.register_forward_hook(cast)
 
 
-def settle_weights(model: Any) -> None:
-    """Have done now what a first pass does to weights for good: RWKV divides those of its later
-    blocks in place. So the weights that are hashed are those that are run."""
-    plain = getattr(model, "original_model", None)
-    for module in (model if plain is None else plain).modules():
-        divide = getattr(module, "_rescale_layers", None)
-        if callable(divide) and not module.training:
-            divide()
-
-
 def plain_name(name: str) -> str:
     """A weight's name in the plain model, from its name under a bridge, which wraps modules."""
     return name.replace("._original_component", "")

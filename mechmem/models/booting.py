@@ -14,20 +14,10 @@ import torch
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
-from mechmem.models.faithful import Sample, check_faithful, sampled
+from mechmem.models.faithful import Sample, check_faithful, sampled, small_of_its_kind
 from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
-_COUNTS = {
-    # name: (least, most)
-    "num_hidden_layers": (1, 1000),
-    "num_attention_heads": (1, 10_000),
-    "hidden_size": (1, 10_000_000),
-    "vocab_size": (1, 100_000_000),
-    "num_local_experts": (0, 10_000),
-    "num_experts": (0, 10_000),
-    "n_routed_experts": (0, 10_000),
-}
 PASSED_ON = ("quantization_config",)
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
@@ -67,6 +57,9 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         ) from error
     mend_rotation(bridge)
     check_faithful(bridge.eval(), whole.sample if body is None else sample, where)
+    small = small_of_its_kind(bridge)
+    if small is not None:
+        boot(f"a small model of the kind of {where}", tokenizer, {}, small)
     return bridge
 
 
@@ -130,22 +123,6 @@ def check_causal(config: Any, name: str) -> None:
             f"{name} is {' / '.join(classes) or 'an encoder-decoder'}, not a causal language "
             "model; mechmem reads prompts left to right and needs a ...ForCausalLM model."
         )
-
-
-def check_size(config: Any, name: str) -> None:
-    """Refuse a configuration that no model has, before its modules are built.
-
-    Raises:
-        ModelError: For fewer or more blocks, heads or experts than any model has.
-    """
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    for field, (least, most) in _COUNTS.items():
-        count = getattr(text, field, None)
-        if isinstance(count, int) and not least <= count <= most:
-            raise ModelError(
-                f"config.json of {name} says {field}={count}; models have {least} to {most:,}, and "
-                "more would fill the memory before a weight is read. Mend config.json."
-            )
 
 
 def check_quantized(config: Any, name: str) -> None:

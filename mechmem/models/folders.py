@@ -7,8 +7,8 @@ from typing import Any
 
 from mechmem.errors import ArtifactError, ModelError, listed
 from mechmem.manifests import checked, read_json, regular
-from mechmem.models.booting import check_causal, check_quantized, check_size, first_words
-from mechmem.models.sizes import check_held, held_in
+from mechmem.models.booting import check_causal, check_quantized, first_words
+from mechmem.models.sizes import check_held, check_size, held_in
 
 
 def check_folder(folder: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from mechmem.errors import ArtifactError, ModelError
-from mechmem.models.booting import check_size, first_words, kept_still
+from mechmem.models.booting import first_words, kept_still
 from mechmem.models.gguf_counts import check_counts
-from mechmem.models.sizes import check_held
+from mechmem.models.sizes import check_held, check_size
 from mechmem.models.whole import check_whole
 
 

@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError, PromptError
-from mechmem.models.architectures import architecture, context_length, settle_weights
+from mechmem.models.architectures import architecture, context_length
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import generate
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion
+from mechmem.models.identity import settle_weights
 from mechmem.models.sites import Site, SiteSpec, parse_sites
 from mechmem.models.tokens import (
     EncodedPrompts,

@@ -12,6 +12,16 @@ from safetensors import SafetensorError, safe_open
 from mechmem.errors import ModelError
 from mechmem.models.booting import kept_still
 
+_COUNTS = {
+    # name: (least, most)
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 10_000),
+    "hidden_size": (1, 10_000_000),
+    "vocab_size": (1, 100_000_000),
+    "num_local_experts": (0, 10_000),
+    "num_experts": (0, 10_000),
+    "n_routed_experts": (0, 10_000),
+}
 _PACKED = 8
 """Most weights in a byte of a file, however they are packed."""
 _SPARE = 2
@@ -21,6 +31,22 @@ _TABLES = 2**30
 """Most numbers in tables that a model makes for itself (masks and angles of its positions)."""
 _MANY = 100_000
 """Blocks times experts from which not even a model without memory is built to be counted."""
+
+
+def check_size(config: Any, name: str) -> None:
+    """Refuse a configuration that no model has, before its modules are built.
+
+    Raises:
+        ModelError: For fewer or more blocks, heads or experts than any model has.
+    """
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    for field, (least, most) in _COUNTS.items():
+        count = getattr(text, field, None)
+        if isinstance(count, int) and not least <= count <= most:
+            raise ModelError(
+                f"config.json of {name} says {field}={count}; models have {least} to {most:,}, and "
+                "more would fill the memory before a weight is read. Mend config.json."
+            )
 
 
 def check_held(config: Any, held: int | None, name: str) -> None:
