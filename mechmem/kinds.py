@@ -201,6 +201,8 @@ def _explained(
     if wrong is not None:
         return _refusal(named, signature, given, wrong)
     for name, value in given.items():
+        if isinstance(value, float) and hints_of(named).get(name) is int:  # 2.0: some can take it
+            return _refusal(named, signature, given, name)
         holds = isinstance(value, (Mapping, Sequence, Set)) and not isinstance(value, str)
         needed = signature.parameters[name].default is inspect.Parameter.empty
         if holds and needed and name not in ("self", "cls") and not value:

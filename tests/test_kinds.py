@@ -220,6 +220,13 @@ METHODS: dict[str, tuple[Any, str]] = {
     "task stop": (lambda r: mm.get_task("reasoning", stop=3), "stop must be"),
     "pairs": (lambda r: mm.get_task("colors").pairs("x"), "n must be a whole number, got str 'x'"),
     "half": (lambda r: mm.get_task("addition-cued").pairs(2.5), "n must be a whole number, got fl"),
+    "whole": (lambda r: mm.get_task("addition-cued").pairs(2.0), "whole number, got float 2.0"),
+    "seed": (lambda r: r["prompts"].split(train=0.5, seed=True), "seed must be .* got True"),
+    "a set": (lambda r: r["model"].logits({"w1", "w2"}), "a list of prompts .* got set"),
+    "layers": (lambda r: mm.cache_activations(r["model"], "w1", sites={"resid_post": [1]}),
+        "Sites are a list, got the dictionary"),
+    "tokens": (lambda r: mm.cache_activations(r["model"], "w1", sites="z", positions={"last": 0}),
+        "Positions are a list, got the dictionary"),
     "table": (lambda r: r["model"].logits(pd.DataFrame({"text": ["w1"]})), "from_pandas"),
     "texts": (lambda r: mm.PromptSet.from_texts(pd.DataFrame({"a": ["b"]})), "from_pandas"),
 }  # fmt: skip
