@@ -99,9 +99,12 @@ def _name_in_methods(kind: type) -> None:
 
 def explaining(function: F) -> F:
     """The same function; where it ends in an error that is not ours, the argument is named."""
+    switches = any("bool" in str(kind) for kind in function.__annotations__.values())
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if switches:
+            _refuse_half_true(function, args, kwargs)
         try:
             return function(*args, **kwargs)
         except MechmemError:
@@ -131,6 +134,7 @@ def refusing(function: F, named: Callable[..., Any]) -> F:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:  # a missing or unknown argument: Python says which
             return function(*args, **kwargs)
+        _refuse_switches(named, signature, given)
         wrong = _wrong(named, signature, given)
         if wrong is not None and _foreign(given[wrong]):
             raise _refusal(named, signature, given, wrong)
@@ -153,6 +157,32 @@ def refusing(function: F, named: Callable[..., Any]) -> F:
     return typing.cast(F, called)
 
 
+def _refuse_half_true(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> None:
+    signature = inspect.signature(function)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:  # the call says which
+        return
+    _refuse_switches(function, signature, given)
+
+
+def _refuse_switches(
+    named: Callable[..., Any], signature: inspect.Signature, given: Mapping[str, Any]
+) -> None:
+    """A switch is True or False: of anything else, "no" among it, Python would make True."""
+    for name, value in given.items():
+        hint = hints_of(named).get(name, Any)
+        either = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if either else (hint,)
+        if bool in kinds and not fits(value, hint):
+            allowed = ["True", "False", *(_said(kind) for kind in kinds if kind is not bool)]
+            numpys = "; bool(...) makes it one" if type(value).__name__.startswith("bool") else ""
+            raise MechmemError(
+                f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got "
+                f"{value!r:.80}{numpys}."
+            )
+
+
 @cache
 def hints_of(named: Callable[..., Any]) -> dict[str, Any]:
     """The kinds that the arguments of a function or a class are annotated with."""
@@ -171,6 +201,8 @@ def _explained(
     if wrong is not None:
         return _refusal(named, signature, given, wrong)
     for name, value in given.items():
+        if isinstance(value, float) and hints_of(named).get(name) is int:  # 2.0: some can take it
+            return _refusal(named, signature, given, name)
         holds = isinstance(value, (Mapping, Sequence, Set)) and not isinstance(value, str)
         needed = signature.parameters[name].default is inspect.Parameter.empty
         if holds and needed and name not in ("self", "cls") and not value:

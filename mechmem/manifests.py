@@ -61,7 +61,7 @@ def parsed(data: bytes | str, path: str | Path, what: str = "JSON") -> Any:
     """The same from its text; ``path`` is what an error names."""
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=once_each)
     except RecursionError:
         why = "it is nested too deeply"
     except (ValueError, MemoryError) as error:
@@ -283,7 +283,12 @@ def _said(shape: Any) -> str:
     return named.get(shape, str(shape))
 
 
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def once_each(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for ``object_pairs_hook``; of two values one would be lost.
+
+    Raises:
+        ValueError: When a name occurs twice.
+    """
     items = list(pairs)
     out = dict(items)
     if len(out) != len(items):

@@ -22,6 +22,8 @@ def keyed_seed(seed: int, *names: object) -> int:
     """
     try:
         whole = operator.index(seed)
+        if isinstance(seed, bool):
+            raise TypeError
     except TypeError:
         raise MechmemError(
             f"seed must be a whole number, got {seed!r:.80}; for example seed=0."

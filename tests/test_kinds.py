@@ -220,6 +220,13 @@ METHODS: dict[str, tuple[Any, str]] = {
     "task stop": (lambda r: mm.get_task("reasoning", stop=3), "stop must be"),
     "pairs": (lambda r: mm.get_task("colors").pairs("x"), "n must be a whole number, got str 'x'"),
     "half": (lambda r: mm.get_task("addition-cued").pairs(2.5), "n must be a whole number, got fl"),
+    "whole": (lambda r: mm.get_task("addition-cued").pairs(2.0), "whole number, got float 2.0"),
+    "seed": (lambda r: r["prompts"].split(train=0.5, seed=True), "seed must be .* got True"),
+    "a set": (lambda r: r["model"].logits({"w1", "w2"}), "a list of prompts .* got set"),
+    "layers": (lambda r: mm.cache_activations(r["model"], "w1", sites={"resid_post": [1]}),
+        "Sites are a list, got the dictionary"),
+    "tokens": (lambda r: mm.cache_activations(r["model"], "w1", sites="z", positions={"last": 0}),
+        "Positions are a list, got the dictionary"),
     "table": (lambda r: r["model"].logits(pd.DataFrame({"text": ["w1"]})), "from_pandas"),
     "texts": (lambda r: mm.PromptSet.from_texts(pd.DataFrame({"a": ["b"]})), "from_pandas"),
 }  # fmt: skip
@@ -230,6 +237,53 @@ def test_settings_and_arguments_of_methods_are_named_too(case: tuple[Any, str]) 
     call_it, message = case
     with as_users_run_it(), pytest.raises(mm.MechmemError, match=message):
         call_it(right())
+
+
+def switches() -> dict[str, tuple[Any, str]]:
+    """Every function, class and method of a room with an argument that is True or False."""
+    found: dict[str, tuple[Any, str]] = {}
+    for room in mm._ROOMS:
+        module = getattr(mm, room)
+        for name in module.__all__:
+            one, inside = getattr(module, name), {}
+            if inspect.isclass(one):
+                made = one if "__init__" in vars(one) else None
+                inside = {
+                    f"{name}.{key}": getattr(held, "__func__", held)
+                    for key, held in vars(one).items()
+                    if not key.startswith("_")
+                }
+                one = made
+            for label, function in {name: one, **inside}.items():
+                if not (inspect.isfunction(function) or inspect.isclass(function)):
+                    continue
+                for parameter in inspect.signature(function).parameters.values():
+                    if "bool" in str(parameter.annotation).split(" | "):
+                        found[f"{room}.{label}({parameter.name})"] = function, parameter.name
+    return found
+
+
+def test_every_switch_is_found() -> None:
+    assert {
+        "caching.cache_activations(share_prefixes)", "models.load_model(prepend_bos)",
+        "tasks.PromptSet.to_csv(formulas)", "patching.AddDirection(force)", "sweeps.sweep(reuse)",
+        "analysis.neuron_mean_difference(auc)", "training.TrainingSettings(fresh)",
+    } <= set(switches())  # fmt: skip
+
+
+@pytest.mark.parametrize("where", sorted(switches()))
+def test_a_switch_is_true_or_false_and_nothing_that_python_takes_for_it(where) -> None:
+    function, name = switches()[where]
+    for value in ("x", "False", 1, 0.0, [], np.array([True, False])):
+        with as_users_run_it(), pytest.raises(mm.MechmemError) as caught:
+            call(function, name, value)
+        assert str(caught.value).startswith(f"{name} must be True")
+        assert f", got {value!r}." in str(caught.value)
+    with (
+        as_users_run_it(),
+        pytest.raises(mm.MechmemError, match=r"got np.True_; bool\(...\) makes"),
+    ):
+        call(function, name, np.True_)
 
 
 def test_an_error_of_the_callers_own_function_stays_his() -> None:

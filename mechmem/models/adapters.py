@@ -13,6 +13,7 @@ from mechmem.errors import ModelError, listed
 from mechmem.models.booting import first_words, kept_still
 from mechmem.models.folders import check_folder, object_in
 from mechmem.models.shipped import shipped_folder
+from mechmem.models.sizes import longest_in
 from mechmem.models.whole import check_whole
 
 
@@ -82,6 +83,7 @@ def open_adapter(
     from transformers import AutoModelForCausalLM
 
     base = _base_of(folder)
+    _check_ranks(folder)
     if Path(base).is_dir():
         check_folder(Path(base))
     placed = {key: value for key, value in options.items() if key in _FOR_BASE}
@@ -127,6 +129,22 @@ def _check_fits(whole: Any, folder: Path, base: str) -> None:
             f"{len(empty)} places stay empty ({listed(empty, 3)}). Name the base that it was "
             "trained on in base_model_name_or_path of adapter_config.json."
         )
+
+
+def _check_ranks(folder: Path) -> None:
+    """Refuse a rank that no matrix of the adapter has: peft would make matrices of it first."""
+    note = folder / "adapter_config.json"
+    config = object_in(note, "an adapter's configuration")
+    pattern = config.get("rank_pattern")
+    ranks = {"r": config.get("r"), "init_r": config.get("init_r")}
+    ranks |= pattern if isinstance(pattern, dict) else {}
+    longest = longest_in(folder)
+    for name, rank in ranks.items():
+        if longest is not None and isinstance(rank, int) and rank > longest:
+            raise ModelError(
+                f"{note} says {name}={rank}, and no matrix of the adapter is longer than "
+                f"{longest:,}; it was changed. Save it again with model.save_pretrained(folder)."
+            )
 
 
 def _base_of(folder: Path) -> str:

@@ -14,20 +14,10 @@ import torch
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
-from mechmem.models.faithful import Sample, check_faithful, sampled
+from mechmem.models.faithful import Sample, check_faithful, sampled, small_of_its_kind
 from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
-_COUNTS = {
-    # name: (least, most)
-    "num_hidden_layers": (1, 1000),
-    "num_attention_heads": (1, 10_000),
-    "hidden_size": (1, 10_000_000),
-    "vocab_size": (1, 100_000_000),
-    "num_local_experts": (0, 10_000),
-    "num_experts": (0, 10_000),
-    "n_routed_experts": (0, 10_000),
-}
 PASSED_ON = ("quantization_config",)
 _PLACEMENT = ("device_map", "n_devices", "max_memory", "offload_folder")
 
@@ -47,7 +37,13 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
     given: dict[str, Any] = {"hf_model": body}
     more = {key: options[key] for key in PASSED_ON if options.get(key) is not None}
     device = options.get("device") or ("cuda" if torch.cuda.is_available() else None)
-    whole = _Whole(more, None if placement(options) else device)
+    changes = options.get("hf_config_overrides")
+    if not isinstance(changes, Mapping | None):
+        raise ModelError(
+            "hf_config_overrides must be a dictionary of fields of the configuration, got "
+            f"{changes!r:.80}; for example {{'rms_norm_eps': 1e-5}}."
+        )
+    whole = _Whole(more, None if placement(options) else device, changes or {})
     if body is None:
         given = {"model_class": whole}
     options = {key: value for key, value in options.items() if key not in PASSED_ON}
@@ -67,6 +63,9 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         ) from error
     mend_rotation(bridge)
     check_faithful(bridge.eval(), whole.sample if body is None else sample, where)
+    small = small_of_its_kind(bridge)
+    if small is not None:
+        boot(f"a small model of the kind of {where}", tokenizer, {}, small)
     return bridge
 
 
@@ -130,21 +129,6 @@ def check_causal(config: Any, name: str) -> None:
             f"{name} is {' / '.join(classes) or 'an encoder-decoder'}, not a causal language "
             "model; mechmem reads prompts left to right and needs a ...ForCausalLM model."
         )
-
-
-def check_size(config: Any, name: str) -> None:
-    """Refuse a configuration that no model has, before its modules are built.
-
-    Raises:
-        ModelError: For fewer or more blocks, heads or experts than any model has.
-    """
-    for field, (least, most) in _COUNTS.items():
-        count = getattr(config, field, None)
-        if isinstance(count, int) and not least <= count <= most:
-            raise ModelError(
-                f"config.json of {name} says {field}={count}; models have {least} to {most:,}, and "
-                "more would fill the memory before a weight is read. Mend config.json."
-            )
 
 
 def check_quantized(config: Any, name: str) -> None:
@@ -268,15 +252,17 @@ class _Whole:
     Args:
         more: Options of ``from_pretrained`` that TransformerLens does not pass on.
         device: Where the model will be, if that is known.
+        changes: What the configuration shall say instead.
     """
 
-    def __init__(self, more: Mapping[str, Any], device: Any) -> None:
-        self.more, self.device = more, device
+    def __init__(self, more: Mapping[str, Any], device: Any, changes: Mapping[str, Any]) -> None:
+        self.more, self.device, self.changes = more, device, changes
         self.sample: Sample | None = None
 
     def from_pretrained(self, where: str, **options: Any) -> Any:
         from transformer_lens.model_bridge.sources import transformers as sources
 
+        _check_changes(self.changes, options["config"], where)
         source: Any = sources
         architecture = source.determine_architecture_from_hf_config(options["config"])
         usual = source.get_hf_model_class_for_architecture(architecture)
@@ -288,6 +274,24 @@ class _Whole:
             model.to(self.device)  # where TransformerLens puts it next: no slow pass elsewhere
         self.sample = sampled(model.eval(), usual=True)
         return model
+
+
+def _check_changes(changes: Mapping[str, Any], config: Any, name: str) -> None:
+    """Refuse changes of fields that a configuration has not, or has by another name: they would
+    change nothing, or only what TransformerLens believes."""
+    try:
+        known = {key for key in vars(type(config)()) if not key.startswith("_")}
+    except Exception:  # a class from the model's own code may need more
+        return
+    for key in changes:
+        own = getattr(type(config), "attribute_map", {}).get(key)
+        if own is not None or key not in known:
+            raise ModelError(
+                f"hf_config_overrides names {key!r:.80}, which is no field in the configuration of "
+                f"{name} ({type(config).__name__}). "
+                + (f"There it is {own!r}." if own else f"Fields are {listed(sorted(known), 60)}.")
+                + ("" if own else did_you_mean(str(key), known))
+            )
 
 
 def _bridge_class() -> Any:

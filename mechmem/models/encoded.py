@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def as_prompts(prompts: PromptsLike) -> PromptSet:
         return prompts
     if isinstance(prompts, (str, Prompt)):
         prompts = [prompts]
-    if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping)):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping, Set)):
         raise PromptError(
             "prompts must be a PromptSet, a Prompt, a text, or a list of prompts or texts; got "
             f"{type(prompts).__name__} {prompts!r:.60}."

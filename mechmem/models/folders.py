@@ -7,7 +7,8 @@ from typing import Any
 
 from mechmem.errors import ArtifactError, ModelError, listed
 from mechmem.manifests import checked, read_json, regular
-from mechmem.models.booting import check_causal, check_quantized, check_size, first_words
+from mechmem.models.booting import check_causal, check_quantized, first_words
+from mechmem.models.sizes import check_held, check_size, held_in
 
 
 def check_folder(folder: Path) -> None:
@@ -15,7 +16,7 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         ModelError: When it is missing, something in it is not a file, or its configuration is not
-            one that a model can be made from.
+            one that a model can be made from, or asks for more weights than its files hold.
     """
     from transformers import AutoConfig
 
@@ -50,6 +51,8 @@ def check_folder(folder: Path) -> None:
     check_causal(config, str(folder))
     check_size(config, str(folder))
     check_quantized(config, str(folder))
+    dense = getattr(config, "quantization_config", None) is None
+    check_held(config, held_in(folder, packed=not dense), str(folder))
 
 
 def object_in(file: Path, what: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.models.booting import first_words, kept_still
 from mechmem.models.gguf_counts import check_counts
+from mechmem.models.sizes import check_held, check_size
 from mechmem.models.whole import check_whole
 
 
@@ -38,7 +39,7 @@ def open_gguf(file: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[An
             architecture is not one that `transformers` reads.
     """
     try:
-        check_counts(file)
+        held = check_counts(file)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
     try:
@@ -55,10 +56,15 @@ def open_gguf(file: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[An
         with kept_still():
             if tokenizer is None:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(home, **where)
+            config = transformers.AutoConfig.from_pretrained(home, **where)
+            check_size(config, str(file))
+            check_held(config, held, str(file))
             causal: Any = transformers.AutoModelForCausalLM
             body, found = causal.from_pretrained(
-                home, dtype=dtype, output_loading_info=True, **where, **_dequantize()
+                home, config=config, dtype=dtype, output_loading_info=True, **where, **_dequantize()
             )
+    except ModelError:
+        raise
     except Exception as error:  # the reader has no error of its own for a broken file
         raise ModelError(
             f"{str(file)!r} cannot be read as a GGUF model: {first_words(error)}. It may be cut "

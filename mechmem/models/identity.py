@@ -116,6 +116,16 @@ class Identity:
         return json.dumps(known, default=str, sort_keys=True)
 
 
+def settle_weights(model: Any) -> None:
+    """Have done now what a first pass does to weights for good: RWKV divides those of its later
+    blocks in place. So the weights that are hashed are those that are run."""
+    plain = getattr(model, "original_model", None)
+    for module in (model if plain is None else plain).modules():
+        divide = getattr(module, "_rescale_layers", None)
+        if callable(divide) and not module.training:
+            divide()
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight where it is, and what `_buffers` says."""
     done = set()

@@ -14,6 +14,7 @@ import torch
 
 from mechmem.errors import MechmemWarning, ModelError, listed
 from mechmem.models.adapters import is_adapter_folder, is_peft_model, merged, open_adapter
+from mechmem.models.architectures import POSITION_TABLES
 from mechmem.models.booting import (
     PASSED_ON,
     boot,
@@ -38,6 +39,11 @@ _NOT_GREEDY = (
     "min_length min_new_tokens num_beams guidance_scale encoder_repetition_penalty "
     "encoder_no_repeat_ngram_size penalty_alpha dola_layers watermarking_config stop_strings"
 ).split()
+_OF_FILES = (
+    *PASSED_ON, "revision", "code_revision", "checkpoint_index", "checkpoint_value",
+    "hf_config_overrides",
+)  # fmt: skip
+"""Options that say what is read from files: in memory it has been read."""
 _OPTIONS = ("tokenizer", "device", "dtype", "prepend_bos", "consume")
 
 
@@ -84,7 +90,7 @@ def load_model(
         "consume": consume or None,
         **options,
     }
-    _check_choices(tokenizer, prepend_bos, options)
+    _check_choices(tokenizer, options)
     if isinstance(source, Model):
         refuse_options(given, "a Model that is loaded already", ())
         return source
@@ -108,16 +114,15 @@ def load_model(
     return _from_name(os.fspath(source), tokenizer, device, dtype, prepend_bos, options)
 
 
-def _check_choices(tokenizer: Any, prepend_bos: Any, options: Mapping[str, Any]) -> None:
+def _check_choices(tokenizer: Any, options: Mapping[str, Any]) -> None:
     if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
         raise ModelError(
             f"tokenizer must be a transformers tokenizer, got {tokenizer!r:.80}; for example "
             "transformers.AutoTokenizer.from_pretrained(...)."
         )
     code = options.get("trust_remote_code")
-    for name, value in (("prepend_bos", prepend_bos), ("trust_remote_code", code)):
-        if not (value is None or isinstance(value, bool)):
-            raise ModelError(f"{name} must be True, False or None, got {value!r:.80}.")
+    if not (code is None or isinstance(code, bool)):
+        raise ModelError(f"trust_remote_code must be True, False or None, got {code!r:.80}.")
 
 
 def check_source(name: str) -> None:
@@ -152,6 +157,8 @@ def _from_name(
         if is_adapter_folder(folder):
             return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
         check_folder(folder)
+    if folder.is_dir():
+        refuse_options({"revision": options.get("revision")}, "a folder", ())
     where = str(folder) if folder.is_dir() else name
     own = tokenizer if tokenizer is not None else tokenizer_at(where, options)
     # A model that ships is there at once; for others the bars of download and loading are news.
@@ -233,7 +240,7 @@ def _from_transformers(
             f"{listed(placement(options))}: an in-memory model is placed already. Place it with "
             "from_pretrained(..., device_map=...), or load it from its folder."
         )
-    refuse_options({name: options.get(name) for name in PASSED_ON}, "an in-memory model", ())
+    refuse_options({name: options.get(name) for name in _OF_FILES}, "an in-memory model", ())
     if tokenizer is None:
         raise ModelError(
             "An in-memory transformers model needs its tokenizer: load_model(model, tokenizer=...)."
@@ -247,7 +254,20 @@ def _from_transformers(
         if dtype is not None or device is not None:
             body.to(device=device, dtype=None if dtype is None else parse_dtype(dtype))
     check_causal(body.config, name)
+    _check_length(body, options.get("n_ctx"))
     return _booted(body, tokenizer, name, prepend_bos, options)
+
+
+def _check_length(body: Any, n_ctx: Any) -> None:
+    """Refuse a context longer than a table of positions, which ends there."""
+    modules = dict(body.named_modules())
+    for name in POSITION_TABLES:
+        rows = getattr(modules.get(name), "num_embeddings", None)
+        if isinstance(n_ctx, int) and rows is not None and n_ctx > rows:
+            raise ModelError(
+                f"n_ctx={n_ctx} is more than the {rows} positions of this {type(body).__name__}, "
+                f"which it learned one by one; give n_ctx up to {rows}, or leave it out."
+            )
 
 
 def _copied(model: torch.nn.Module) -> torch.nn.Module:

@@ -19,6 +19,7 @@ from mechmem.models.engine.generation import generate
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion
+from mechmem.models.identity import settle_weights
 from mechmem.models.sites import Site, SiteSpec, parse_sites
 from mechmem.models.tokens import (
     EncodedPrompts,
@@ -103,6 +104,7 @@ class Model:
     ) -> Model:
         """Wrap a TransformerLens model that exists already."""
         backend = backend_for(tl_model)
+        settle_weights(tl_model)
         sizes = int(tl_model.cfg.d_vocab) or None
         tokens = Tokens(tokenizer, context_length(tl_model), prepend_bos, sizes)
         return cls(backend, tokens, name, dict(card or {}))

@@ -7,7 +7,7 @@ and with or without a KV cache.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ class Positions:
         """
         if isinstance(spec, Positions):
             return spec
+        if isinstance(spec, Mapping):
+            raise PositionError(f"Positions are a list, got the dictionary {spec!r:.80}.")
         single = isinstance(spec, (str, int)) or not isinstance(spec, Iterable)
         items: Any = [spec] if single else spec
         parts: tuple[Any, ...] = tuple(items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mechmem.errors import SiteError, did_you_mean, listed
@@ -83,6 +83,11 @@ def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
         SiteError: For an unknown stream, a layer that is out of range, or a bare integer.
     """
     items: Any = [spec] if isinstance(spec, str) or _is_site(spec) else spec
+    if isinstance(items, Mapping):
+        raise SiteError(
+            f"Sites are a list, got the dictionary {spec!r:.80}; write one ('resid_post', 3) for "
+            "every layer of a stream."
+        )
     if isinstance(items, (int, float)) or not isinstance(items, Iterable):
         raise SiteError(
             f"A site needs a stream and a layer, got {spec!r}; write ('resid_post', {spec!r})."

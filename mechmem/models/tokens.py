@@ -161,6 +161,13 @@ class Tokens:
             ) from None
         text, shift = rendered(self.tokenizer, prompt)
         ids, offsets = self._ids(text, bool(prompt.spans), prompt.chat is not None)
+        if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            raise PromptError(
+                f"Prompt {prompt.id!r} in its chat template begins with {text!r:.60}, which has "
+                f"more than one BOS token ({self.tokenizer.bos_token!r}): transformers would feed "
+                "them all, and no model is trained so. Take one out of tokenizer.chat_template or "
+                "of the text, or load with prepend_bos=True, which feeds exactly one."
+            )
         self._embedded(prompt, ids)
         if not ids:
             raise PromptError(
@@ -225,6 +232,8 @@ class Tokens:
         tail = () if plain else self._tail
         if tail and tuple(ids[-len(tail) :]) == tail:
             ids, offsets = ids[: -len(tail)], offsets[: -len(tail)]
+        if plain and self.prepend_bos is None:
+            return ids, offsets
         return self._with_one_bos(ids, offsets)
 
     @cached_property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -61,7 +62,9 @@ class Edit(ABC):
         for item in fields(self):  # type: ignore[arg-type]
             value: Any = getattr(self, item.name, None)
             if item.type in _NUMBERS and not (value is None and "None" in str(item.type)):
-                check_number(value, item.name)
+                number = check_number(value, item.name)
+                if type(value) is not type(number) and not isinstance(value, int):
+                    object.__setattr__(self, item.name, number)  # NumPy's own cannot be saved
 
     @abstractmethod
     def changes(self, model: Model) -> dict[Site, Change]:
@@ -310,16 +313,20 @@ def at_random(row: Tensor, rng: np.random.Generator) -> Tensor:
     return scaled
 
 
-def check_number(value: float, name: str) -> float:
-    """A finite number.
+def check_number(value: Any, name: str) -> float:
+    """A finite number, of Python or of NumPy.
 
     Raises:
         EditError: For anything else.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not abs(value) <= sys.float_info.max:
+    try:
+        plain = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        number = float(value) if plain else math.nan
+    except OverflowError:  # an integer of 400 digits
+        number = math.inf
+    if not math.isfinite(number):
         raise EditError(f"{name} must be a finite number, got {shown(value, 80)}.")
-    return float(value)
+    return number
 
 
 def signed(toward: str | None, first: str, second: str) -> int:

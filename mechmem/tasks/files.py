@@ -15,6 +15,7 @@ import pandas as pd
 
 from mechmem.artifacts import json_text, whole_file, write_text
 from mechmem.errors import PromptError, listed
+from mechmem.manifests import once_each
 from mechmem.tasks import tables
 
 NESTED = ("spans", "chat", "meta")
@@ -53,6 +54,11 @@ def prompt_from_record(
             "Plain strings go into PromptSet.from_texts."
         )
     values = {key: value for key, value in row.items() if not tables.is_missing(value)}
+    if "text" in row and "text" not in values:
+        raise PromptError(
+            f"Row {index} has an empty cell in its column 'text'; write the prompt there, or leave "
+            "the row out."
+        )
     if "text" not in values:
         whole = str(next(iter(row), ""))
         mark = next((mark for mark in (";", "\t") if len(row) == 1 and mark in whole), None)
@@ -126,9 +132,9 @@ def _chat(chat_class: Callable[..., Any], value: Mapping[str, Any], index: int) 
 def _decoded(value: Any, name: str, index: int) -> Any:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
-            why = getattr(error, "msg", "nested too deeply")
+            value = json.loads(value, object_pairs_hook=once_each)
+        except (ValueError, RecursionError) as error:
+            why = _why(error)
             raise PromptError(
                 f"Row {index}: column {name!r} is not JSON: {value!r:.80} ({why}). "
                 "Write it as a JSON object, or leave it empty."
@@ -136,6 +142,11 @@ def _decoded(value: Any, name: str, index: int) -> Any:
     if value is not None and not isinstance(value, Mapping):
         raise PromptError(f"Row {index}: column {name!r} must be an object, got {value!r:.80}.")
     return value
+
+
+def _why(error: Exception) -> str:
+    deep = isinstance(error, RecursionError)
+    return "nested too deeply" if deep else str(getattr(error, "msg", error))
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -146,9 +157,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                why = getattr(error, "msg", "nested too deeply")
+                row = json.loads(line, object_pairs_hook=once_each)
+            except (ValueError, RecursionError) as error:
+                why = _why(error)
                 raise PromptError(
                     f"{path}, line {number}: not JSON ({why}). Mend or remove that line."
                 ) from None

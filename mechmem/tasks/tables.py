@@ -203,15 +203,18 @@ def finite_cell(value: Any, where: str) -> Any:
 
 
 def filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without their empty cells (an empty ``text`` is a text), empty rows left out."""
+    """Rows without their empty cells (that of ``text`` stays: a text, or an error that names
+    it), empty rows left out."""
     out = []
     for row in rows:
         cells = {
             key: value
             for key, value in row.items()
-            if not is_missing(value)
-            and (key == "text" or not (isinstance(value, str) and not value))
+            if key == "text" or not (is_missing(value) or (isinstance(value, str) and not value))
         }
-        if any(not isinstance(value, str) or value.strip() for value in cells.values()):
+        if any(
+            not is_missing(value) and (not isinstance(value, str) or value.strip())
+            for value in cells.values()
+        ):
             out.append(cells)
     return out

@@ -104,8 +104,6 @@ class TrainingSettings:
             isinstance(name, str) for name in self.lora_targets
         ):
             raise TaskError(f"lora_targets must be names, got {self.lora_targets!r:.80}.")
-        if self.fresh is not None and not isinstance(self.fresh, bool):
-            raise TaskError(f"fresh must be True, False or None, got {self.fresh!r:.80}.")
         if self.batch % (self.micro_batch or self.batch):
             raise TaskError(
                 f"batch={self.batch} is not a multiple of micro_batch={self.micro_batch}; choose "

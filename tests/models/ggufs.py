@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     architecture: str = "qwen2",
     leave_out: tuple[str, ...] = (),
+    **changes: int,
 ) -> dict[str, np.ndarray]:
-    """Write a Qwen 2 model; the weights as they are stored, unpacked again by llama.cpp's rule."""
-    config = model.config
+    """Write a Qwen 2 model; the weights as they are stored, unpacked again by llama.cpp's rule.
+
+    Args:
+        changes: Sizes in its header that the model has not.
+    """
+    config = copy.deepcopy(model.config)
+    for key, value in changes.items():
+        setattr(config, key, value)
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -41,7 +49,7 @@ def write_gguf(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, model.config.num_hidden_layers)
     stored = {}
     for name, value in model.state_dict().items():
         if name in leave_out:

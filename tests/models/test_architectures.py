@@ -396,6 +396,29 @@ class TestOtherNumbersThanTransformers:
             with pytest.raises(mm.ModelError, match=r"as transformers does: on .* logits differ"):
                 load()
 
+    @pytest.mark.parametrize("name", OTHERWISE)
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_what_half_precision_hides_is_tried_in_float32(self, name, dtype, tmp_path):
+        plain = build(OTHERWISE[name](), scale=1.0).to(getattr(torch, dtype))
+        plain.save_pretrained(tmp_path)
+        tokenizer().save_pretrained(tmp_path)
+        before = torch.get_rng_state()
+        for load in (
+            lambda: mm.load_model(plain, tokenizer=tokenizer()),
+            lambda: mm.load_model(tmp_path, dtype=dtype),
+        ):
+            with pytest.raises(mm.ModelError, match=r"as transformers does: .* differ by"):
+                load()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_falcon_that_is_computed_rightly_is_taken_in_half_precision(self):
+        config = OTHERWISE["falcon_alibi"]()
+        config.alibi = False
+        plain = build(config, scale=1.0).bfloat16()
+        model = mm.load_model(plain, tokenizer=tokenizer())
+        wanted = last_logits(plain, [model.token_ids("1 2 3")])
+        assert off(model.logits("1 2 3"), wanted) < 0.05
+
     def test_a_bridge_of_ones_own_is_refused_when_a_mask_misleads_it(self, monkeypatch):
         monkeypatch.setattr("mechmem.models.booting.check_faithful", lambda *given: None)
         made = loaded(build(OTHERWISE["openai_gpt"](), scale=3.0))
@@ -408,3 +431,35 @@ class TestOtherNumbersThanTransformers:
         with pytest.raises(mm.ModelError):
             mm.load_model(plain, tokenizer=tokenizer())
         assert not heard
+
+
+class TestDividedWeights:
+    """RWKV divides weights of its later blocks in place, at its first pass."""
+
+    @staticmethod
+    def plain():
+        config = RECURRENT["rwkv"]()
+        config.num_hidden_layers, config.rescale_every = 4, 2
+        return build(config, 1.2)
+
+    def test_the_fingerprint_is_of_the_weights_that_are_run(self):
+        untouched, run = self.plain(), self.plain()
+        last_logits(run, [[4, 5, 6]])
+        before = untouched.rwkv.blocks[3].attention.output.weight.clone()
+        models = [loaded(untouched), loaded(run)]
+        bridge = models[1].tl
+        inner = bridge.original_model.rwkv
+        inner.train()._rescale_layers()  # as a bridge is before anything was run
+        inner.eval()
+        models.append(mm.load_model(bridge, tokenizer=tokenizer()))
+        first = [model.info.fingerprint for model in models]
+        for model in models:
+            model.logits("1 2 3")
+        assert [model.info.fingerprint for model in models] == first == first[:1] * 3
+        assert torch.equal(before, untouched.rwkv.blocks[3].attention.output.weight)
+
+    def test_streams_it_does_not_have_are_refused_in_the_table(self):
+        report = mm.check_model(loaded(self.plain()))
+        reasons = report.table().set_index(["stream", "layer"])["reason"]
+        assert "no hook point 'blocks.0.hook_mlp_out'" in reasons["resid_mid", 0]
+        assert "no hook point" in reasons["z", 3]

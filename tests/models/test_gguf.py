@@ -13,6 +13,7 @@ from models.zoo import build
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import mechmem as mm
+from mechmem.models.gguf_counts import check_counts
 
 IDS = [[4, 9, 13], [28, 5, 6, 7, 8], [11]]
 TEXTS = ["".join(WORDS[i] for i in ids).replace("\u0120", " ") for ids in IDS]
@@ -98,6 +99,22 @@ class TestRefused:
         write_gguf(plain, tmp_path / "m.gguf", leave_out=(lost,))
         with pytest.raises(mm.ModelError, match=rf"1 of its weights are missing: '{lost}'"):
             mm.load_model(tmp_path / "m.gguf")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"num_hidden_layers": 40}, {"intermediate_size": 10_000}, {"vocab_size": 10_000},
+         {"hidden_size": 1024}, {"num_hidden_layers": 10**6}],
+        ids=str,
+    )  # fmt: skip
+    def test_sizes_that_it_does_not_hold(self, plain, tmp_path, changes, monkeypatch):
+        write_gguf(plain, tmp_path / "m.gguf", **changes)
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # is not come to
+        with pytest.raises(mm.ModelError, match=r"asks for|says num_hidden_layers=1000000"):
+            mm.load_model(tmp_path / "m.gguf")
+
+    def test_the_weights_of_a_file_are_counted(self, plain, tmp_path):
+        write_gguf(plain, tmp_path / "m.gguf", kind=gguf.GGMLQuantizationType.Q4_0)
+        assert check_counts(tmp_path / "m.gguf") == plain.num_parameters()
 
     def test_without_the_package(self, plain, tmp_path, monkeypatch):
         write_gguf(plain, tmp_path / "m.gguf")

@@ -109,6 +109,20 @@ class TestInMemory:
         with pytest.raises(mm.ModelError, match=r"device_map.*placed already"):
             mm.load_model(build("llama"), tokenizer=tokenizer(), device_map="cpu")
 
+    @pytest.mark.parametrize("given", [
+        {"revision": "x"}, {"code_revision": "x"}, {"hf_config_overrides": {"n_layer": 1}},
+    ], ids=str)  # fmt: skip
+    def test_what_is_read_from_files_has_been_read(self, given):
+        with pytest.raises(mm.ModelError, match="would have no effect on an in-memory model"):
+            mm.load_model(build("llama"), tokenizer=tokenizer(), **given)
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_context_longer_than_the_table_of_positions_is_refused(self):
+        with pytest.raises(mm.ModelError, match="n_ctx=49 is more than the 48 positions"):
+            mm.load_model(build("gpt2"), tokenizer=tokenizer(), n_ctx=49)
+        assert mm.load_model(build("gpt2"), tokenizer=tokenizer(), n_ctx=9).info.n_ctx == 9
+        assert mm.load_model(build("llama"), tokenizer=tokenizer(), n_ctx=99).info.n_ctx == 99
+
     def test_a_module_that_is_no_transformers_model_is_refused(self):
         with pytest.raises(mm.ModelError, match="no `config`"):
             mm.load_model(torch.nn.Linear(2, 2), tokenizer=tokenizer())
@@ -169,6 +183,27 @@ class TestFolder:
             mm.load_model(folder, dtpye="bfloat16")
         with pytest.raises(mm.ModelError, match="no option 'fold_ln'"):
             mm.load_model(folder, fold_ln=True)
+
+    @pytest.mark.parametrize(("changes", "message"), [
+        ({"n_layer": 1}, r"names 'n_layer', which is no field .*Fields are .*'num_hidden_layers'"),
+        ({"rms_norm_esp": 1e-3}, r".*Did you mean 'rms_norm_eps'\?"),
+        (5, "must be a dictionary"),
+    ], ids=["another family", "a slip", "a number"])  # fmt: skip
+    def test_a_change_of_a_field_that_is_none_is_refused(self, folder, changes, message):
+        with pytest.raises(mm.ModelError, match=f"hf_config_overrides {message}"):
+            mm.load_model(folder, hf_config_overrides=changes)
+
+    def test_a_change_of_a_field_by_its_other_name_is_refused(self, tmp_path):
+        folder = saved(build("gpt2"), tmp_path)
+        with pytest.raises(mm.ModelError, match=r"'num_hidden_layers', .* There it is 'n_layer'"):
+            mm.load_model(folder, hf_config_overrides={"num_hidden_layers": 1})
+        own = mm.load_model(folder).info.fingerprint
+        changed = mm.load_model(folder, hf_config_overrides={"layer_norm_epsilon": 0.1})
+        assert changed.info.fingerprint != own
+
+    def test_a_folder_has_no_revisions(self, folder):
+        with pytest.raises(mm.ModelError, match="revision='x' would have no effect on a folder"):
+            mm.load_model(folder, revision="x")
 
     def test_consume_is_for_models_in_memory(self, folder):
         with pytest.raises(mm.ModelError, match="consume=True is for in-memory models"):

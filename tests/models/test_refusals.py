@@ -6,12 +6,14 @@ import copy
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers as hf
 from helpers import as_users_run_it
 from models.parity import prompts
 from models.zoo import build, tokenizer
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mechmem as mm
+from mechmem.models.sizes import check_held, held_in
 
 peft = pytest.importorskip("peft")
 
@@ -88,6 +91,75 @@ class TestWeightsThatAreNotThere:
         configured(folder, **{field: 10**9})
         with pytest.raises(mm.ModelError, match=rf"{field}=1000000000"):
             mm.load_model(folder)
+
+
+def of_family(family, folder):
+    build(family).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+class TestSizesThatTheFilesDoNotHold:
+    """Refused before memory is taken: transformers would fill it with random numbers first."""
+
+    @pytest.mark.parametrize(("family", "changes"), [
+        ("llama", {"num_hidden_layers": 40}), ("llama", {"intermediate_size": 10_000}),
+        ("llama", {"vocab_size": 10_000}), ("llama", {"hidden_size": 1024}),
+        ("llama", {"head_dim": 1000}), ("gpt2", {"n_layer": 40}), ("gpt2", {"n_inner": 10_000}),
+        ("gpt2", {"n_positions": 10_000}), ("gpt_neox", {"hidden_size": 1024}),
+    ], ids=str)  # fmt: skip
+    def test_of_a_configuration(self, tmp_path, family, changes, monkeypatch):
+        folder = of_family(family, tmp_path / "m")
+        held = sum(value.numel() for value in load_file(folder / "model.safetensors").values())
+        configured(folder, **changes)
+        monkeypatch.setattr(hf.PreTrainedModel, "from_pretrained", None)  # is not come to
+        with pytest.raises(
+            mm.ModelError, match=f"asks for .* its files hold {held:,} at most"
+        ) as e:
+            mm.load_model(folder)
+        asked = int(re.search(r"asks for ([\d,]+) weights", str(e.value))[1].replace(",", ""))
+        config = hf.AutoConfig.from_pretrained(folder)
+        assert asked == AutoModelForCausalLM.from_config(config).num_parameters()
+
+    def test_of_pickles_and_packed_weights(self, tmp_path):
+        folder = of_family("llama", tmp_path / "m")
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+        assert mm.load_model(folder).n_layers == 2
+        size = (folder / "pytorch_model.bin").stat().st_size
+        assert held_in(folder, packed=False) == size
+        assert held_in(folder, packed=True) == 8 * size
+        configured(folder, vocab_size=200_000)
+        with pytest.raises(mm.ModelError, match=rf"asks for .* hold {size:,} at most"):
+            mm.load_model(folder)
+
+    def test_of_experts_so_many_that_they_are_not_even_counted(self, tmp_path, monkeypatch):
+        config = hf.MixtralConfig(
+            num_hidden_layers=900, num_local_experts=9_000, hidden_size=32, intermediate_size=48,
+            num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+        )  # fmt: skip
+        monkeypatch.setattr(hf.AutoModelForCausalLM, "from_config", None)
+        with pytest.raises(mm.ModelError, match=r"259,200,000 weights .*num_local_experts=9000"):
+            check_held(config, 10**6, "a")
+
+    def test_of_tables(self, tmp_path):
+        config = hf.GPTNeoConfig(
+            num_layers=2, hidden_size=32, num_heads=4, vocab_size=64,
+            attention_types=[[["global"], 2]], max_position_embeddings=100_000,
+        )  # fmt: skip
+        with pytest.raises(mm.ModelError, match=r"tables of 20,000,000,\d+ numbers .*=100000"):
+            check_held(config, 10**7, "a")
+
+    def test_of_the_rank_of_an_adapter(self, folder, tmp_path):
+        adapter(folder, tmp_path / "a")
+        assert mm.load_model(tmp_path / "a").n_layers == 2
+        note = tmp_path / "a" / "adapter_config.json"
+        own = json.loads(note.read_text())
+        for changes in ({"r": 100_000}, {"rank_pattern": {"q_proj": 100_000}}):
+            note.write_text(json.dumps({**own, **changes}))
+            with pytest.raises(mm.ModelError, match=r"says (r|q_proj)=100000, and no .* than 32;"):
+                mm.load_model(tmp_path / "a")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +269,7 @@ class TestFoldersOfStrangers:
         (name,) = given
         with (
             as_users_run_it(),
-            pytest.raises(mm.ModelError, match=rf"{name}|CUDA|cuda"),
+            pytest.raises(mm.MechmemError, match=rf"{name}|CUDA|cuda"),
         ):
             mm.load_model(lab, **given)
 

@@ -83,6 +83,24 @@ class TestWhatIsFed:
         assert ids(tok, chat(system="Rome")) == want
         assert ids(tok, chat(system="Rome"), prepend_bos=True) == [0, *(i for i in want if i)]
 
+    @pytest.mark.parametrize("single", ["$A", "<s> $A", "<s> <s> $A"])
+    def test_two_bos_tokens_of_a_template_are_refused_not_made_one(self, single):
+        tok = behind(byte_level(chat_template="{{ bos_token }}<s>" + TEMPLATE), single)
+        turns = [{"role": "user", "content": "hello"}]
+        fed = tok.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        assert fed[:3] == [0, 0, 2]
+        message = r"'q' in its chat template begins with '<s><s><.*one BOS token \('<s>'\).*=True"
+        with pytest.raises(mm.PromptError, match=message):
+            ids(tok, chat())
+        assert ids(tok, chat(), prepend_bos=True) == fed[1:]
+        assert ids(tok, chat(), prepend_bos=False) == fed[2:]
+        once = behind(byte_level(chat_template="<s>{{ messages[0]['content'] }}"), single)
+        with pytest.raises(mm.PromptError, match="or of the text"):
+            ids(once, chat("<s>hello"))
+        assert ids(once, chat("a <s>hello"))[0] == 0
+
     def test_a_template_that_wants_parts_is_given_parts(self):
         parts = (
             "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}"

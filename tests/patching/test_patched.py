@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -313,3 +314,13 @@ class TestBatching:
                 assert view.generate(prompts, 5, token_budget=budget) == texts
             back = mm.PromptSet(reversed(list(prompts)))
             close(view.logits(back).flip(0), want)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int])
+def test_numbers_of_numpy_are_strengths_and_can_be_saved(kind) -> None:
+    acts = mm.cache_activations(bench().model, contrast_set(8))
+    direction = mm.difference_of_means(acts, toward="generalized")["resid_post", 1]
+    with as_users_run_it():
+        edit = mm.AddDirection(direction, alpha=kind(2))
+    described = mm.AddDirection(direction, alpha=2.0).describe()
+    assert json.loads(json.dumps(edit.describe())) == json.loads(json.dumps(described))

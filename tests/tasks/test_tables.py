@@ -120,6 +120,29 @@ class TestNumbers:
         prompts = mm.PromptSet.from_parquet(tmp_path / "p.parquet")
         assert [(p.answer, p.meta) for p in prompts] == [("1.5", {}), (None, {})]
 
+    @pytest.mark.parametrize(("line", "why"), [
+        ('{"text":"a","text":"b"}', "'text' occurs twice in one object"),
+        ('{"text":"a","meta":{"x":1,"x":2}}', "'x' occurs twice in one object"),
+        (f'{{"text":{"9" * 5000}}}', "Exceeds the limit"),
+    ], ids=["twice", "twice inside", "digits"])  # fmt: skip
+    def test_json_lines_that_would_lose_a_value(self, tmp_path: Path, line, why) -> None:
+        file = tmp_path / "a.jsonl"
+        file.write_text('{"text":"c"}\n' + line + "\n")
+        with pytest.raises(mm.PromptError, match=f"line 2: not JSON .*{why}"):
+            mm.PromptSet.from_jsonl(file)
+
+    def test_an_empty_cell_of_text_is_named_as_one(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame({"id": ["a", "b"], "text": ["x", None]})
+        (tmp_path / "a.jsonl").write_text('{"text":"x"}\n{"id":"b","text":null}\n')
+        frame.to_parquet(tmp_path / "a.parquet")
+        for read in (
+            lambda: mm.PromptSet.from_pandas(frame),
+            lambda: mm.PromptSet.from_jsonl(tmp_path / "a.jsonl"),
+            lambda: mm.PromptSet.from_parquet(tmp_path / "a.parquet"),
+        ):
+            with pytest.raises(mm.PromptError, match=r"Row 1 has an empty cell in .* 'text'"):
+                read()
+
     def test_nan_in_json_lines_is_left_out(self, tmp_path: Path) -> None:
         file = tmp_path / "p.jsonl"
         file.write_text('{"text":"a","group":NaN,"memorized":NaN,"answer":8}\n{"text":"b"}\n')

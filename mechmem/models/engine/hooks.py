@@ -180,7 +180,7 @@ def _programs(
     for intervention in interventions:
         stream, layer = intervention.site
         at(stream, layer).steps.append((intervention, None))
-        if _misses_stream(backend, intervention.site):
+        if misses_stream(backend, intervention.site):
             carried = at(stream, layer), at("mlp_out", layer)
             at("resid_post", layer).carry = carried
             for program in carried:
@@ -192,7 +192,7 @@ def _programs(
     return programs
 
 
-def _misses_stream(backend: Backend, site: Site) -> bool:
+def misses_stream(backend: Backend, site: Site) -> bool:
     """Whether an edit returned at a site's hook point would not reach the residual stream."""
     return site.stream == "resid_mid" and backend.kind == "TransformerBridge"
 

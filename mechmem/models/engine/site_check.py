@@ -18,7 +18,13 @@ from mechmem.models.architectures import block_modules, end_of_blocks, module_in
 from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import FAILURES, always_fails, without_hooks
-from mechmem.models.engine.hooks import Intervention, Reader, hook_name, hooks_attached
+from mechmem.models.engine.hooks import (
+    Intervention,
+    Reader,
+    hook_name,
+    hooks_attached,
+    misses_stream,
+)
 from mechmem.models.engine.invariants import (
     PAD,
     Finding,
@@ -92,7 +98,10 @@ def check_stream(backend: Backend, stream: str) -> list[Finding]:
         )
         return [Finding(site, reason=why) for site in sites]
     known = backend.model.hook_dict
-    missing = sorted({hook_name(site) for site in sites} - set(known))
+    needed = {hook_name(site) for site in sites}
+    if any(misses_stream(backend, site) for site in sites):  # an edit is carried past the MLP
+        needed |= {hook_name(Site("mlp_out", site.layer)) for site in sites}
+    missing = sorted(needed - set(known))
     if missing:
         why = f"there is no hook point {missing[0]!r}"
         return [Finding(site, reason=why) for site in sites]
