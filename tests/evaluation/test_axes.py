@@ -54,7 +54,7 @@ def test_sets_with_one_axis_are_one_thing_and_the_third_is_not(found) -> None:
         assert cell(rows, fitted, tested)["auroc_p"] > 0.05
         assert cell(rows, fitted, tested)["cosine_p"] > 0.05
     assert np.isnan(cell(rows, "a", "a")["cosine"])
-    assert cell(rows, "a", "a")["auroc_p"] == 0.01
+    assert cell(rows, "a", "a")["auroc_p"] <= 0.02
 
 
 def test_cosines_and_areas_are_numpys(found) -> None:
