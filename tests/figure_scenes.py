@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from helpers import bench, contrast_set, made_states, ragged
-from question_scene import scene
+from question_scene import scene, two_sets
 from small_study import small_study
 
 import mechmem as mm
@@ -52,6 +52,13 @@ def results() -> dict[str, Any]:
         "ties": mm.evaluation.near_ties(replace(seen, outcomes=tuple(outcomes)), bins=3),
         "probes": mm.evaluation.probe_transfer(halves, site=("resid_post", 1)),
         "edits": mm.evaluation.edit_transfer(model, edits, {"a": test[:10], "b": test[10:]}),
+        "axes": mm.evaluation.compare_axes(
+            model,
+            two_sets(),
+            {"fit": "memorized", "more": "memorized"},
+            items={"more": test},
+            shuffles=3,
+        ),
         "costs": mm.side_effects(model, edit, clean=test, texts=["w1 w2 w3"]),
         "prompting": mm.evaluation.prompting(
             model, test, {"in front": "w3 w4 "}, edits={"edit": edit}
@@ -241,6 +248,7 @@ def _transitions(s: mm.Study) -> list[Case]:
 
 
 CASES: dict[str, Callable[[mm.Study], list[Case]]] = {
+    "axis_matrices": lambda s: [case(results()["axes"])],
     "behavior_mix": lambda s: [case(s.observed, plotting.mix_table(s.observed))],
     "cosine_profile": lambda s: [case(RESULTS["cosine_profile"]())],
     "direction_cosines": lambda s: [case(RESULTS["direction_cosines"]())],

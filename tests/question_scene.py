@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mechmem as mm
 
-__all__ = ["Scene", "hand_margins", "scene"]
+__all__ = ["Scene", "hand_margins", "scene", "two_sets"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,20 @@ def scene() -> Scene:
     )
     acts = mm.cache_activations(lab.model, fit)
     return Scene(lab, fit, test, acts, mm.neuron_mean_difference(acts))
+
+
+def two_sets() -> dict[str, mm.Activations]:
+    """States of flips, and of single prompts of either behavior."""
+    model = scene().lab.model
+    single = mm.PromptSet(
+        mm.Prompt(
+            id=f"m{k}", text=f"w{k} w{2 * k} w3", group=f"m{k}",
+            behavior=("memorized", "generalized")[k % 2],
+        )
+        for k in range(24)
+    )  # fmt: skip
+    sets = {"fit": contrast_set(24, seed=5), "more": single}
+    return {k: mm.cache_activations(model, one, sites="resid_post") for k, one in sets.items()}
 
 
 def hand_margins(here: Scene, prompts: mm.PromptSet, shift: dict | None = None) -> np.ndarray:

@@ -121,8 +121,9 @@ def axes() -> None:
     model = mm.load_model(MODEL)
     task = mm.get_task("conflict")
     known = task.prepared(lambda prompts: mm.observe(model, prompts, task=task).outcomes)
-    conflict = mm.observe(model, known.prompts("redefine"), task=known).behaving
-    recited = recitation(model, shipped_passages()).labeled("loss")
+    seen = mm.observe(model, known.prompts("redefine"), task=known)
+    conflict = seen.behaving.filter(lambda p: p.behavior in seen.behaviors)
+    recited = recitation(model, shipped_passages("proverb")).labeled("loss")
     labeled = {
         "conflict": conflict, "questions": shipped_questions("mmlu-pro"), "recitation": recited
     }  # fmt: skip
@@ -294,7 +295,7 @@ def one_thing() -> list[str]:
         pairs = [f"{r.fitted_on} on {r.tested_on}" for r in mine.itertuples()]
         said.append(f"{name}: {', '.join(pairs) or 'none'}")
     sizes = ", ".join(
-        f"{int(r.change_n)} ({r.tested_on})" for r in rows.drop_duplicates("tested_on").itertuples()
+        f"{r.items} ({r.tested_on})" for r in rows.drop_duplicates("tested_on").itertuples()
     )
     return [
         *lines,

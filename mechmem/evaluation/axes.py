@@ -27,6 +27,7 @@ from mechmem.tasks.prompts import PromptSet
 
 DEPTH = 2 / 3
 """Where axes are compared by default: fixed, so that no layer is chosen."""
+KINDS_OF_CLASS = ("behavior", "label")
 EDGE = 1e-4
 MEASURES = ("cosine", "auroc", "change")
 
@@ -145,13 +146,14 @@ def _default_site(model: Model) -> Site:
 
 def _kind(acts: Activations, toward: str, name: str) -> str:
     """Whether a class is a behavior or a label."""
-    for kind in ("behavior", "label"):
-        shown = {found for found in class_names(acts.prompts, kind) if found is not None}
+    kinds = {kind: {c for c in class_names(acts.prompts, kind) if c} for kind in KINDS_OF_CLASS}
+    for kind, shown in kinds.items():
         if toward in shown and len(shown) == 2:
             return kind
     raise PromptError(
-        f"Set {name!r} does not show {toward!r} as one of two behaviors or labels. Select the "
-        "examples of two classes, and name one of them."
+        f"Set {name!r} does not show {toward!r} as one of two behaviors or labels, but "
+        f"{listed(sorted(set().union(*kinds.values())))}. Select the examples of two classes, and "
+        "name one of them."
     )
 
 
@@ -210,19 +212,13 @@ def _rows(
         for j, tested in enumerate(names):
             row: dict[str, object] = {"fitted_on": fitted, "tested_on": tested}
             for name, found in values.items():
-                known = found[i, j, 0]
-                null = found[i, j, 1:]
-                estimate = seen.get((name, i, j))
-                if estimate is not None:
-                    row |= estimate.row(name, counted=False) | {f"{name}_n": estimate.n}
-                else:
-                    row[name] = known
+                null, estimate = found[i, j, 1:], seen.get((name, i, j))
+                row |= (estimate and estimate.row(name, counted=False)) or {name: found[i, j, 0]}
                 low, high = np.quantile(null, [0.025, 0.975]) if len(null) else (np.nan, np.nan)
-                row |= {
-                    f"{name}_null_low": low,
-                    f"{name}_null_high": high,
-                    f"{name}_p": p[name][i, j],
-                }
+                row |= {f"{name}_null_low": low, f"{name}_null_high": high}
+                row[f"{name}_p"] = p[name][i, j]
+            pushed, held = seen.get(("change", i, j)), seen["auroc", i, j]
+            row |= {"items": pushed.n if pushed else 0, "n": held.n, "groups": held.groups}
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -25,13 +25,14 @@ from mechmem.plotting.sweeps import sweep_cells
 from mechmem.plotting.token_maps import token_map
 from mechmem.plotting.tokens import token_projection
 from mechmem.plotting.training import training_curves
-from mechmem.plotting.transfer import transfer_matrix
+from mechmem.plotting.transfer import axis_matrices, transfer_matrix
 from mechmem.style import COLORS, THEMES, house_style
 
 __all__ = [
     "COLORS",
     "FIGURES",
     "THEMES",
+    "axis_matrices",
     "behavior_mix",
     "cosine_profile",
     "depth_profile",

@@ -7,8 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechmem.evaluation.axes import MEASURES, AxisComparison
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer
-from mechmem.plotting.data import as_table, counted, each_row, plain
+from mechmem.plotting.data import as_table, counted, each_row, p_value, plain
 from mechmem.plotting.registry import figure_of
 from mechmem.style import house_style
 
@@ -91,4 +92,60 @@ def transfer_matrix(
     about = f"{counted(frame)}; 95 % intervals in brackets; the diagonal is held out by group"
     sets = frame["fitted_on"].nunique()
     house_style(fig, theme, what, about, 230 + 80 * sets)
+    return fig.update_layout(margin_t=112)
+
+
+@figure_of(AxisComparison)
+def axis_matrices(comparison: AxisComparison | pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """Cosine, area and change of every two sets, beside what refits reach.
+
+    Args:
+        comparison: From `mechmem.evaluation.compare_axes`, or the saved table.
+        theme: ``"light"`` or ``"dark"``.
+    """
+    columns = ["fitted_on", "tested_on", *(f"{name}_p" for name in MEASURES), *MEASURES]
+    frame = as_table(comparison, columns, "axis_matrices")
+    names = list(dict.fromkeys(frame["fitted_on"]))
+    titles = {
+        "cosine": "cosine", "auroc": "AUROC on held-out groups", "change": "change of margin, nats"
+    }  # fmt: skip
+    fig = make_subplots(
+        1, len(MEASURES), shared_yaxes=True, horizontal_spacing=0.04,
+        subplot_titles=[titles[name] for name in MEASURES],
+    )  # fmt: skip
+    for number, name in enumerate(MEASURES, 1):
+        middle = 0.5 if name == "auroc" else 0.0
+        most = {"cosine": 1.0, "auroc": 0.5}.get(name) or float(
+            np.nanmax(np.abs([*frame[name], 0]))
+        )
+        grid = np.full((len(names), len(names)), np.nan)
+        text = [["" for _ in names] for _ in names]
+        hover = [["" for _ in names] for _ in names]
+        for row in each_row(frame):
+            value = getattr(row, name)
+            if np.isnan(value):
+                continue
+            i, j = names.index(row.fitted_on), names.index(row.tested_on)
+            low, high, p = (getattr(row, f"{name}_{end}") for end in ("null_low", "null_high", "p"))
+            grid[i, j] = (value - middle) / (most or 1.0)
+            text[i][j] = f"{value:.2f}<br>{p_value(p)}"
+            n = f"{row.items} items" if name == "change" else f"n = {row.n} in {row.groups} groups"
+            hover[i][j] = (
+                f"fitted on {plain(row.fitted_on)}<br>tested on {plain(row.tested_on)}<br>{name} "
+                f"{value:.3f}<br>refits {low:.3f} to {high:.3f}<br>{p_value(p)}<br>{n}"
+            )
+        shown = [plain(one) for one in names]
+        fig.add_heatmap(
+            z=grid, x=shown, y=shown, text=text, texttemplate="%{text}", customdata=hover,
+            hovertemplate="%{customdata}<extra></extra>", coloraxis="coloraxis", xgap=3, ygap=3,
+            hoverongaps=False, row=1, col=number,
+        )  # fmt: skip
+        fig.update_xaxes(title="tested on", showgrid=False, row=1, col=number)
+    fig.update_yaxes(autorange="reversed", showgrid=False)
+    fig.update_yaxes(title="fitted on", row=1, col=1)
+    fig.update_layout(coloraxis={"cmin": -1, "cmax": 1, "showscale": False})
+    about = (
+        f"{counted(frame)}; p: the largest pair of each of {int(frame['shuffles'].iloc[0])} refits"
+    )
+    house_style(fig, theme, "Are the axes one thing?", about, 230 + 80 * len(names))
     return fig.update_layout(margin_t=112)

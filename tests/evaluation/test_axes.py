@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import as_users_run_it, contrast_set, made_states
-from question_scene import hand_margins, scene
+from helpers import as_users_run_it, made_states
+from question_scene import hand_margins, scene, two_sets
 from scipy.stats import mannwhitneyu
 
 import mechmem as mm
+from mechmem.evaluation.axes import _halves
 
 SITE = ("resid_post", 0)
 compare_axes = mm.evaluation.compare_axes
@@ -60,8 +61,6 @@ def test_sets_with_one_axis_are_one_thing_and_the_third_is_not(found) -> None:
 def test_cosines_and_areas_are_numpys(found) -> None:
     """On halves that the axes did not see, found by what a leak guard lets through."""
     got, sets = found
-    from mechmem.evaluation.axes import _halves
-
     axes, rest = {}, {}
     for name, acts in sets.items():
         first, held = _halves(acts, "behavior", 0)
@@ -95,31 +94,18 @@ def test_on_nothing_a_pair_is_hardly_ever_found() -> None:
 
 
 def test_a_change_is_half_of_forth_minus_back_by_hand() -> None:
-    here = scene()
-    site = ("resid_post", 1)
-    toward = {"fit": "memorized", "more": "memorized"}
-    more = mm.PromptSet(
-        mm.Prompt(id=f"m{k}", text=f"w{k} w{2 * k} w3", group=f"m{k}",
-                  behavior=("memorized", "generalized")[k % 2])
-        for k in range(24)
-    )  # fmt: skip
-    fit = contrast_set(24, seed=5)
-    sets = {
-        "fit": mm.cache_activations(here.lab.model, fit, sites="resid_post"),
-        "more": mm.cache_activations(here.lab.model, more, sites="resid_post"),
-    }
+    here, sets, site = scene(), two_sets(), ("resid_post", 1)
+    toward = dict.fromkeys(sets, "memorized")
     model = here.lab.model
     got = compare_axes(
         model, sets, toward, items={"more": here.test}, site=site, alpha=2.0, shuffles=3
     )
-    from mechmem.evaluation.axes import _halves
-
     for name, acts in sets.items():
         axis = mm.difference_of_means(_halves(acts, "behavior", 0)[0], toward="memorized")[site]
         forth, back = (hand_margins(here, here.test, {site: k * axis.vector}) for k in (2.0, -2.0))
         row = cell(got.rows, name, "more")
         assert row["change"] == pytest.approx(((forth - back) / 2).mean(), abs=1e-5)
-        assert row["change_n"] == len(here.test)
+        assert row["items"] == len(here.test)
         assert row["change_low"] < row["change"] < row["change_high"]
         assert row["change_p"] >= 1 / 4
         assert np.isnan(cell(got.rows, name, "fit")["change"])
