@@ -140,7 +140,7 @@ class TestNumbers:
             lambda: mm.PromptSet.from_jsonl(tmp_path / "a.jsonl"),
             lambda: mm.PromptSet.from_parquet(tmp_path / "a.parquet"),
         ):
-            with pytest.raises(mm.PromptError, match="Row 1 has an empty cell in .* 'text'"):
+            with pytest.raises(mm.PromptError, match=r"Row 1 has an empty cell in .* 'text'"):
                 read()
 
     def test_nan_in_json_lines_is_left_out(self, tmp_path: Path) -> None:
