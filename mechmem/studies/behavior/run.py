@@ -20,6 +20,7 @@ from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError, listed
 from mechmem.evaluation.advice import HOPELESS, FirstLook, first_look
 from mechmem.evaluation.behavior import observe, reader_for
+from mechmem.kinds import whole_number
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
@@ -116,6 +117,7 @@ def run_study(
             budget that no plan fits.
     """
     started = time.monotonic()
+    whole_number(shuffles, "shuffles", 0)
     say = progress or (lambda line: None)
     place = None if folder is None else Path(folder)
     check_sharing(place)
