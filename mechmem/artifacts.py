@@ -31,6 +31,7 @@ from mechmem.manifests import (
 )
 from mechmem.manifests import json_text as json_text
 from mechmem.writing import check_writable as check_writable
+from mechmem.writing import named_file
 from mechmem.writing import whole_file as whole_file
 from mechmem.writing import write_text as write_text
 
@@ -304,6 +305,6 @@ def _digest(value: torch.Tensor) -> str:
 
 
 def _files(path: str | Path) -> tuple[Path, Path]:
-    target = Path(path)
+    target = named_file(path)
     stem = target.with_suffix("") if target.suffix in (".safetensors", ".json") else target
     return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")

@@ -35,6 +35,18 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
+def named_file(path: str | Path) -> Path:
+    """A path that ends in a name.
+
+    Raises:
+        ArtifactError: For one that does not, or that no file can have.
+    """
+    target = Path(path)
+    if target.name in ("", "..") or "\0" in str(target):
+        raise ArtifactError(f"{str(path)!r} names no file; give for example 'out/directions'.")
+    return target
+
+
 @contextmanager
 def written_to(target: Path) -> Iterator[None]:
     """Whatever the libraries raise when a disk is full or read-only, in one line.
@@ -67,7 +79,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Raises:
         ArtifactError: When it cannot be written; what was there stays as it was.
     """
-    target = Path(path)
+    target = named_file(path)
     partial = target.with_name(_partial_name(target.name))
     try:
         with written_to(target):
@@ -96,7 +108,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         FileExistsError: When there is something by now; it stays as it is.
         ArtifactError: When it cannot be written.
     """
-    target = Path(path)
+    target = named_file(path)
     partial = target.with_name(_partial_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +25,38 @@ from mechmem.errors import (
 )
 from mechmem.models.sites import Site
 from mechmem.tasks.prompts import PromptSet
+
+
+class _NoSuchRow(PromptError, IndexError):
+    """Both: what reads a sequence to its end waits for an IndexError."""
+
+
+def row_numbers(rows: Iterable[Any], n: int) -> list[int]:
+    """Numbers of examples, those from the end made positive.
+
+    Raises:
+        PromptError: For anything that is not the number of one of ``n`` examples; True and 1.5
+            would be taken for 1.
+    """
+    try:
+        return [_row_number(row, n) for row in rows]
+    except TypeError:
+        raise PromptError(
+            f"Examples are asked for by their numbers, for example [0, 3], got {rows!r:.80}."
+        ) from None
+
+
+def _row_number(row: Any, n: int) -> int:
+    if isinstance(row, (bool, np.bool_)) or getattr(row, "dtype", None) == torch.bool:
+        raise PromptError(
+            f"Examples are asked for by their numbers, got {row!r:.40}; of a mask give "
+            "np.flatnonzero(mask)."
+        )
+    number = operator.index(row)
+    if not -n <= number < n:
+        raise _NoSuchRow(f"There is no example {number}: there are {n}, 0 to {n - 1}.")
+    return number % n
+
 
 _SHAPE = {
     "prompts": [dict],
@@ -102,9 +137,10 @@ class Activations:
 
     def take(self, rows: Sequence[int]) -> Activations:
         """Some examples only; what was seen shrinks with them."""
-        index = torch.as_tensor(list(rows), dtype=torch.long)
-        prompts = PromptSet(self.prompts[int(row)] for row in rows)
-        ids = tuple(self.token_ids[int(row)] for row in rows)
+        wanted = row_numbers(rows, len(self.prompts))
+        index = torch.as_tensor(wanted, dtype=torch.long)
+        prompts = PromptSet(self.prompts[row] for row in wanted)
+        ids = tuple(self.token_ids[row] for row in wanted)
         return Activations(
             {site: state[index] for site, state in self.states.items()},
             prompts,

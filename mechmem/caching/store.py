@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mechmem.artifacts import TensorFile
-from mechmem.caching.activations import Activations, class_names
+from mechmem.caching.activations import Activations, class_names, row_numbers
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.provenance import Provenance, Seen
@@ -105,7 +105,7 @@ class ActivationStore:
 
     def take(self, rows: Sequence[int]) -> Activations:
         """Some examples, in memory."""
-        wanted = [range(len(self))[int(row)] for row in rows]
+        wanted = row_numbers(rows, len(self))
         prompts = PromptSet(self.prompts[row] for row in wanted)
         ids = tuple(self.token_ids[row] for row in wanted)
         return Activations(
@@ -206,14 +206,20 @@ class StoredStates:
 
     def __getitem__(self, rows: Rows) -> Tensor:
         """Copies of some examples, in the order asked for."""
-        index = torch.arange(len(self))
-        wanted = index[rows if isinstance(rows, (int, slice, Tensor)) else list(rows)]
-        place = self.store._where[0][wanted.reshape(-1)]
+        asked: Any = rows
+        single = hasattr(asked, "__index__") and getattr(asked, "ndim", 0) == 0
+        kind = str(getattr(asked, "dtype", "")).removeprefix("torch.")
+        if isinstance(asked, slice):
+            asked = range(len(self))[asked]
+        elif kind == "bool" and tuple(asked.shape) == (len(self),):
+            asked = np.flatnonzero(asked)
+        wanted = row_numbers([asked] if single else asked, len(self))
+        place = self.store._where[0][wanted]
         out = torch.empty((len(place), *self.shape[1:]), dtype=self.dtype)
         for number in sorted(set(place[:, 0].tolist())):
             here = (place[:, 0] == number).nonzero()[:, 0]
             out[here] = self.store._tensor(number, self.site)[place[here, 1]]
-        return out[0] if wanted.ndim == 0 else out
+        return out[0] if single else out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """Everything, in memory."""

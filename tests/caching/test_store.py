@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import bench, close, ragged
+from helpers import as_users_run_it, bench, close, ragged
 
 import mechmem as mm
 
@@ -271,6 +271,23 @@ class TestRefusals:
             mm.ArtifactError, match=r"cannot be read as part of a store, it may be cut off"
         ):
             mm.ActivationStore(tmp_path / "a")
+
+    @pytest.mark.parametrize("rows", [
+        9, [0, 9], [0, -6], 1.5, [1.5], True, [True, False], "x", None, torch.ones(2, 2).long(),
+        torch.tensor([True]),
+    ], ids=[
+        "beyond", "one beyond", "before", "a half", "halves", "True", "a list of bools", "a text",
+        "None", "a matrix", "a mask of another length",
+    ])  # fmt: skip
+    def test_rows_that_are_no_numbers_of_examples(self, tmp_path, rows) -> None:
+        store = stored(tmp_path, 5)
+        acts, message = store.load(), "no example|asked for by their numbers"
+        several = [rows] if isinstance(rows, int) else rows
+        for work in (
+            lambda: store["z", 0][rows], lambda: store.take(several), lambda: acts.take(several),
+        ):  # fmt: skip
+            with as_users_run_it(), pytest.raises(mm.PromptError, match=message):
+                work()
 
     def test_a_site_or_prompt_that_is_not_there(self, tmp_path) -> None:
         store = stored(tmp_path, 5)

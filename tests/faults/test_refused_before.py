@@ -56,6 +56,34 @@ def test_a_sweep_without_draws_or_with_an_empty_family(monkeypatch, request) -> 
             mm.sweep(bench().model, grid, **given)
 
 
+@pytest.mark.parametrize("study", ["run_study", "run_reasoning_study", "read_labels"])
+def test_a_study_with_refits_or_draws_that_are_no_counts(nothing_runs, study) -> None:
+    task = mm.get_task("recall-reasoning" if study == "run_reasoning_study" else "addition-cued")
+    given = {} if study == "read_labels" else {"task": task}
+    for wrong in (-1, True, 1.5, "3", None):
+        with pytest.raises(mm.MechmemError, match="shuffles must be an integer from 0, got"):
+            getattr(mm, study)(bench().model, shuffles=wrong, **given)
+    if study == "run_reasoning_study":
+        with pytest.raises(mm.MechmemError, match="draws must be an integer from 1, got 0"):
+            mm.run_reasoning_study(bench().model, draws=0, **given)
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "a/..", "a\0b"], ids=[
+    "nothing", "here", "above", "root", "above a", "nul",
+])  # fmt: skip
+def test_a_path_that_names_no_file(path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    directions = mm.difference_of_means(
+        mm.cache_activations(bench().model, contrast_set(8)), toward="generalized"
+    )
+    for work in (
+        lambda: directions.save(path), lambda: mm.Directions.load(path),
+        lambda: contrast_set(8).to_csv(path), lambda: contrast_set(8).to_jsonl(path),
+    ):  # fmt: skip
+        with pytest.raises(mm.ArtifactError, match="names no file; give for example"):
+            work()
+
+
 @pytest.mark.parametrize("stop", ["", ["\n", ""], [3]])
 def test_a_stop_string_that_is_nothing(nothing_runs, stop) -> None:
     with pytest.raises(mm.PromptError, match="A stop string must be text"):

@@ -21,6 +21,7 @@ from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError,
 from mechmem.evaluation.advice import HOPELESS, FirstLook, first_look
 from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.models_compared import MIN_FLIPS
+from mechmem.kinds import whole_number
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
@@ -112,6 +113,7 @@ def run_study(
             budget that no plan fits.
     """
     started = time.monotonic()
+    whole_number(shuffles, "shuffles", 0)
     say = progress or (lambda line: None)
     place = None if folder is None else Path(folder)
     check_sharing(place)

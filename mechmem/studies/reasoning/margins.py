@@ -14,6 +14,7 @@ from mechmem.analysis.layer_choice import choose_layers
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, observe
+from mechmem.kinds import whole_number
 from mechmem.models.model import Model
 from mechmem.seeding import keyed_order
 from mechmem.studies.defaults import SHUFFLES
@@ -84,6 +85,8 @@ def turn_margins(
         PromptError: When a label or an answer is missing.
         LeakageError: When an item was fitted on.
     """
+    whole_number(shuffles, "shuffles", 0)
+    whole_number(draws, "draws")
     say = progress or (lambda line: None)
     lacking = [p.id for p in items if p.memorized is None or p.generalized is None]
     if lacking or {p.label for p in items} != set(LABELS):

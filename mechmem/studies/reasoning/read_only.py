@@ -22,6 +22,7 @@ from mechmem.analysis.layer_choice import cross_fitted_auroc
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
+from mechmem.kinds import whole_number
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.plotting.data import each_row
@@ -192,6 +193,7 @@ def read_labels(
         LeakageError: When a question of another set was fitted on.
     """
     started = time.monotonic()
+    whole_number(shuffles, "shuffles", 0)
     say = progress or (lambda line: None)
     whole = shipped_questions("mmlu-pro") if questions is None else questions
     fitting, held = _halves(whole.filter(lambda p: p.label in LABELS), seed)

@@ -13,6 +13,7 @@ from mechmem.analysis.draws import DRAWS
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
+from mechmem.kinds import whole_number
 from mechmem.models.model import Model
 from mechmem.patching.margins import behavior_margins
 from mechmem.studies.defaults import SHUFFLES
@@ -77,6 +78,8 @@ def run_reasoning_study(
         PromptError: Without both labels in every part.
         TaskError: Without questions.
     """
+    whole_number(shuffles, "shuffles", 0)
+    whole_number(draws, "draws")
     say = progress or (lambda line: None)
     started = time.monotonic()
     reader = task if task is not None else Reasoning()

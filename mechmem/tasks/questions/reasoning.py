@@ -153,10 +153,15 @@ class Reasoning(QuestionTask):
             TaskError: For a prompt without an answer that can be read.
         """
         kind = str(prompt.meta.get("kind", ""))
-        if prompt.answer is None or not kind:
+        if prompt.answer is None:
             raise TaskError(
                 f"Prompt {prompt.id!r} has no answer to compare with (kind {kind!r}): code is "
                 "never run here, and your own questions need an 'answer'."
+            )
+        if not kind:
+            raise TaskError(
+                f"Prompt {prompt.id!r} does not say what kind of answer it has. Questions get it "
+                "when the task reads them: mm.get_task('reasoning').read(rows)."
             )
         return judge_completion(
             completion,

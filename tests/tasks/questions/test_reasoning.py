@@ -512,6 +512,8 @@ class TestTheTask:
         for source in ("mbpp", "humaneval"):
             with pytest.raises(TaskError, match="no answer to compare with"):
                 task.classify(read(source)[0], "return x")
+        with pytest.raises(TaskError, match=r"does not say what kind .*\.read\(rows\)"):
+            task.classify(mm.Prompt(id="a", text="Q", answer="18"), "18")
 
     def test_pairs_are_variants_of_one_question(self) -> None:
         task = Reasoning(DATA / "gsm_symbolic.jsonl", "gsm-symbolic")
