@@ -29,11 +29,11 @@ CORE = -m "not notebook and not browser and not docs and not real and not tl4" $
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
 	@echo "make real       the same of a pretrained model (98 MB), in about ten minutes on two cores"
-	@echo "make test       checks, the whole test suite, and the core suite on TransformerLens 3.9"
+	@echo "make test       checks, the whole test suite, and the engine's on TransformerLens 3.9"
 	@echo ""
 	@echo "make check      ruff (lint and format) and mypy --strict"
 	@echo "make test-fast  the quick part of the test suite"
-	@echo "make test-tl3   the core suite on TransformerLens 3.9, in $(VENV3)"
+	@echo "make test-tl3   what stands on TransformerLens itself, on 3.9, in $(VENV3)"
 	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
