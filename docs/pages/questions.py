@@ -361,9 +361,9 @@ def transfer(scene: Scene) -> tuple[str, object]:
         )
         + "\n\nWhat the probe reads here stands in the prompt: a probe on the input tokens alone "
         "does as well ([the lab models](lab-models.md)), so its transfer says that both kinds obey "
-        "the same cue words. The edit's transfer is the stronger evidence. Sets of other tasks, each "
-        "with refits: `mm.evaluation.compare_axes` ([a real model](real-model.md)). Between models "
-        "of the same shape trained from different seeds coordinates are not "
+        "the same cue words. The edit's transfer is the stronger evidence. Sets of other tasks, "
+        "each with refits: `mm.evaluation.compare_axes` ([a real model](real-model.md)). Between "
+        "models of the same shape trained from different seeds coordinates are not "
         "aligned; `neuron_overlap` and `probe_transfer` refuse to compare them. An edit can be "
         f"forced onto the other model. On training seed 1 (n = {len(prompts)} prompts):\n\n"
         + table(

@@ -133,7 +133,8 @@ def axes() -> None:
         {name: mm.cache_activations(model, one, sites="resid_post")
          for name, one in labeled.items()},
         {"conflict": "known", "questions": "memory", "recitation": "recited"},
-        items={"conflict": conflict, "questions": facts, "recitation": proverbs(model)},
+        items={"conflict": conflict[::4], "questions": facts[:60], "recitation": proverbs(model)},
+        shuffles=39,
     )  # fmt: skip
     found.table().to_csv(FOLDER / "axes.csv", index=False)
 

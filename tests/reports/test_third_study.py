@@ -85,7 +85,7 @@ def test_one_class_and_one_template_make_a_report(coin, tmp_path, chromium):
 def test_it_is_read_back_and_its_page_written_again(coin, tmp_path):
     page = mm.write_report(coin, tmp_path / "out").read_bytes()
     saved = load_study(tmp_path / "out")
-    assert (saved.kind, saved.verdict, saved.names) == ("coin", "Fair", ["throws"])
+    assert (saved.kind, saved.verdict, saved.names) == ("coin", "Fair.", ["throws"])
     assert saved.figures()["heads"].data[0].y[0] == 3
     (tmp_path / "out" / "report.html").unlink()
     assert mm.write_report(tmp_path / "out").read_bytes() == page
