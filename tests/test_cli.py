@@ -69,6 +69,8 @@ def test_check_prints_every_site_of_a_model_as_csv():
     assert rows[0].startswith("stream,layer,read_error,edit_error")
     assert len(rows) == 1 + 7 * 4
     assert all(",holds," in row for row in rows[1:])
+    assert done.stderr.splitlines() == ["checking every site"]  # of a pipe, a line per step
+    assert "\r" not in done.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -90,8 +92,9 @@ def test_a_study_of_your_own_prompts_writes_a_report(tmp_path):
     task.pairs(80, seed=3).to_csv(tmp_path / "mine.csv")
     out = tmp_path / "out"
     done = run(
-        "study", str(tmp_path / "mine.csv"), "--model", "lab/addition-cued", "--out", str(out)
-    )
+        "study", str(tmp_path / "mine.csv"), "--model", "lab/addition-cued", "--out", str(out),
+        "--shuffles", "1", "--validation", "24", "--test", "40",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (out / "report.html").is_file()
     assert "memorized" in done.stdout
@@ -144,12 +147,6 @@ def test_a_file_that_lacks_an_answer_is_refused_before_the_model_is_loaded(tmp_p
     assert done.returncode == 1
     assert "`generalized`" in done.stderr
     assert "lab/none" not in done.stderr
-
-
-def test_progress_of_a_pipe_is_one_line_per_step():
-    done = run("check", "lab/addition-cued", "--format", "csv")
-    assert done.stderr.splitlines() == ["checking every site"]
-    assert "\r" not in done.stderr
 
 
 def test_a_long_step_is_counted_now_and_then(monkeypatch, capsys):
