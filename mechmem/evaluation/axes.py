@@ -110,6 +110,7 @@ def compare_axes(
         say(f"fitting {name} and {shuffles} refits")
         first, held[name] = _halves(acts, kinds[name], seed)
         fitted[name] = _axes(first, here, toward[name], kinds[name], shuffles, seed, name)
+    free = {name: _unseen(asked, fitted, name) for name, asked in (items or {}).items()}
     values = {name: np.full((len(sets), len(sets), shuffles + 1), np.nan) for name in MEASURES}
     seen: dict[tuple[str, int, int], Estimate] = {}
     names = list(sets)
@@ -128,15 +129,13 @@ def compare_axes(
                 values["cosine"][i, j, k] = np.nan if i == j else float(axis.unit @ other)
             scores = states[mine] @ fitted[name][0].unit.double().numpy()
             seen["auroc", i, j] = group_auroc(scores, yes, groups)
-    for tested, asked in (items or {}).items():
+    for tested, asked in free.items():
         say(f"pushing {tested}")
         j = names.index(tested)
-        taken = {group for axes in fitted.values() for group in axes[0].provenance.seen.groups}
-        free = asked.filter(lambda prompt: prompt.group not in taken)  # noqa: B023
-        found = _changes(model, free, fitted, alpha, seed)
+        found = _changes(model, asked, fitted, alpha, seed)
         for i, name in enumerate(names):
             values["change"][i, j] = found[name].mean(1)
-            seen["change", i, j] = group_mean(found[name][0], free.groups, kind="mean")
+            seen["change", i, j] = group_mean(found[name][0], asked.groups, kind="mean")
     return AxisComparison(_rows(names, values, seen), here, shuffles)
 
 
@@ -182,14 +181,26 @@ def _axes(
     return [axis, *(replace(one, vector=one.unit * axis.norm) for one in refits)]
 
 
+def _unseen(items: PromptSet, axes: Mapping[str, list[Direction]], name: str) -> PromptSet:
+    """The items whose group no axis was fitted on."""
+    taken = {group for several in axes.values() for group in several[0].provenance.seen.groups}
+    free = items.filter(lambda prompt: prompt.group not in taken)
+    if not free:
+        raise PromptError(
+            f"The {len(items)} items of {name!r} leave none whose group was not fitted on; give "
+            "others."
+        )
+    if lacking := [p.id for p in free if p.memorized is None or p.generalized is None]:
+        raise PromptError(
+            f"Items {listed(lacking, 5)} of {name!r} have no `memorized` and `generalized` answer."
+        )
+    return free
+
+
 def _changes(
     model: Model, items: PromptSet, axes: Mapping[str, list[Direction]], alpha: float, seed: int
 ) -> dict[str, np.ndarray]:
     """Per axis and item, half the difference of the margin pushed forth and back, in nats."""
-    if lacking := [p.id for p in items if p.memorized is None or p.generalized is None]:
-        raise PromptError(f"No `memorized` and `generalized` answer of items {listed(lacking, 5)}.")
-    if not items:
-        raise PromptError("Every item has a group that was fitted on; give others.")
     reader = with_reading(PromptAnswers("behavior"), "choice")
     every = [axis for several in axes.values() for axis in several]
     edits = [AddDirection(axis, alpha=sign * alpha) for axis in every for sign in (1, -1)]

@@ -123,6 +123,9 @@ def test_what_is_refused() -> None:
         compared({"a": one, "b": states("a", 2, 0, 140)})
     with pytest.raises(mm.PromptError, match=r"'b' cannot be compared: only"):
         compared({"a": one, "b": other.take(range(8))})
+    fitted = _halves(one, "behavior", 0)[0].prompts
+    with pytest.raises(mm.PromptError, match=r"50 items of 'a' leave none"):
+        compared({"a": one, "b": other}, shuffles=2, items={"a": fitted})
     with pytest.raises(mm.PromptError, match=r"memorized"):
         compared(
             {"a": one, "b": other}, shuffles=2,
