@@ -173,7 +173,8 @@ def turned() -> list[str]:
         "| setting | toward | known | context | undecided | edit minus it, points |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    beaten = rows.groupby(["family", "toward"])["edit_minus_control"].idxmin().dropna()
+    controls = rows[rows["kind"] == "control"]
+    beaten = controls.groupby(["family", "toward"])["edit_minus_control"].idxmin()
     for row in rows[(rows["kind"] != "control") | rows.index.isin(beaten)].itertuples():
         shares = " | ".join(
             f"{100 * getattr(row, name):.0f} [{100 * getattr(row, f'{name}_low'):.0f}, "
@@ -189,8 +190,8 @@ def turned() -> list[str]:
     null = refits[(refits["kind"] == "refit") & (refits["claim"] == "any")]["effect"]
     lines += [
         "",
-        "Shares in %, with 95 % intervals over subjects; of the controls the one that an edit beats",
-        "by least ([all of them](real-model/conflict.csv)). The larger change of the refits was "
+        "Shares in %, with 95 % intervals over subjects; of the controls the one that an edit",
+        "beats by least ([all of them](real-model/conflict.csv)). The larger change of the refits was "
         f"{100 * null.median():.0f} points in",
         f"the middle and {100 * null.max():.0f} at most. Chosen: "
         + "; ".join(f"{one['family']} with {_settings(one)}" for one in kept["chosen"])
