@@ -191,10 +191,10 @@ def turned() -> list[str]:
     lines += [
         "",
         "Shares in %, with 95 % intervals over subjects; of the controls the one that an edit",
-        "beats by least ([all of them](real-model/conflict.csv)). The larger change of the refits was "
-        f"{100 * null.median():.0f} points in",
+        "beats by least ([all of them](real-model/conflict.csv)). The larger change of the",
+        f"refits was {100 * null.median():.0f} points in",
         f"the middle and {100 * null.max():.0f} at most. Chosen: "
-        + "; ".join(f"{one['family']} with {_settings(one)}" for one in kept["chosen"])
+        + "; ".join(f"{one['family']} ({_settings(one)})" for one in kept["chosen"])
         + ".",
         f"Left out, for the fit and its refits alike: {'; '.join(kept['left_out'])}.",
         "",
@@ -320,7 +320,8 @@ def _share(row: Any, name: str) -> str:
 
 def _settings(edit: dict[str, object]) -> str:
     shown = ("at", "top", "alpha")
-    return ", ".join(f"{name} {edit[name]}" for name in shown if name in edit)
+    said = ", ".join(f"{name} {edit[name]}" for name in shown if name in edit)
+    return said.removeprefix("at ")
 
 
 def page() -> None:
