@@ -110,7 +110,8 @@ class TestInMemory:
             mm.load_model(build("llama"), tokenizer=tokenizer(), device_map="cpu")
 
     @pytest.mark.parametrize("given", [
-        {"revision": "x"}, {"code_revision": "x"}, {"hf_config_overrides": {"n_layer": 1}},
+        {"revision": "x"}, {"hf_config_overrides": {"n_layer": 1}},
+        pytest.param({"code_revision": "x"}, marks=pytest.mark.tl4),
     ], ids=str)  # fmt: skip
     def test_what_is_read_from_files_has_been_read(self, given):
         with pytest.raises(mm.ModelError, match="would have no effect on an in-memory model"):
