@@ -112,7 +112,8 @@ def read_store(folder: Path) -> mm.Activations:
 
 
 def read_sweep(folder: Path) -> list[Any]:
-    return [CellStore(folder).plans(), swept(folder=folder)]
+    found = swept(folder=folder)  # first: what was stopped before its plan was written goes on
+    return [CellStore(folder).plans(), found]
 
 
 SAVED: dict[str, tuple[Callable[[Path], None], Read]] = {
