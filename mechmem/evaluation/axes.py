@@ -18,10 +18,11 @@ from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many import evaluate_each
+from mechmem.kinds import whole_number
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.directions import AddDirection
-from mechmem.seeding import keyed_order
+from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import PromptAnswers, with_reading
 from mechmem.tasks.prompts import PromptSet
 
@@ -29,6 +30,7 @@ DEPTH = 2 / 3
 """Where axes are compared by default: fixed, so that no layer is chosen."""
 KINDS_OF_CLASS = ("behavior", "label")
 EDGE = 1e-4
+"""Areas nearer to 0 or 1 count as this near: their normal deviate would be infinite."""
 MEASURES = ("cosine", "auroc", "change")
 
 
@@ -40,9 +42,10 @@ class AxisComparison:
         rows: Per pair of sets: the ``cosine`` of their axes; the ``auroc`` with which the row's
             axis tells the column's held-out classes apart; the ``change`` in nats of the margin of
             the remembered answer when the column's items are pushed along the row's axis (half of
-            forth minus back). Each with a 95 % interval over groups, the middle 95 % of refits on
-            exchanged labels (``null_low``, ``null_high``), and ``p``: against the largest of all
-            pairs in every refit, each in units of its own spread (areas as normal deviates).
+            forth minus back). Areas and changes with a 95 % interval over groups; all three with
+            the middle 95 % of refits on exchanged labels (``null_low``, ``null_high``) and ``p``:
+            against the largest of all pairs in every refit, each in units of its own spread (areas
+            as normal deviates).
         site: Where.
         shuffles: Refits; p is never below 1 / (shuffles + 1).
 
@@ -95,13 +98,17 @@ def compare_axes(
         PromptError: For fewer than two sets, an unknown class, or a set whose labels cannot be
             exchanged.
         LeakageError: When two sets share a group or a prompt.
+        ModelError: For states of another model.
     """
+    whole_number(shuffles, "shuffles", 0)
     say = progress or (lambda line: None)
     if len(sets) < 2 or set(toward) != set(sets) or not set(items or {}) <= set(sets):
         raise PromptError(
             f"Axes are compared between two sets or more, each with a class to point to; got sets "
             f"{listed(sets)}, toward {listed(toward)}, items {listed(items or {})}."
         )
+    for name, acts in sets.items():
+        acts.provenance.check_model(model, f"The set of states {name!r}")
     here = Site(*site) if site is not None else _default_site(model)
     kinds = {name: _kind(acts, toward[name], name) for name, acts in sets.items()}
     fitted: dict[str, list[Direction]] = {}
@@ -164,8 +171,9 @@ def _halves(acts: Activations, by: str, seed: int) -> tuple[Activations, Activat
         groups = {p.group for p, c in zip(acts.prompts, classes, strict=True) if c == name}
         order = keyed_order(sorted(groups - first), seed, "axes", name)
         first |= set(order[: (len(order) + 1) // 2])
-    rows = [k for k, prompt in enumerate(acts.prompts) if prompt.group in first]
-    return acts.take(rows), acts.take([k for k in range(len(acts)) if k not in set(rows)])
+    mine = np.array([prompt.group in first for prompt in acts.prompts])
+    half, rest = (acts.take(np.flatnonzero(rows).tolist()) for rows in (mine, ~mine))
+    return half, rest
 
 
 def _axes(
@@ -176,7 +184,8 @@ def _axes(
     if why := exchange.reason():
         raise PromptError(f"Set {name!r} cannot be compared: {why}. Give more examples.")
     axis = difference_of_means(acts, toward=toward, by=by)[site]
-    drawn = (exchange.draw(seed, k) for k in range(shuffles))
+    own = int(keyed_rng(seed, "axes", name).integers(2**31))  # no set is exchanged as another is
+    drawn = (exchange.draw(own, k) for k in range(shuffles))
     refits = [difference_of_means(acts.select(p), toward=toward, by=by)[site] for p in drawn]
     return [axis, *(replace(one, vector=one.unit * axis.norm) for one in refits)]
 

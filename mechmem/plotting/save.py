@@ -121,9 +121,11 @@ def _html(fig: go.Figure, target: Path, plotlyjs: str) -> Path:
         from plotly.offline import get_plotlyjs
 
         write_text(target.with_name("plotly.min.js"), get_plotlyjs())
+    own = hashlib.sha256(str(fig.to_json()).encode()).hexdigest()[:16]
     page = fig.to_html(
         include_plotlyjs=True if plotlyjs == "inline" else "directory",
         config=dict(TOOLBAR),
+        div_id=f"figure-{own}",  # plotly's is random: the same figure must be the same file
     )
     # Plotly writes every `<` of the data as an escape, so these scripts are its own.
     scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)

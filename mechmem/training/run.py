@@ -147,6 +147,9 @@ def train(
             device=wants,
             progress=progress,
         )
+        columns = [*_COLUMNS, *sorted({*rows[0]} - {*_COLUMNS})]
+        # In one order: transformers sorts those of a state that was gone on from.
+        rows = [{name: row[name] for name in columns} for row in rows]
         kept = kept_row(rows, wanted.keep)
         base = start(model, tokenizer, chosen, wanted)[0] if wanted.method == "lora" else None
         made = work / _MADE
@@ -157,11 +160,10 @@ def train(
     write_record(target / _RECORD, known)  # before they are there
     put_in_place(made, target, files, earlier)
     whole = {**record, "kept": kept, "rows": len(rows), "versions": versions(), "files": files}
-    columns = [*_COLUMNS, *sorted({*rows[0]} - {*_COLUMNS})]
-    curves = pd.DataFrame(rows)[columns]
+    curves = pd.DataFrame(rows)
     write_text(target / _CURVES, curves.to_csv(index=False))
     save_figure(training_curves(curves, kept=kept["step"]), target / _FIGURE)
-    digests = {name: file_digest(target / name) for name in (*files, _CURVES)}
+    digests = {name: file_digest(target / name) for name in (*files, _CURVES, _FIGURE)}
     whole = write_record(target / _RECORD, whole, digests)  # last: says it is finished
     shutil.rmtree(work, ignore_errors=True)
     return Training(target, curves, kept, whole)

@@ -40,6 +40,11 @@ def test_an_inline_page_holds_everything(fig: go.Figure, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 
+def test_the_same_figure_is_the_same_file(fig: go.Figure, tmp_path: Path) -> None:
+    one, two = (plotting.save_figure(fig, tmp_path / f"{k}.html").read_bytes() for k in "ab")
+    assert one == two
+
+
 def test_shared_pages_use_one_library_beside_them(fig: go.Figure, tmp_path: Path) -> None:
     for name in "ab":
         plotting.save_figure(fig, tmp_path / f"{name}.html", plotlyjs="shared")

@@ -174,6 +174,23 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     assert one.read_text() == two.read_text()
 
 
+def test_a_run_that_was_stopped_after_its_last_step_writes_the_same_record(
+    run, cipher, letters, tmp_path, monkeypatch
+):
+    again = {"model": tiny(letters), "tokenizer": letters, "keep": "last", "loss": "answer"}
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as inside:
+        inside.setattr("mechmem.training.run.write_model", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            mm.train(cipher, tmp_path, **again, **TINY)
+    mm.train(cipher, tmp_path, **again, **TINY)
+    one, two = (folder / "training.json" for folder in (run.folder, tmp_path))
+    assert two.read_text() == one.read_text()  # in the same order, too
+
+
 @pytest.fixture(scope="module")
 def llama(cipher, letters, tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
