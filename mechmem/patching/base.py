@@ -1,4 +1,7 @@
-"""What an edit is, and the helpers that every kind of edit places its change with."""
+"""What an edit is, and the helpers that every kind of edit places its change with.
+
+How to write one: docs/how-to/edit.md.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,10 @@ def fit(
             self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any
         ) -> Any:
             own = super().compute_loss
-            value = own(model, inputs, **more) if loss is None else loss(model, inputs)
+            place = next(model.parameters()).device.type
+            # Not the library's own switch: it would hold for whatever else this process trains.
+            with torch.autocast(place, torch.bfloat16, enabled=settings.bf16):
+                value = own(model, inputs, **more) if loss is None else loss(model, inputs)
             since["sum"] += float(value.detach())
             since["n"] += 1 / self.args.gradient_accumulation_steps
             return (value, None) if return_outputs else value

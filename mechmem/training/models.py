@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from mechmem.errors import ModelError, TaskError
 from mechmem.models.quiet import quiet_transformers
+from mechmem.models.shipped import shipped_folder
 from mechmem.models.whole import check_whole
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.paper1.official import OfficialTask
@@ -29,7 +31,8 @@ def start(
 
     Args:
         model: ``"scratch"``, a `transformers` configuration (first weights drawn by the seed), a
-            folder or hub name, or a `transformers` model, which is copied.
+            folder, a hub name or one of ours (``"real/smollm2-135m"``), or a `transformers` model,
+            which is copied.
         tokenizer: A tokenizer, or how to cut texts into pieces (`build_tokenizer`); left out, it is
             the model's own, or one built from the task's texts.
         task: Gives those texts.
@@ -53,9 +56,10 @@ def start(
         if tokenizer is None or isinstance(tokenizer, str):
             raise TaskError("An in-memory model needs its tokenizer: train(..., tokenizer=...).")
         return copy.deepcopy(model), tokenizer
+    place = str(shipped_folder(str(model)) or model)
     try:
         with quiet_transformers():
-            where: Any = {"pretrained_model_name_or_path": str(model), "trust_remote_code": False}
+            where: Any = {"pretrained_model_name_or_path": place, "trust_remote_code": False}
             own = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(**where)
             causal: Any = AutoModelForCausalLM
             options: Any = {"dtype": torch.float32, "output_loading_info": True}
@@ -155,9 +159,11 @@ def with_adapters(model: Any, settings: TrainingSettings) -> Any:
         ) from error
 
 
-def write_model(weights: Path, base: Any, tokenizer: Any, folder: Path, method: str) -> None:
+def write_model(
+    weights: Path, base: Any, tokenizer: Any, folder: Path, method: str, origin: str | None = None
+) -> None:
     """The kept checkpoint as a folder that every library loads; adapters are merged, and kept
-    beside in ``adapter``.
+    beside in ``adapter``, where ``origin`` is the name of the model that they belong to.
 
     Raises:
         ArtifactError: When the folder cannot be written.
@@ -168,6 +174,10 @@ def write_model(weights: Path, base: Any, tokenizer: Any, folder: Path, method: 
 
             whole: Any = PeftModel.from_pretrained(base, str(weights))
             shutil.copytree(weights, folder / "adapter", dirs_exist_ok=True)
+            if origin is not None:  # peft names the folder in which the base lay on this machine
+                note = folder / "adapter" / "adapter_config.json"
+                about = {**json.loads(note.read_text()), "base_model_name_or_path": origin}
+                note.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
             whole.merge_and_unload().save_pretrained(folder)
         else:
             shutil.copytree(weights, folder, dirs_exist_ok=True)

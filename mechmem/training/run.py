@@ -92,7 +92,8 @@ def train(
         task: ``colors``, ``addition`` or ``cipher``, by name or with its own config and options.
         folder: Where to write.
         model: ``"scratch"`` (a GPT-2 of 4 layers, width 128), a `transformers` configuration, a
-            folder or hub name, or a `transformers` model, which stays as it is.
+            folder, a hub name or one of ours (``"real/smollm2-135m"``), or a `transformers` model,
+            which stays as it is.
         tokenizer: A tokenizer; for a fresh model also ``"characters"``, ``"words"`` or a regular
             expression for `build_tokenizer`.
         settings: Where the changes start from; without them ``steps=`` or ``epochs=`` is needed.
@@ -154,7 +155,8 @@ def train(
         base = start(model, tokenizer, chosen, wanted)[0] if wanted.method == "lora" else None
         made = work / _MADE
         shutil.rmtree(made, ignore_errors=True)
-        write_model(work / f"kept-{kept['step']}", base, own, made, wanted.method)
+        origin = str(model) if isinstance(model, (str, Path)) else None
+        write_model(work / f"kept-{kept['step']}", base, own, made, wanted.method, origin)
     files = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
     known = {**record, "files": sorted({*earlier, *files})}
     write_record(target / _RECORD, known)  # before they are there

@@ -34,6 +34,7 @@ class TrainingSettings:
         fresh: Draw other items every epoch; the task's own habit when left out.
         batch: Items of one optimizer step.
         micro_batch: Items that go through the model at once; gradients add up to ``batch``.
+        bf16: Matrix products of the passes in bfloat16; weights and their updates stay float32.
         learning_rate: Of AdamW, at its highest.
         schedule: ``"linear"`` decay to 0, or ``"constant"``.
         warmup: Steps in which the learning rate rises.
@@ -62,6 +63,7 @@ class TrainingSettings:
     fresh: bool | None = None
     batch: int = 16
     micro_batch: int | None = None
+    bf16: bool = False
     learning_rate: float = 5e-5
     schedule: str = "linear"
     warmup: int = 0

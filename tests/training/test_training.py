@@ -239,6 +239,35 @@ def test_lora_trains_adapters_on_queries_and_values_and_the_merged_model_loads(
     torch.testing.assert_close(model.logits([prompt])[0], plain, rtol=1e-4, atol=1e-4)
 
 
+def test_half_precision_rounds_the_passes_and_leaves_the_weights_float32(
+    run, cipher, letters, tmp_path
+):
+    again = {"model": tiny(letters), "tokenizer": letters, "keep": "last", "loss": "answer"}
+    half = mm.train(cipher, tmp_path, **again, **TINY, bf16=True)
+    whole, rounded = (load_file(one.folder / "model.safetensors") for one in (run, half))
+    assert {value.dtype for value in rounded.values()} == {torch.float32}
+    away = max(float((rounded[name] - whole[name]).abs().max()) for name in whole)
+    assert 1e-6 < away < 8e-3  # four steps of AdamW, each at most the learning rate either way
+    assert half.kept["loss"] == pytest.approx(run.kept["loss"], rel=2e-2)
+    assert half.kept["loss"] != run.kept["loss"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_model_of_ours_is_tuned_by_its_name_and_its_adapter_belongs_to_that(tmp_path):
+    task = mm.get_task("cipher")
+    lora = {"method": "lora", "lora_dropout": 0.0, "keep": "last"}
+    run = mm.train(task, tmp_path / "out", model="lab/cipher", **lora, **TINY)
+    note = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert note["base_model_name_or_path"] == run.record["model"] == "lab/cipher"
+    prompt = [task.pairs(1)[0].text]
+    base, whole, adapted = (
+        mm.load_model(where).logits(prompt)
+        for where in ("lab/cipher", run.folder, run.folder / "adapter")
+    )
+    torch.testing.assert_close(adapted, whole, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(base, whole, atol=1e-3)
+
+
 def test_the_papers_settings_are_offered():
     settings = TrainingSettings.paper("addition")
     assert (settings.method, settings.epochs, settings.batch) == ("lora", 50, 16)

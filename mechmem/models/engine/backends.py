@@ -6,11 +6,9 @@ never by importing a class that one of the versions does not have.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,10 +18,6 @@ from mechmem.models.architectures import forget_patterns
 from mechmem.models.engine.attention import fused, looked_into
 from mechmem.models.identity import Identity
 from mechmem.models.sites import Site
-
-_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-
-_NEW_LOCK = threading.Lock()
 
 HookFunction = Callable[[Tensor], Tensor | None]
 
@@ -201,22 +195,6 @@ def backend_for(model: Any) -> Backend:
     if hasattr(model, "original_model"):
         return BridgeBackend(model)
     return HookedTransformerBackend(model)
-
-
-@contextmanager
-def held(model: Any) -> Iterator[None]:
-    """Keep other threads out of a TransformerLens model while its hooks are ours.
-
-    Hooks sit on the model itself, so a pass of one thread would be edited and read by the hooks of
-    another. The lock belongs to the model, not to a view of it: every `Model` made from it, edited
-    or not, waits for the others. A thread may enter again, as an edit does that asks its own model.
-    Inside, a caller's ``torch.autocast`` has no effect.
-    """
-    with _NEW_LOCK:
-        lock = _LOCKS.setdefault(model, threading.RLock())
-    # Under the caller's autocast masks overflow; who wants another dtype loads the model in it.
-    with lock, torch.autocast(model_device(model).type, enabled=False):
-        yield
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from mechmem.errors import ModelError
 from mechmem.models.architectures import attends_to_all, length_class
 from mechmem.models.engine.backends import (
     Backend,
-    held,
     is_out_of_memory,
     model_device,
     model_dtype,
@@ -31,6 +30,7 @@ from mechmem.models.engine.capabilities import (
     honors_padding,
 )
 from mechmem.models.engine.hooks import Intervention, Reader, StopForward
+from mechmem.models.engine.lock import held
 from mechmem.models.engine.packing import can_pack, packed_causal_mask
 from mechmem.models.engine.plan import PassPlan, make_plan
 from mechmem.models.engine.prefixes import (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechmem.errors import SiteError
 from mechmem.models.architectures import block_modules, end_of_blocks, module_inputs
-from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
+from mechmem.models.engine.backends import Backend, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import FAILURES, always_fails, without_hooks
 from mechmem.models.engine.hooks import (
@@ -33,6 +33,7 @@ from mechmem.models.engine.invariants import (
     ProbeReader,
     Trace,
 )
+from mechmem.models.engine.lock import held
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.seeding import keyed_rng
