@@ -153,9 +153,9 @@ def _from_name(
     folder = shipped or Path(name).expanduser()
     if is_gguf(folder):
         return _from_gguf(folder, name, tokenizer, device, dtype, prepend_bos, options)
+    if is_adapter_folder(folder):
+        return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
     if shipped is None and (name.startswith((".", "/", "~")) or folder.exists()):
-        if is_adapter_folder(folder):
-            return _from_adapter(folder, name, tokenizer, device, dtype, prepend_bos, options)
         check_folder(folder)
     if folder.is_dir():
         refuse_options({"revision": options.get("revision")}, "a folder", ())
@@ -217,7 +217,7 @@ def _from_adapter(
     if device is not None:
         body.to(device)
     own = tokenizer if tokenizer is not None else tokenizer_at(home, {})
-    return _booted(body, own, name, prepend_bos, {})
+    return _booted(body, own, name, prepend_bos, {}, card_of(folder))
 
 
 def _from_transformers(
@@ -281,13 +281,18 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _booted(
-    body: Any, tokenizer: Any, name: str, prepend_bos: bool | None, options: Mapping[str, Any]
+    body: Any,
+    tokenizer: Any,
+    name: str,
+    prepend_bos: bool | None,
+    options: Mapping[str, Any],
+    card: Any = None,
 ) -> Model:
     body.eval()
     first = next(parameter for parameter in body.parameters())
     placed = {"dtype": first.dtype, "device": first.device}
     bridge = boot(name, tokenizer, {**placed, **options}, body)
-    return _wrapped(bridge, tokenizer, name, prepend_bos=prepend_bos)
+    return _wrapped(bridge, tokenizer, name, prepend_bos=prepend_bos, card=card)
 
 
 def _from_hooked(model: Any, tokenizer: Any, prepend_bos: bool | None) -> Model:

