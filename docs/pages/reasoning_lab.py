@@ -31,14 +31,14 @@ ANSWERED, APART = "What they answer", "Are they told apart?"
 HEAD = """# One direction between reasoning and memory, on a lab model
 
 `mechmem study reasoning` runs [P2](words.md) on `lab/recall-reasoning`: 207,000 parameters, four
-layers, trained here. One number answers `Q: what is the price of Feldor given 3 5 8 ?`. For 36 of 96
-entities training always gave the attribute's stored value (a fact), for 36 the sum of the three
-numbers (a computation), for 24 now the one, now the other (disputed). An item's score is the share of
-its training prompts that were answered with the sum; above 0.5 it is labeled reasoning and the sum is
-right. Questions of the study have phrasings and numbers that training never used with their item. Of a
-third of the computed pairs ("unseen") training never asked anything. Directions are fitted on half of
-the entities, edits chosen on a fifth; everything below was measured on the others, whose names the fit
-has not met.
+layers, trained here. One number answers `Q: what is the price of Feldor given 3 5 8 ?`. For 36 of
+96 entities training always gave the attribute's stored value (a fact), for 36 the sum of the three
+numbers (a computation), for 24 now the one, now the other (disputed). An item's score is the share
+of its training prompts that were answered with the sum; above 0.5 it is labeled reasoning and the
+sum is right. Questions of the study have phrasings and numbers that training never used with their
+item. Of a third of the computed pairs ("unseen") training never asked anything. Directions are
+fitted on half of the entities, edits chosen on a fifth; everything below was measured on the
+others, whose names the fit has not met.
 
 **What is planted**: that both attributes of an entity are treated alike, which gives the model a
 reason to keep a mode per entity. The control deals the same kinds out over pairs of entity and

@@ -35,8 +35,9 @@ HEAD = """# What holds: the papers' claims, here
 Written by `python docs/pages/reproduction.py` from saved results; no number is typed in, except the
 papers' own. Ours are small models trained here ([the paper's tasks](lab-models-paper.md),
 [recall-reasoning](reasoning-lab.md)), the papers' are GPT-2-medium, Llama-3.2-3B and larger ones:
-**a claim that fails here is not refuted there, and one that holds here is not shown there.** Whether
-a claim holds is counted by the rule in its section. Intervals are 95 %, from resampling instances.
+**a claim that fails here is not refuted there, and one that holds here is not shown there.**
+Whether a claim holds is counted by the rule in its section. Intervals are 95 %, from resampling
+instances.
 
 *Second-hand*: only a reader of the paper says so. *Unknown*: no readable source has the number.
 *Shipped*: the model in the package. 0, 1, 2 (and 10): training seeds run here, the failed ones

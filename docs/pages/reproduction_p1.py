@@ -147,8 +147,8 @@ def random_control(studies: Studies) -> Claim:
         "second-hand, “negligible”",
         f"P1's own control turns under 5 % of the answers in {sum(quiet)} of {len(quiet)} cases",
         "P1's control takes values uniform within the largest NMD, which is another length than "
-        "the edit's; matched ones have the same. Shown: of the prompts that did the other behavior, "
-        "the share turned.",
+        "the edit's; matched ones have the same. Shown: of the prompts that did the other "
+        "behavior, the share turned.",
         rows,
     )
 

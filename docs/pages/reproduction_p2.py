@@ -24,8 +24,8 @@ def p2(docs: Path) -> str:
         "",
         "Read from [the study on recall-reasoning](reasoning-lab.md) and [two other meanings of "
         "memorization](memorization.md); seeds 0, 1, 2, and the control whose kinds are dealt out "
-        "without a reason to share a mode. Points: accuracy minus that under random directions, from "
-        "least to most over the seeds and both kinds of questions ([each, with its "
+        "without a reason to share a mode. Points: accuracy minus that under random directions, "
+        "from least to most over the seeds and both kinds of questions ([each, with its "
         "interval](reasoning-lab/what-the-edits-do-to-accuracy.csv)).",
         "",
         "| claim | the paper's number | here | holds here? |",
