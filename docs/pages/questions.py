@@ -43,10 +43,10 @@ measures the section again whose picture has that name.
 
 Unless a section says otherwise: 600 pairs of prompts (`task.pairs(600, seed=1)`), divided by
 instance; fitted on {flips} flips of 60 % of the instances, measured on {test} prompts of the
-{groups} others. Two edits, fixed beforehand and not chosen on these prompts: **window** shifts block 0 at
-the cue words and the last token, each position by its own mean difference, alpha 1; **published**
-shifts the top 10 % of residual coordinates of all layers at the last position, ranked by
-correlation, alpha 1. A control is the same shift on as many random neurons, scaled to the same
+{groups} others. Two edits, fixed beforehand and not chosen on these prompts: **window** shifts
+block 0 at the cue words and the last token, each position by its own mean difference, alpha 1;
+**published** shifts the top 10 % of residual coordinates of all layers at the last position, ranked
+by correlation, alpha 1. A control is the same shift on as many random neurons, scaled to the same
 length. Intervals are 95 %, from resampling instances. In the snippets `edit` is one of the two,
 `test` those prompts, `acts` and `scores` the states and differences that they were fitted on,
 `seen` and `rates` what was observed; the script has how each was made.
