@@ -146,9 +146,10 @@ def studied(found: Sequence[Entry]) -> str:
     rows = [
         "## The studies",
         "",
-        "With the settings that the lab model ships with, study seed 0: everything is fitted on the "
-        "flips of 40 % of the pairs, edits are chosen on validation prompts and run once on test "
-        "prompts; no pair is in two parts. A study needs 10 training flips.",
+        "`mechmem study`, with the settings that the lab model ships with, study seed 0: "
+        "everything is fitted on the flips of 40 % of the pairs, edits are chosen on validation "
+        "prompts and run once on test prompts; no pair is in two parts. A study needs 10 training "
+        "flips.",
         "",
         *head("model", "training flips", "test flips", "steered test prompts", "CPU s"),
     ]
