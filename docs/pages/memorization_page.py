@@ -83,13 +83,13 @@ def how(study: MemorizationStudy, models: int, steps: int) -> str:
     items = study.table()
     return f"""## What was measured
 
-On [`recall-reasoning`](reasoning.md), seed 0. The items (entity and attribute) of half of the
-entities fit the direction toward reasoning, at `{study.site}`, the site at which one half of them
-separates the other best; the other {len(items)} items are scored, four questions each. Perturbed:
-one of the three numbers moved by one. Counterfactual: {models} models of {steps} steps, each
-trained without half of the scored items. Edits: the difference of means added at that site, both
+On [`recall-reasoning`](reasoning-lab.md), seed 0. The items (entity and attribute) of half of the
+entities fit the direction toward reasoning, at `{study.site}`, where one half of them separates the
+other best; the other {len(items)} items are scored, four questions each. Perturbed: one of the
+three numbers moved by one. Counterfactual: {models} models of {steps} steps, each trained
+without half of the scored items. Edits: the difference of means added at that site, both
 ways, and a random direction of the same length; in the small models along their own direction.
-This page was written by `python docs/pages/memorization_page.py`.
+Written by `python docs/pages/memorization_page.py`.
 
 ![Both scores per item against the projection](assets/memorization.png)
 """
