@@ -19,16 +19,15 @@ RUNS = {"seed 0": (0, 1.0), "seed 1": (1, 1.0), "seed 2": (2, 1.0), "strength 0"
 HEAD = """# The lab models, every seed
 
 The training seeds 0, 1 and 2 were fixed beforehand; all are shown. `lab/addition-cued` is seed 0,
-`lab/addition-uncued` is the negative control: the same seed trained with cue strength 0. This page
-is written by `python docs/pages/lab_models.py`, which trains all four from nothing.
+`lab/addition-uncued` is the negative control: the same seed trained with cue strength 0. Written by
+`python docs/pages/lab_models.py`, which trains all four from nothing. The models of the paper's own
+tasks have [a page of their own](lab-models-paper.md).
 
 The recipe (sizes, data design, schedule) was chosen on training seed 10, after an earlier one had
 been tried on seeds 0 to 2; it was then run on 0, 1 and 2 once, and nothing was changed afterwards.
 **The mode is planted**: in training, hidden weights of three cue words
 decide whether a special sum is answered with its label or with the truth. What is measured here is
 where a model keeps such a mode and whether it can be turned, not that models do so by themselves.
-
-The models of the paper's own tasks are on [a page of their own](lab-models-paper.md).
 """
 
 

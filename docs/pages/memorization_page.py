@@ -16,8 +16,8 @@ from mechmem.studies.memorization.run import MemorizationStudy, run_memorization
 HERE = Path(__file__).parents[1]
 HEAD = """# Two other meanings of memorization
 
-P2 asks which prompts need memory, P1 what a model did. The literature has two more meanings, and P2
-leaves open whether its direction has to do with them:
+[P2](words.md) asks which prompts need memory, [P1](words.md) what a model did. The literature has
+two more meanings, and P2 leaves open whether its direction has to do with them:
 
 - **perturbational**: an item is solved, and no longer when it changes a little. Per item: 0 where
   it is not solved, else the share of its perturbations that are not. The mean is
@@ -48,18 +48,18 @@ no multiple choice, so *none of the others* is not measured here.
 READING = """
 ## What it says
 
-Written for the run above. In this world **counterfactual** memorization and the direction go
-together: an item that lies further toward memory depends more on having been trained on, beyond
-what random directions show. Most of that is the difference between kinds (facts depend on their own
-training prompts, computations can be worked out without them); among facts alone and among
-computations alone no relation is seen, among disputed items there is one. Moving along the
-direction does not turn the score: it falls both ways alike, and more than under the one random
-direction that was tried; why was not looked into. **Perturbational**
-memorization is something else here: almost nothing that is solved breaks when a number changes by
-one, facts least of all, because their stored value never depended on the numbers. It has no
-relation to the direction, and its rise under edits cannot be told from the random direction's. So
-of the two meanings one is related to P2's direction and neither is steered by it, in a small model
-whose facts and sums we chose ourselves; it is an example, not a law.
+Written for the run above. **Counterfactual** memorization and the direction go together here: an
+item that lies further toward memory depends more on having been trained on, beyond what random
+directions show. Most of that is the difference between kinds (facts depend on their own training
+prompts, computations can be worked out without them); among facts alone and among computations
+alone no relation is seen, among disputed items there is one. Moving along the direction does not
+turn the score: it falls both ways alike, and more than under the one random direction that was
+tried; why was not looked into. **Perturbational** memorization is something else here: almost
+nothing that is solved breaks when a number changes by one, facts least of all, because their stored
+value never depended on the numbers. It has no relation to the direction, and its rise under edits
+cannot be told from the random direction's. So one of the two meanings is related to P2's direction
+and neither is steered by it, in a small model whose facts and sums we chose ourselves: an example,
+not a law.
 """
 
 
@@ -83,13 +83,13 @@ def how(study: MemorizationStudy, models: int, steps: int) -> str:
     items = study.table()
     return f"""## What was measured
 
-On [`recall-reasoning`](reasoning.md), seed 0. The items (entity and attribute) of half of the
-entities fit the direction toward reasoning, at `{study.site}`, the site at which one half of them
-separates the other best; the other {len(items)} items are scored, four questions each. Perturbed:
-one of the three numbers moved by one. Counterfactual: {models} models of {steps} steps, each
-trained without half of the scored items. Edits: the difference of means added at that site, both
+On [`recall-reasoning`](reasoning-lab.md), seed 0. The items (entity and attribute) of half of the
+entities fit the direction toward reasoning, at `{study.site}`, where one half of them separates the
+other best; the other {len(items)} items are scored, four questions each. Perturbed: one of the
+three numbers moved by one. Counterfactual: {models} models of {steps} steps, each trained
+without half of the scored items. Edits: the difference of means added at that site, both
 ways, and a random direction of the same length; in the small models along their own direction.
-This page was written by `python docs/pages/memorization_page.py`.
+Written by `python docs/pages/memorization_page.py`.
 
 ![Both scores per item against the projection](assets/memorization.png)
 """

@@ -37,20 +37,19 @@ RUNS = {
 HEAD = """# Questions a reviewer asks
 
 Each question has a function, a figure, and an answer of the shipped lab model `lab/addition-cued`.
-This page is written by `python docs/pages/questions.py`; `--only NAME` measures one section again
-(names in brackets). **The mode of the lab model is planted** (see [the lab models](lab-models.md)):
-the numbers show what the functions measure and how to read them, not what large models do.
+**Its mode is [planted](lab-models.md)**: the numbers show what the functions measure and how to
+read them, not what large models do. Written by `python docs/pages/questions.py`; `--only NAME`
+measures the section again whose picture has that name.
 
-Set-up of all sections, unless they say otherwise: 600 pairs of prompts (`task.pairs(600, seed=1)`),
-divided by instance; everything is fitted on {flips} flips of 60 % of the instances and measured on
-{test} prompts of the other {groups} instances. Two edits, fixed beforehand and not chosen on these
-prompts: **window** shifts block 0 at the cue words and the last token, each position by its own
-mean difference, alpha 1; **published** shifts the top 10 % of residual coordinates of all layers
-at the last position, ranked by correlation, alpha 1. Intervals are 95 %, from resampling instances.
-A control is the same shift on as many random neurons, scaled to the same length.
-In the snippets `edit` is one of the two, `test` those 480 prompts, `acts` and `scores` the states
-and the differences that they were fitted on, `seen` and `rates` what was observed; how each was
-made stands in `docs/pages/questions.py`.
+Unless a section says otherwise: 600 pairs of prompts (`task.pairs(600, seed=1)`), divided by
+instance; fitted on {flips} flips of 60 % of the instances, measured on {test} prompts of the
+{groups} others. Two edits, fixed beforehand and not chosen on these prompts: **window** shifts
+block 0 at the cue words and the last token, each position by its own mean difference, alpha 1;
+**published** shifts the top 10 % of residual coordinates of all layers at the last position, ranked
+by correlation, alpha 1. A control is the same shift on as many random neurons, scaled to the same
+length. Intervals are 95 %, from resampling instances. In the snippets `edit` is one of the two,
+`test` those prompts, `acts` and `scores` the states and differences that they were fitted on,
+`seen` and `rates` what was observed; the script has how each was made.
 """
 
 
@@ -158,16 +157,15 @@ def layers(scene: Scene) -> tuple[str, object]:
     }
     null = next(v for site, v in found.shuffled["mean_difference"].items() if site.layer == deepest)
     text = (
-        f"Share of the {found.chosen} chosen neurons after each block, and after the semicolon the "
-        f"share when the classes are exchanged within the pairs (mean and middle 95 % of 200 "
+        f"Share of the {found.chosen} chosen neurons after each block; after the semicolon "
+        f"when the classes are exchanged within the pairs (mean and middle 95 % of 200 "
         f"draws); n = {n.n} prompts in {n.groups} instances, an even spread is "
         f"{100 * next(iter(found.even.values())):.0f} %.\n\n"
         + table(["ranking", *(f"block {site.layer}" for site in found.even)], rows)
         + "\n\nStates grow with depth, so the raw mean difference favors late blocks whatever the "
-        f"classes are: with exchanged classes it puts {100 * null[0]:.0f} % of its choice into "
-        f"block {deepest}. The observed choice does not lie there "
-        f"({100 * last['mean_difference'].value:.0f} % by raw difference, "
-        f"{100 * last['correlation'].value:.0f} % by correlation)."
+        f"classes are: {100 * null[0]:.0f} % in block {deepest} with exchanged classes. The "
+        f"observed choice does not lie there ({100 * last['mean_difference'].value:.0f} %; by "
+        f"correlation {100 * last['correlation'].value:.0f} %)."
     )
     return text, plotting.layer_shares(found)
 
@@ -209,8 +207,8 @@ def graded(scene: Scene) -> tuple[str, object]:
             ],
             rows,
         )
-        + f"\n\nn = {len(scene.test)} prompts. The margin moves little by little, and turns back "
-        "for some prompts where the linearity is well below 1: the shift is graded, not a switch."
+        + f"\n\nn = {len(scene.test)} prompts. The shift is graded, not a switch; where the "
+        "linearity is well below 1, the margin of some prompts turns back."
     )
     return text, plotting.margin_response(found["window"])
 
@@ -249,8 +247,8 @@ def together(scene: Scene) -> tuple[str, object]:
         "block.\n\nEffects on the answer margin in nats, counted toward the class, "
         f"n = {len(scene.test)}:\n\n"
         + table(["toward", "kind", "all at once", "sum of the parts", "interaction"], rows)
-        + "\n\nAn interaction below 0 means that the parts partly replace each other; an interval "
-        "that holds 0, that they add up."
+        + "\n\nInteraction below 0: the parts partly replace each other; interval that holds 0: "
+        "they add up."
     )
     return text, plotting.interaction(effects)
 
@@ -343,8 +341,8 @@ def transfer(scene: Scene) -> tuple[str, object]:
     ]
     n = edits.change("sum shown", "sum shown", "memorized")
     text = (
-        "The lab model knows one task, so two kinds of its instances stand for two tasks: special "
-        "sets whose sum training showed, and special sets whose sum it never showed. Probe: "
+        "The lab model knows one task; special sets whose sum training showed and those whose sum "
+        "it never showed stand for two. Probe: "
         "accuracy on block 0, cue words and last token. Edit: *window*, change of the share beyond "
         f"the control. About {n.n} prompts in {n.groups} instances per cell; the diagonal is held "
         "out too.\n\n"
@@ -359,13 +357,13 @@ def transfer(scene: Scene) -> tuple[str, object]:
             ],
             rows,
         )
-        + "\n\nWhat the probe reads here stands in the prompt: a probe on the input tokens alone "
-        "does as well ([the lab models](lab-models.md)), so its transfer says that both kinds obey "
-        "the same cue words. The edit's transfer is the stronger evidence. Sets of other tasks, "
+        + "\n\nA probe on the input tokens alone does as well ([the lab models](lab-models.md)), "
+        "so the probe's transfer says that both kinds obey the same cue words. The edit's is the "
+        "stronger evidence. Sets of other tasks, "
         "each with refits: `mm.evaluation.compare_axes` ([a real model](real-model.md)). Between "
-        "models of the same shape trained from different seeds coordinates are not "
-        "aligned; `neuron_overlap` and `probe_transfer` refuse to compare them. An edit can be "
-        f"forced onto the other model. On training seed 1 (n = {len(prompts)} prompts):\n\n"
+        "models trained from different seeds coordinates are not aligned: `neuron_overlap` and "
+        "`probe_transfer` refuse to compare them, an edit can be forced onto the other model. "
+        f"On training seed 1 (n = {len(prompts)} prompts):\n\n"
         + table(
             [
                 "edit fitted on",
@@ -403,9 +401,9 @@ def costs(scene: Scene) -> tuple[str, object]:
     n = found["window"].values["unedited"]["kl"]
     text = (
         f"{n.n} ordinary sums of {n.groups} instances that training never showed. KL is from the "
-        "unedited to the edited distribution of the answer. This model was trained on its answers "
-        "only, so perplexity is that of the right answer; for a language model pass `texts=` and "
-        "get it per token of neutral text.\n\n"
+        "unedited to the edited distribution of the answer. Perplexity is that of the right "
+        "answer, since this model was trained on answers only; `texts=` gives it per token of "
+        "neutral text.\n\n"
         + table(
             ["edit", "setting", "KL (nats)", "accuracy", "change", "perplexity of the answer"], rows
         )
@@ -565,7 +563,7 @@ def partly(scene: Scene) -> tuple[str, object]:
         "Similarity of what was written to each answer (1: letter by letter), beside the "
         "similarity to another instance's answer.\n\n"
         + table(["model", "classified as", "answer", "similarity", "chance", "n"], rows)
-        + "\n\nAnswers of this task are one number, so nothing can be half written: what is "
+        + "\n\nAn answer is one number, so nothing can be half written: what is "
         "neither answer is about as similar to the memorized one as chance, and a shared digit "
         "looks like half an answer. Closer to the memorized answer than 95 % of chance, without "
         f"being it: {share(edited.partly('memorized'))} of the others under the edit. They share "
@@ -595,9 +593,9 @@ def training(scene: Scene) -> tuple[str, object]:
         )
         drawn[seed] = found
     text = (
-        "The comparison model is trained on the ordinary half of every batch alone: the same sums "
-        "in the same order, the same number of steps, no special prompt. 1,000 held-out sums "
-        "(`seed=1`; [the lab models](lab-models.md) draws others) per training seed.\n\n"
+        "The other model is trained on the ordinary half of every batch alone: the same sums, "
+        "order and number of steps, no special prompt. 1,000 held-out sums (`seed=1`; [the lab "
+        "models](lab-models.md) draws others) per training seed.\n\n"
         + table(
             [
                 "training seed",
@@ -658,8 +656,8 @@ def sizes(scene: Scene) -> tuple[str, object]:
             ],
             rows,
         )
-        + "\n\nOne to three trainings per size: differences between sizes that are no larger than "
-        "those between the seeds of one size say nothing about size."
+        + "\n\nOne to three trainings per size: differences no larger than those between the seeds "
+        "of one size say nothing about size."
     )
     return text, plotting.effect_by_model(found)
 
@@ -810,9 +808,9 @@ def main() -> None:
         print(f"measuring {section.name}", flush=True)
         text, figure = section.answer(scene)
         figures[section.name] = figure
-        image = f"![{section.title}](assets/questions/{section.name}.png)"
+        image = f"![{section.name}](assets/questions/{section.name}.png)"
         parts.append(
-            f"## {section.title}\n\n{section.asked} (`--only {section.name}`)\n\n"
+            f"## {section.title}\n\n{section.asked}\n\n"
             f"```py\n{section.code}\n```\n\n{image}\n\n{text}\n"
         )
     if asked.only is None:

@@ -27,17 +27,18 @@ RUNS = {
     "control": {"seed": 0, "shared": False},
 }
 OWN = {"reasoning": "toward reasoning", "memory": "toward memory"}
+ANSWERED, APART = "What they answer", "Are they told apart?"
 HEAD = """# One direction between reasoning and memory, on a lab model
 
-`mechmem study reasoning` runs P2 (arXiv 2503.23084) on `lab/recall-reasoning`: 207,000 parameters,
-four layers, trained here. A question is `Q: what is the price of Feldor given 3 5 8 ?` and one
-number answers it. For 36 of 96 entities training always gave the attribute's stored value (a
-fact), for 36 the sum of the three numbers (a computation), for 24 now the one, now the other
-(disputed). An item's score is the share of its training prompts that were answered with the sum;
-above 0.5 it is labeled reasoning and the sum is right. Every question of the study has a phrasing
-of its item and numbers that training never used. Of a third of the computed pairs ("unseen")
-training never asked anything. Directions are fitted on half of the entities, edits chosen on a
-fifth, and everything below was measured on the other entities, whose names the fit has not met.
+`mechmem study reasoning` runs [P2](words.md) on `lab/recall-reasoning`: 207,000 parameters, four
+layers, trained here. One number answers `Q: what is the price of Feldor given 3 5 8 ?`. For 36 of
+96 entities training always gave the attribute's stored value (a fact), for 36 the sum of the three
+numbers (a computation), for 24 now the one, now the other (disputed). An item's score is the share
+of its training prompts that were answered with the sum; above 0.5 it is labeled reasoning and the
+sum is right. Questions of the study have phrasings and numbers that training never used with their
+item. Of a third of the computed pairs ("unseen") training never asked anything. Directions are
+fitted on half of the entities, edits chosen on a fifth; everything below was measured on the
+others, whose names the fit has not met.
 
 **What is planted**: that both attributes of an entity are treated alike, which gives the model a
 reason to keep a mode per entity. The control deals the same kinds out over pairs of entity and
@@ -47,11 +48,10 @@ attribute, so that this reason is gone.
 design, and not again with the present one. In that design (24 entities, 8 attributes, kinds dealt
 out over pairs) the model of seed 0 recalled 99 % of its facts and computed 93 % of its sums, but
 kept no shared mode: directions from two halves of its items had cosines between -0.24 and 0.23 on
-average, and adding the direction changed nothing. That is why kinds now belong to entities. Then
-seeds 0, 1 and 2 were trained, once each; `lab/recall-reasoning` is seed 0. This page is
-written by `python docs/pages/reasoning_lab.py`.
+average, and adding the direction changed nothing. So kinds now belong to entities. Then seeds 0, 1
+and 2 were trained, once each; `lab/recall-reasoning` is seed 0.
 
-What held and what failed, counted over the seeds:
+Written by `python docs/pages/reasoning_lab.py`. Counted over the seeds:
 [what holds](reproduction.md#p2-from-the-pages-that-measured-it).
 """
 
@@ -73,13 +73,14 @@ def main() -> None:
         studies[name] = (manifest, mm.run_reasoning_study(mm.load_model(str(folder)), task=task))
     page = Path(__file__).parents[1] / "reasoning-lab.md"
     parts = [HEAD, behavior(studies), reading(studies), edits(studies), modes(studies)]
-    write_page(page, "\n".join([*parts, repairs(studies), answers(studies)]))
+    text = "\n".join([*parts, repairs(studies), answers(studies)])
+    write_page(page, text, keep=(ANSWERED, APART), long=4)
     print(f"wrote {page}")
 
 
 def behavior(studies: dict) -> str:
     rows = [
-        "## What they answer",
+        f"## {ANSWERED}",
         "",
         "Correct answers on 4,000 questions; in brackets the share answered with the sum.",
         "",
@@ -95,7 +96,7 @@ def behavior(studies: dict) -> str:
 
 def reading(studies: dict) -> str:
     rows = [
-        "## Are they told apart?",
+        f"## {APART}",
         "",
         "AUROC of the projection on test entities, with 95 % intervals over entities. Beside it "
         "the range of directions from shuffled labels at the last site, the input tokens alone, "
@@ -219,10 +220,17 @@ def wrong_mode(rows: Sequence[str]) -> list[str]:
 
 
 def answers(studies: dict) -> str:
-    rows = ["## What each study says", ""]
-    for name, (_, study) in studies.items():
-        rows += [f"**{name}.** {study.answer()}", ""]
-    return "\n".join(rows)
+    rows = [
+        "## What each study says",
+        "",
+        "The sentences at the top of the reports: where and how well the direction is read, and "
+        "what adding it does to accuracy.",
+        "",
+        "| model | its study |",
+        "|---|---|",
+    ]
+    rows += [f"| {name} | {study.answer()} |" for name, (_, study) in studies.items()]
+    return "\n".join([*rows, ""])
 
 
 def interval(row) -> str:

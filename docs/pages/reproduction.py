@@ -33,17 +33,16 @@ PAPER_FLIPS = 0.085
 HEAD = """# What holds: the papers' claims, here
 
 Written by `python docs/pages/reproduction.py` from saved results; no number is typed in, except the
-papers' own. *Second-hand* means that only a reader of the paper says so, *unknown* that no readable
-source has the number. Ours are small models trained here ([the lab models of the paper's
-tasks](lab-models-paper.md), [recall-reasoning](reasoning-lab.md)), the papers' are GPT-2-medium,
-Llama-3.2-3B and larger ones: **a claim that fails here is not refuted there, and one that holds
-here is not shown there.** Shares have 95 % intervals from resampling instances. *shipped* is the
-model in the package, the numbers 0, 1, 2 (and 10) are training seeds run here, the failed ones
-included; the recipe of `cipher` was chosen on seed 10. Whether a claim holds is counted by the rule
-that stands in its section.
+papers' own. Ours are small models trained here ([the paper's tasks](lab-models-paper.md),
+[recall-reasoning](reasoning-lab.md)), the papers' are GPT-2-medium, Llama-3.2-3B and larger ones:
+**a claim that fails here is not refuted there, and one that holds here is not shown there.**
+Whether a claim holds is counted by the rule in its section. Intervals are 95 %, from resampling
+instances.
 
-P1 is arXiv 2412.18497, P2 arXiv 2503.23084. v1 and v2 are the versions of P1; ICI is its `colors`,
-AA its `addition`.
+*Second-hand*: only a reader of the paper says so. *Unknown*: no readable source has the number.
+*Shipped*: the model in the package. 0, 1, 2 (and 10): training seeds run here, the failed ones
+included; the recipe of `cipher` was chosen on seed 10. [P1 and P2](words.md) are the papers, v1 and
+v2 the versions of P1; ICI is its `colors`, AA its `addition`.
 """
 
 

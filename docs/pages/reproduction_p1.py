@@ -147,8 +147,8 @@ def random_control(studies: Studies) -> Claim:
         "second-hand, “negligible”",
         f"P1's own control turns under 5 % of the answers in {sum(quiet)} of {len(quiet)} cases",
         "P1's control takes values uniform within the largest NMD, which is another length than "
-        "the edit's; matched ones have the same. Of the prompts that did the other behavior, the "
-        "share turned.",
+        "the edit's; matched ones have the same. Shown: of the prompts that did the other "
+        "behavior, the share turned.",
         rows,
     )
 
@@ -202,7 +202,7 @@ def halves(studies: Studies) -> Claim:
 
 
 def as_claim(claim: str, paper: str, here: str, rule: str, rows: Sequence[str]) -> Claim:
-    text = [f"### {claim}", "", f"**The paper:** {paper}. **Here:** {here}.", "", rule, "", *rows]
+    text = [f"### {claim}", "", rule, "", *rows]
     return (claim, paper, here), "\n".join([*text, ""])
 
 

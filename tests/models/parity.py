@@ -327,6 +327,7 @@ HEADS = {
     for on in (True, False)
 }
 COLUMNS = ("kind", "dtype", "family", *HEADS, "worst at")
+LACKING = ("why", "what was not measured", "families")
 
 
 def grid(measured: Sequence[Cell]) -> list[list[str]]:
@@ -353,23 +354,22 @@ def largest(rows: Sequence[Sequence[str]]) -> str:
     return "; ".join(f"{kind} {dtype} {most}" for (kind, dtype), most in said.items())
 
 
-def lacking(measured: Sequence[Cell]) -> str:
-    """What was not measured, by the reason."""
+def lacking(measured: Sequence[Cell]) -> list[list[str]]:
+    """What was not measured: a row per reason and families, as `LACKING` says."""
     families = dict.fromkeys(cell.family for cell in measured)
     found: dict[str, dict[str, dict[str, None]]] = {}
     for c in measured:
         if c.skipped:
             what = f"{c.kind}, {c.side} padding, cache {'on' if c.cached else 'off'}"
             found.setdefault(c.skipped, {}).setdefault(what, {})[c.family] = None
-    lines = []
+    rows = []
     for why, cells in sorted(found.items()):
         names: dict[str, list[str]] = {}
         for what, who in sorted(cells.items()):
             same = "all" if len(who) == len(families) else ", ".join(who)
             names.setdefault(same, []).append(what)
-        where = "; ".join(f"{'; '.join(whats)} ({who})" for who, whats in names.items())
-        lines.append(f"- {why}: {where}.")
-    return "\n".join(lines)
+        rows += [[why, "; ".join(whats), who] for who, whats in names.items()]
+    return rows
 
 
 def _worst_at(found: Sequence[Cell]) -> str:
@@ -400,22 +400,26 @@ def measure(title: str, best_prefixes: Sequence[str], hooked: bool, page: Path) 
             print("does not hold:", cell)
     held = sum(cell.holds and not cell.skipped for cell in measured)
     count = sum(not cell.skipped for cell in measured)
-    summary = f"{held} of {count} measured cells hold; {len(measured) - count} were not measured."
+    summary = f"{held} of {count} measured cells hold"
     print(title, summary)
     rows = grid(measured)
-    file = page.with_suffix("") / f"{title.replace(', ', '-')}.csv"
+    name = title.replace(", ", "-")
+    file = page.with_suffix("") / f"{name}.csv"
+    write_csv(file, COLUMNS, rows)
+    lacks = page.with_suffix("") / f"{name}-not-measured.csv"
+    write_csv(lacks, LACKING, lacking(measured))
+    return (
+        f"### {title}\n\n{summary} ([every cell]({page.stem}/{file.name})); "
+        f"{len(measured) - count} were not measured ([why]({page.stem}/{lacks.name})). "
+        f"Largest: {largest(rows)}.\n"
+    )
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table into a file beside the page."""
     file.parent.mkdir(exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
-    return said(title, summary, rows, f"{page.stem}/{file.name}", lacking(measured))
-
-
-def said(title: str, summary: str, rows: Sequence[Sequence[str]], link: str, why: str) -> str:
-    """The part of the page on one of TransformerLens's classes."""
-    return (
-        f"### {title}\n\n{summary} Largest: {largest(rows)}. Every cell: [{link}]({link}).\n\n"
-        f"Not measured:\n\n{why}\n"
-    )
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
 
 
 def main(path: str) -> None:
