@@ -64,7 +64,7 @@ def report(page: Page, view: View) -> str:
         figures["map"] = drawn(plotting.token_map(tables["map"]))
     if "dose" in tables:
         figures["dose"] = drawn(
-            show.dose(tables["dose"], view.strength, page.source.classes, "light")
+            show.dose(tables["dose"], view.strength, page.source.classes, view.toward, "light")
         )
     return render_page(
         "view.html", figures, source=page.source, view=view, tables=tables,

@@ -15,7 +15,7 @@ from mechmem.style import TOOLBAR
 
 TITLE = "Is it remembering or thinking?"
 WHERE = {
-    "each_step": "last prompt token and every new one",
+    "each_step": "last token and new ones",
     "last": "last prompt token",
     "prompt": "the whole prompt",
     "all": "every token",
@@ -57,19 +57,20 @@ def layout(source: Source) -> Any:
 
 def _top(source: Source) -> Any:
     study = source.study
-    about = f"mechmem open: {visible(source.model_name)}"
+    about = f"Model {visible(source.model_name)}"
     if study is not None:
-        about += f", {visible(study.task)}, seed {study.seed}"
+        about += f", task {visible(study.task)}, seed {study.seed}"
     planted = source.card.get("planted")
     parts: list[Any] = [html.P(source.verdict, className="verdict")]
     if planted:
         parts.append(
             html.P(
-                "Planted mode: the reason to switch was built into the training data of this model."
+                "Planted mode: this model was trained on purpose to do both, with a reason to "
+                "switch between them."
             )
         )
     limits = html.Ul([html.Li(visible(line)) for line in source.limits])
-    parts.append(html.Details([html.Summary("What this does not show"), limits]))
+    parts.append(html.Details([html.Summary("What this does not show"), limits], open=True))
     return html.Header(
         [
             html.P(about, className="kicker"),
@@ -106,6 +107,7 @@ def pick(
             dcc.Dropdown(
                 id=name, options=[{"value": k, "label": v} for k, v in options.items()],
                 value=value, clearable=False, searchable=len(options) > 12,
+                placeholder="my own prompt" if name == "question" else None,
             ),
         ],
         className="field", id=f"{name}-field", hidden=hidden,
@@ -146,8 +148,9 @@ def _ask(source: Source, view: View) -> Any:
     return _section(
         "ask",
         "Remembering or thinking?",
-        "Ask one question in up to eight wordings. What is written shows which it did; a margin "
-        "near 0 means that it hangs in the balance.",
+        "Ask one question in up to eight wordings. The answer tells which the model did; the "
+        "margin is how much likelier it finds one of the two answers than the other (log "
+        "probability, in nats): near 0 it hangs in the balance.",
         html.Div(
             [
                 pick(
@@ -189,8 +192,8 @@ def _where(source: Source, view: View) -> Any:
     return _section(
         "where",
         "Where?",
-        "Each cell is one token's state after one layer. Blank cells are no farther out than "
-        "random directions are. The direction was fitted at the last prompt token: read the last "
+        "Each cell is one token's state after one layer; blank ones lie no farther out than along "
+        "random directions. The direction was fitted at the last prompt token: read the last "
         "column first. A click chooses the site and the position for the push below.",
         html.Div(
             [choices("map", "The map shows", shown, view.map), pick("shown", "Of", which, "0")],
@@ -219,8 +222,9 @@ def _turn(source: Source, view: View) -> Any:
     return _section(
         "turn",
         "Turn it",
-        "Push the state and see whether the answer turns, beside a push of the same size that "
-        "has nothing of the contrast in it. Only what goes beyond that control is an effect.",
+        "Push the state and see whether the answer turns, beside a control: a push of the same "
+        "size in a direction that was not fitted to the two classes. Only what goes beyond the "
+        "control is an effect.",
         html.Div(
             [
                 html.Div(
@@ -274,8 +278,8 @@ def _keep() -> Any:
     return _section(
         "keep",
         "Keep it",
-        "What is on the screen, to go on with elsewhere. A file of a vector is added at every "
-        "position by the tool that reads it.",
+        "What is on the screen, as files. Tools that load a vector add it at every token, not only "
+        "at the positions chosen here.",
         html.Div(
             [
                 html.Button("Report (HTML)", id="save-report", className="plain"),
@@ -290,7 +294,7 @@ def _keep() -> Any:
         html.Div(id="saved", role="status"),
         html.P(
             [
-                "A link to this view: ",
+                "A link to this view, on this computer: ",
                 html.Code(id="link", className="prompt"),
                 dcc.Clipboard(target_id="link", title="Copy the link", n_clicks=0),
             ],
@@ -298,7 +302,7 @@ def _keep() -> Any:
         ),
         html.Details(
             [
-                html.Summary("The Python lines that do exactly this"),
+                html.Summary("The Python lines that give the three columns"),
                 html.Pre(id="lines", tabIndex="0"),
             ],
             open=True,

@@ -56,8 +56,8 @@ def python(head: Mapping[str, str], prompts: PromptSet, edit: str, control: str)
             f"control = mm.controls(edit, model)[{control!r}]",
             "unedited = mm.observe(model, prompts, task=task)",
             "edited = mm.evaluate(model, prompts, task=task, edit=edit).after",
-            "placebo = mm.evaluate(model, prompts, task=task, edit=control).after",
-            "print(edited.table())",
+            "controlled = mm.evaluate(model, prompts, task=task, edit=control).after",
+            "print(edited.table(), controlled.table())",
         ]
     )
 

@@ -173,8 +173,8 @@ class Page:
             for text in view.texts
         ]
         note = html.P(
-            "As the study saw it; the model is not loaded. Ask the model, or change anything, and "
-            "it is.",
+            "These are the study's own results; the model is not loaded yet. Ask it, or change "
+            "anything, and it is.",
             className="soft",
         )
         return said + [[]] * (MOST_WORDINGS - len(said)), Shown(note, True)
@@ -201,11 +201,14 @@ class Page:
             total = scores.total if scores is not None else 0
             beside = show.table(
                 neurons,
-                f"Neurons of {site} that differ most between the classes, ranked by |r| among all "
-                f"{total} that were scored. That one differs does not make it a cause.",
+                f"Not of this wording, but of the study: neurons of {site} that differ most "
+                f"between the classes, ranked by |r| among all {total} of every site that were "
+                "scored. A difference is not yet a cause.",
                 NEURON_COLUMNS,
             )
-        said, there = [html.P(show.map_words(found), className="found")], True
+        asked = self.done("ask", view)
+        outcome = asked[0].outcomes[min(view.shown, len(asked[0]) - 1)] if asked else None
+        said, there = [html.P(show.map_words(found, outcome), className="found")], True
         if len(view.texts) > 1:
             more = self.job("everywhere", view, window, wait=0.0)
             there = more.done.is_set()
@@ -239,7 +242,12 @@ class Page:
         if job.error:
             return self._refused(job.error, "ask", view), "# refused, see above"
         later = [self.job(name, view, window, wait=0.0) for name in ("cost", "beyond")]
-        parts = [show.columns(job.value, *(one.value for one in later))]
+        aim = view.toward
+        if view.strength < 0:
+            aim = next(name for name in self.source.classes if name != aim)
+        dosed = view.kind in DOSED and view.strength != 0
+        cost, beyond = (one.value for one in later)
+        parts = [show.columns(job.value, cost, beyond, aim if dosed else None)]
         parts += [show.refusal(one.error) for one in later if one.error]
         return Shown(parts, all(one.done.is_set() for one in later)), job.value.lines
 
@@ -260,7 +268,7 @@ class Page:
             return self._refused(job.error, "turn", view)
         if job.value["margin"].isna().all():
             return Shown(html.P("no margin: two answers are needed", className="soft"), True)
-        figure = show.dose(job.value, view.strength, self.source.classes, theme)
+        figure = show.dose(job.value, view.strength, self.source.classes, view.toward, theme)
         return Shown(show.graph(figure, "dose-figure", "Margin against strength"), True)
 
     def _saved_figure(self, name: str, theme: str) -> Shown:

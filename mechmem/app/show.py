@@ -96,7 +96,9 @@ def shares(table: pd.DataFrame, about: str) -> Any:
 
 def wording(seen: Observations, k: int, words: pd.DataFrame | None) -> list[Any]:
     """What the model did on one wording, and in gray what its words alone would predict."""
-    said = "" if words is None else f"words alone: {visible(words['predicted'].iloc[k])}"
+    said = (
+        "" if words is None else f"input words alone predict: {visible(words['predicted'].iloc[k])}"
+    )
     return [
         written(seen.completions[k]) if seen.reading == "text" else None,
         chip(seen.outcomes[k]),
@@ -114,8 +116,9 @@ def saved_wording(row: Any, classes: tuple[str, str]) -> list[Any]:
     ]
 
 
-def map_words(found: TokenMap) -> str:
-    """Where the map leaves the band of chance at the last token, in one sentence."""
+def map_words(found: TokenMap, outcome: str | None = None) -> str:
+    """Where the map leaves the band of chance at the last token, and whether the model's own
+    outcome on that wording lies on the other side."""
     last, margin = at_last(found.rows), found.unit == "nats"
     out = last[last["beyond"]]
     side = {True: found.toward, False: found.away}
@@ -138,11 +141,15 @@ def map_words(found: TokenMap) -> str:
             "At the last prompt token the margin goes beyond that of random directions after "
             f"{layers}. {own}"
         )
-    sides = " and the ".join(sorted({side[value > 0] for value in out["value"]}))
+    shown = sorted({side[value > 0] for value in out["value"]})
+    sides = " and the ".join(shown)
+    against = outcome in side.values() and outcome not in shown
     return (
         f"At the last prompt token this wording lies on the {sides} side, beyond random "
         f"directions, at {layers} (most: {most:.2f} {found.unit})."
-    )
+        + (f" Its answer is {visible(outcome)} all the same, which this does not explain."
+           if against else "")
+    )  # fmt: skip
 
 
 def everywhere_words(table: pd.DataFrame) -> str:
@@ -199,9 +206,14 @@ def plural(n: int, name: str) -> str:
     return f"{n} {name}{'' if n == 1 else 's'}"
 
 
-def columns(found: Turned, cost: pd.DataFrame | None, beyond: pd.DataFrame | None = None) -> Any:
-    """Unedited, edited and control, always together."""
-    names = ("Unedited", "Edited", f"Control: {found.name}, same size")
+def columns(
+    found: Turned,
+    cost: pd.DataFrame | None,
+    beyond: pd.DataFrame | None = None,
+    aim: str | None = None,
+) -> Any:
+    """Unedited, edited and control, always together; ``aim`` is the class that is pushed to."""
+    names = ("Unedited", "Edited", f"Control: {found.name}, same size, one draw")
     seen = (found.before, found.edit, found.control)
     reports = (None, *found.reports)
     parts = []
@@ -231,23 +243,27 @@ def columns(found: Turned, cost: pd.DataFrame | None, beyond: pd.DataFrame | Non
                 **{"aria-label": name},
             )
         )
-    said = " ".join([moved_words(found), beyond_words(beyond, found.before.behaviors)]).strip()
+    verdict = beyond_words(beyond, found.before.behaviors)
+    said = f"{verdict} {moved_words(found, aim)}".strip()
     return html.Div([html.P(said, className="found"), html.Div(parts, className="three")])
 
 
-def moved_words(found: Turned) -> str:
-    """What the push did beside its control, in one sentence."""
+def moved_words(found: Turned, aim: str | None = None) -> str:
+    """What the push did beside its control, and whether that was the other way than ``aim``."""
     n = len(found.before)
 
     def turned(one: Observations) -> str:
         count = sum(a != b for a, b in zip(found.before.outcomes, one.outcomes, strict=True))
         gap = float((one.margins - found.before.margins).mean())
-        moved = f", mean margin {abs(gap):.2f} nats toward {one.behaviors[int(gap < 0)]}"
+        side = one.behaviors[int(gap < 0)]
+        moved = f", the margin moved by {abs(gap):.2f} nats toward {side}"
+        if one is found.edit and aim is not None and side != aim:
+            moved += f", away from {aim}"
         if abs(gap) < 0.005:
             moved = ", margin unchanged"
         return f"{count} of {n} outcomes changed{moved if gap == gap else ''}"
 
-    return f"Edited: {turned(found.edit)}. Control: {turned(found.control)}, in one draw of it."
+    return f"Edited: {turned(found.edit)}. Control, in one draw of it: {turned(found.control)}."
 
 
 def beyond_words(table: pd.DataFrame | None, classes: tuple[str, str]) -> str:
@@ -259,14 +275,12 @@ def beyond_words(table: pd.DataFrame | None, classes: tuple[str, str]) -> str:
     if value != value or control["draws"] < 2:
         return ""
     inside = low <= value <= high
-    said = (
-        "inside the middle 95 % of {n} draws of the control: no more than they do."
-        if inside
-        else "outside the middle 95 % of {n} draws of the control, on the {side} side."
-    )
     side = visible(classes[int(value < low)])
-    return f"At strength {edit['strength']:g} the edit lies " + said.format(
-        n=int(control["draws"]), side=side
+    found = "No more than its control" if inside else "More than its control"
+    where = "inside" if inside else "outside"
+    return (
+        f"{found}: at strength {edit['strength']:g} the edit lies {where} the middle 95 % of "
+        f"{int(control['draws'])} draws{'' if inside else f', on the {side} side'}."
     )
 
 
@@ -284,7 +298,9 @@ def _kl(cost: pd.DataFrame | None, k: int) -> str:
     )
 
 
-def dose(frame: pd.DataFrame, now: float, classes: tuple[str, str], theme: str) -> go.Figure:
+def dose(
+    frame: pd.DataFrame, now: float, classes: tuple[str, str], toward: str, theme: str
+) -> go.Figure:
     """The mean margin of the wordings against the strength, beside the band of the control."""
     fig = go.Figure()
     control = frame[frame["kind"] == "control"]
@@ -313,7 +329,11 @@ def dose(frame: pd.DataFrame, now: float, classes: tuple[str, str], theme: str) 
     fig.add_vline(x=now, line={"color": GRAY, "width": 1, "dash": "dot"})
     fig.add_hline(y=0, line={"color": GRAY, "width": 1})
     first, second = (visible(one).replace("<", "&lt;") for one in classes)
-    fig.update_xaxes(title="strength, in distances between the classes", range=[-3.2, 3.2])
+    aim = visible(toward).replace("<", "&lt;")
+    fig.update_xaxes(
+        title=f"strength, in distances between the classes; to the right: pushed toward {aim}",
+        range=[-3.2, 3.2],
+    )
     fig.update_yaxes(title=f"margin, nats<br>← {second} | {first} →", zeroline=False)
     n = int(frame["wordings"].iloc[0])
     about = f"mean over {plural(n, 'wording')}; dotted: the strength that is set"

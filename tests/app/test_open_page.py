@@ -84,7 +84,7 @@ def test_words_are_those_of_the_api(view) -> None:
     pd.testing.assert_frame_equal(words, fitted.predict(live.model, prompts))
     said, below = page().words(view, "test")
     for k, one in enumerate(said[: len(seen)]):
-        assert f"words alone: {words['predicted'][k]}" in text_of(one)
+        assert f"input words alone predict: {words['predicted'][k]}" in text_of(one)
         assert show.nats(own.margins[k], seen.behaviors) in text_of(one)
     for row in table.itertuples():
         assert show.share_with_interval(row) in text_of(below.parts)
@@ -130,7 +130,7 @@ def test_the_lines_that_are_shown_give_what_is_shown(kind, view) -> None:
     for own, seen in (
         (names["unedited"], turned.before),
         (names["edited"], turned.edit),
-        (names["placebo"], turned.control),
+        (names["controlled"], turned.control),
     ):
         assert own.completions == seen.completions
         assert own.outcomes == seen.outcomes
@@ -208,7 +208,7 @@ def test_the_dose_response_is_recomputed_one_by_one(view) -> None:
         np.testing.assert_allclose(
             [band["margin_low"], band["margin_high"]], np.quantile(draws, (0.025, 0.975)), atol=1e-4
         )
-    figure = show.dose(table, 1.0, page().source.classes, "light")
+    figure = show.dose(table, 1.0, page().source.classes, "memorized", "light")
     assert list(figure.data[2].y) == list(table[table["kind"] == "edit"]["margin"])
 
 

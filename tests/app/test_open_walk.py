@@ -74,14 +74,14 @@ def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: P
     now = float(tab.js("document.getElementById('strength').value"))
     tab.until(f"document.getElementById('strength-said').innerText === '{now:g}'")
     tab.until(f"document.getElementById('lines').innerText.includes('alpha={now}')")
-    said = f"At strength {now:g} the edit lies"
+    said = f"at strength {now:g} the edit lies"
     tab.until(f"document.getElementById('columns').innerText.includes('{said}')")
     tab.until(READY)
     assert tab.text("columns") != before
     view = View.from_link(tab.text("link"))
     turned = opened.page.done("turn", view)
     heads = tab.js("[...document.querySelectorAll('.three h3')].map(one => one.innerText)")
-    assert heads == ["Unedited", "Edited", f"Control: {turned.name}, same size"]
+    assert heads == ["Unedited", "Edited", f"Control: {turned.name}, same size, one draw"]
     for k, seen in enumerate((turned.before, turned.edit, turned.control)):
         column = tab.js(f"document.querySelectorAll('.three section')[{k}].innerText")
         assert f"{abs(seen.margins[0]):.2f} nats toward" in column

@@ -162,7 +162,7 @@ def test_it_says_whether_the_push_did_more_than_all_draws_of_its_control(window:
         drawn = [margin(mm.controls(edit, live.model, seed=k)[name]) for k in range(10)]
         low, high = np.quantile(drawn, (0.025, 0.975))
         inside = low <= margin(edit) <= high
-        said = f"At strength {strength:g} the edit lies {'inside' if inside else 'outside'} the"
+        said = f"at strength {strength:g} the edit lies {'inside' if inside else 'outside'} the"
         assert said in window.text("columns")
 
 
@@ -275,14 +275,31 @@ def test_small_words() -> None:
         }
     )  # fmt: skip
     said = show.beyond_words(rows, ("memorized", "generalized"))
-    assert said.endswith(
-        "outside the middle 95 % of 10 draws of the control, on the memorized side."
+    assert said == (
+        "More than its control: at strength 1.5 the edit lies outside the middle 95 % of 10 draws, "
+        "on the memorized side."
     )
-    assert "no more than they do" in show.beyond_words(
+    assert "No more than its control: " in show.beyond_words(
         rows.assign(margin=[0.5, 0.0]), ("memorized", "generalized")
     )
     assert show.beyond_words(rows.assign(draws=1), ("a", "b")) == ""
     assert (show.plural(1, "token"), show.plural(2, "token")) == ("1 token", "2 tokens")
+
+
+def test_what_lies_on_the_other_side_is_said() -> None:
+    view = replace(page().source.first_view(), live=True, strength=1.0)
+    turned = page().job("turn", view, "sides", 120.0).value
+    gap = float((turned.edit.margins - turned.before.margins).mean())
+    classes = turned.before.behaviors
+    went, other = classes[int(gap < 0)], classes[int(gap > 0)]
+    assert f"nats toward {went}, away from {other}; " not in show.moved_words(turned, went)
+    assert f"nats toward {went}, away from {other}. " in show.moved_words(turned, other)
+    found = page().job("map", view, "sides", 120.0).value
+    last = found.rows[found.rows["position"] == found.rows["position"].max()]
+    one_side = last.assign(value=abs(last["value"]) + 1, band_low=-0.1, band_high=0.1)
+    shown = replace(found, rows=one_side)
+    assert "which this does not explain" not in show.map_words(shown, found.toward)
+    assert f"Its answer is {found.away} all the same" in show.map_words(shown, found.away)
 
 
 def test_a_push_that_moves_nothing_says_so() -> None:

@@ -12,7 +12,7 @@ from benchmarks.__main__ import available, main, run_one
 from benchmarks.setting import Options, Timing, paired, result
 
 KEYS = {"benchmark", "shape", "ratio", "target", "holds", "equality", "note"}
-IN_PROCESS = ("extraction", "generation", "length", "p1_grid", "prefixes")
+IN_PROCESS = ("extraction", "generation", "length", "long_answers", "p1_grid", "prefixes")
 
 
 def test_the_benchmarks_are_found_by_their_names() -> None:
