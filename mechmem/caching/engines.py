@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 
 from mechmem.caching.parts import parts_of
 from mechmem.caching.shards import Engine, Job, make_here
-from mechmem.errors import ArtifactError, ModelError, did_you_mean
+from mechmem.errors import ArtifactError, ModelError
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.quiet import quiet_transformers
@@ -33,12 +33,11 @@ def engine_for(again: Callable[..., Any], given: Mapping[str, Any]) -> Engine | 
     Raises:
         ModelError: For an unknown engine, without Ray, and for a model that only this process has.
     """
-    engine, model, known = given["engine"], given["model"], ("process", "ray")
+    engine, model = given["engine"], given["model"]
     if engine == "process" or callable(engine):
         return engine if callable(engine) else None
-    if engine not in known:
-        hint = did_you_mean(engine, known)
-        raise ModelError(f"{engine!r:.80} is not an engine; there are 'process' and 'ray'.{hint}")
+    if engine != "ray":
+        raise ModelError(f"{engine!r:.80} is not an engine; there are 'process' and 'ray'.")
     imported_ray()
     if not model.loaded or model.interventions or model.tokens.truncate:
         raise ModelError(
@@ -64,15 +63,23 @@ def _over_ray(
     jobs: Sequence[Job], model: Model, again: Callable[..., Any], progress: Progress
 ) -> None:
     left = {str(job.path().absolute()): job for job in jobs if job.missing()}
+    if not left:
+        return
     rows = {name: sum(len(work.rows) for work in job.works) for name, job in left.items()}
     gpus = len({p.device for p in model.tl.parameters() if p.device.type == "cuda"})
     cpus = 1 if gpus else torch.get_num_threads()
     about = (model.loaded, model.info, again, torch.get_num_threads())
-    with _connected() as ray, told(progress, sum(rows.values()), "extracting") as tell:
+    ray = imported_ray()
+    with ExitStack() as stack, told(progress, sum(rows.values()), "extracting") as tell:
+        if not ray.is_initialized():
+            _connect(ray)
+            stack.callback(ray.shutdown)
         kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Worker)
         workers = [kind.remote(*about) for _ in range(min(_room(ray, cpus, gpus), len(left)))]
+        for worker in workers:
+            stack.callback(ray.kill, worker)
+        pool = ray.util.ActorPool(workers)
         try:
-            pool = ray.util.ActorPool(workers)
             for name in pool.map_unordered(lambda worker, shard: worker.make.remote(shard), left):
                 tell(rows[name], sum(work.computed for work in left[name].works))
         except ray.exceptions.RayTaskError as error:
@@ -80,28 +87,15 @@ def _over_ray(
         except ray.exceptions.RayActorError as error:
             why = " ".join(str(error).split())
             raise ModelError(f"A worker died four times: {why:.300} Run it again.") from error
-        finally:
-            for worker in workers:
-                ray.kill(worker)
 
 
-@contextmanager
-def _connected() -> Iterator[Any]:
-    """Ray; a connection that is made for this ends with it, and so does a cluster."""
-    ray = imported_ray()
-    begun = not ray.is_initialized()
-    if begun:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-        except (OSError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "here")
-            raise ModelError(f"{where!r} is not a Ray cluster to join: {error!s:.300}") from error
+def _connect(ray: Any) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        yield ray
-    finally:
-        if begun:
-            ray.shutdown()
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    except (OSError, RuntimeError, ValueError) as error:
+        where = os.environ.get("RAY_ADDRESS", "here")
+        raise ModelError(f"{where!r} is not a Ray cluster to join: {error!s:.300}") from error
 
 
 def _room(ray: Any, cpus: int, gpus: int) -> int:
