@@ -38,7 +38,7 @@ def engine_for(again: Callable[..., Any], given: Mapping[str, Any]) -> Engine | 
         return engine if callable(engine) else None
     if engine != "ray":
         raise ModelError(f"{engine!r:.80} is not an engine; there are 'process' and 'ray'.")
-    imported_ray()
+    ray = imported_ray()
     if not model.loaded or model.interventions or model.tokens.truncate:
         raise ModelError(
             f"{model.name!r} is not a model that another process can load: it came from memory, is "
@@ -47,7 +47,7 @@ def engine_for(again: Callable[..., Any], given: Mapping[str, Any]) -> Engine | 
         )
     own = ("engine", "model", "prompts", "folder", "rank", "world", "progress")
     same = partial(again, **{name: given[name] for name in given if name not in own})
-    return partial(_over_ray, model=model, again=same, progress=given["progress"])
+    return partial(_over_ray, ray=ray, model=model, again=same, progress=given["progress"])
 
 
 def imported_ray() -> Any:
@@ -59,9 +59,7 @@ def imported_ray() -> Any:
     return ray
 
 
-def _over_ray(
-    jobs: Sequence[Job], model: Model, again: Callable[..., Any], progress: Progress
-) -> None:
+def _over_ray(jobs: Sequence[Job], ray: Any, model: Model, again: Any, progress: Progress) -> None:
     left = {str(job.path().absolute()): job for job in jobs if job.missing()}
     if not left:
         return
@@ -69,7 +67,6 @@ def _over_ray(
     gpus = len({p.device for p in model.tl.parameters() if p.device.type == "cuda"})
     cpus = 1 if gpus else torch.get_num_threads()
     about = (model.loaded, model.info, again, torch.get_num_threads())
-    ray = imported_ray()
     with ExitStack() as stack, told(progress, sum(rows.values()), "extracting") as tell:
         if not ray.is_initialized():
             _connect(ray)
@@ -94,8 +91,8 @@ def _connect(ray: Any) -> None:
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
     except (OSError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS", "here")
-        raise ModelError(f"{where!r} is not a Ray cluster to join: {error!s:.300}") from error
+        at = os.environ.get("RAY_ADDRESS", "here")
+        raise ModelError(f"{at!r} is not a Ray cluster to join: {error!s:.300}") from error
 
 
 def _room(ray: Any, cpus: int, gpus: int) -> int:
