@@ -24,7 +24,7 @@ TL3 = tests/models tests/caching tests/patching tests/evaluation tests/sweeps te
 CORE = -m "not notebook and not browser and not docs and not real and not tl4" $(TL3)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real test check format test-fast test-tl3 peers wheel-check bench attack calibrate docs notebooks render-notebooks clean
+.PHONY: help install demo real test check format test-fast test-tl3 test-ray peers wheel-check bench attack calibrate docs notebooks render-notebooks clean
 
 help:
 	@echo "make demo       install into $(VENV) if needed, then ask a shipped model the whole question"
@@ -34,6 +34,7 @@ help:
 	@echo "make check      ruff (lint and format) and mypy --strict"
 	@echo "make test-fast  the quick part of the test suite"
 	@echo "make test-tl3   what stands on TransformerLens itself, on 3.9, in $(VENV3)"
+	@echo "make test-ray   extraction on a Ray cluster of two workers, one of which dies"
 	@echo "make notebooks  run every notebook; make render-notebooks also writes their outputs"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
@@ -90,6 +91,11 @@ test-fast: $(VENV)/installed
 test-tl3: $(VENV3)/installed
 	$(PY3) $(PYTEST) $(CORE)
 	MECHMEM_TEST_CLASS=HookedTransformer $(PY3) $(PYTEST) $(HOOKED)
+
+# Ray is no part of `make install`; from now on it is in $(VENV), and `make test` has these tests too.
+test-ray: $(VENV)/installed
+	@$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[ray]"
+	$(PY) -m pytest -m ray
 
 # BENCH="extraction generation" runs some; the rivals' environment is made in .bench/.
 bench: $(VENV)/installed

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 from collections.abc import Generator, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import helpers
@@ -62,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker(f"tl{major}") is not None and major != TL_MAJOR:
                 reason = f"needs TransformerLens {major}, this environment has {TL_MAJOR}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("ray") is not None and find_spec("ray") is None:
+            item.add_marker(pytest.mark.skip(reason="Ray is not installed; run `make test-ray`"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -69,7 +69,7 @@ def test_the_settings_that_counted_lie_beside_the_result_and_do_it_again(run, tm
     saved = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     assert saved == {
         "command": "extract", **settings, "positions": "last", "bootstrap": 0, "seed": 3,
-        "dry_run": False,
+        "engine": "process", "dry_run": False,
     }  # fmt: skip
     again = run("extract", "--config", tmp_path / "one" / "config.yaml", "--out", tmp_path / "two")
     assert again[0] == 0, again[2]

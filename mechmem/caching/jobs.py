@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mechmem.caching.activations import check_dtype, class_names
 from mechmem.caching.bootstrap import Bootstrap
+from mechmem.caching.engines import engine_for
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
-from mechmem.caching.shards import described_edits, run_shards
+from mechmem.caching.shards import Engine, described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
@@ -41,6 +42,7 @@ def extract_activations(
     share_prefixes: bool = True,
     rank: int | None = None,
     world: int | None = None,
+    engine: str | Engine = "process",
     progress: Progress = None,
 ) -> ActivationStore:
     """Read the states of every prompt into a folder.
@@ -56,6 +58,9 @@ def extract_activations(
         folder: Where to; on a file system that all processes see.
         shard_rows: Most prompts in a shard (one batch always fits): the work that a kill can lose.
         rank, world: This process's share; default ``RANK`` and ``WORLD_SIZE``, else everything.
+        engine: ``"process"``, or ``"ray"``: actors on the cluster that Ray is connected to (else on
+            that of ``RAY_ADDRESS``, else on this machine) load the model by its name and make the
+            shards; ``progress`` then hears of whole shards.
 
     Returns:
         The store; ``complete`` is False while other processes are still at work.
@@ -63,9 +68,12 @@ def extract_activations(
     Raises:
         ArtifactError: When the folder was begun with other settings, or knows an id with another
             text.
+        ModelError: For an engine that does not exist, that cannot load this model, or whose worker
+            died four times.
         PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
     """
     check_dtype(dtype)
+    spread = engine_for(extract_activations, locals())
     asked = model.encode(prompts, "extract")
     wanted = model.sites(sites)
     require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
@@ -94,7 +102,10 @@ def extract_activations(
         **_settings(model, "activations", wanted, positions, token_budget, share_prefixes),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    run_shards(model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world)
+    run_shards(
+        model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world,
+        engine=spread,
+    )  # fmt: skip
     return ActivationStore(folder)
 
 
@@ -114,6 +125,7 @@ def extract_moments(
     share_prefixes: bool = True,
     rank: int | None = None,
     world: int | None = None,
+    engine: str | Engine = "process",
     progress: Progress = None,
 ) -> Moments | None:
     """Statistics per class into a folder, shard by shard; `merge_moments` adds them up.
@@ -121,11 +133,12 @@ def extract_moments(
     Args:
         by, covariance, bootstrap, seed: As in `cache_moments`.
         model, prompts, folder, sites, positions, token_budget, shard_rows, share_prefixes, rank,
-            world, progress: As in `extract_activations`.
+            world, engine, progress: As in `extract_activations`.
 
     Returns:
         The merged moments, or ``None`` while shards of other processes are missing.
     """
+    spread = engine_for(extract_moments, locals())
     asked = model.encode(prompts, "extract")
     if not any(class_names(asked, by)):
         raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
@@ -157,7 +170,10 @@ def extract_moments(
         "covariance": sorted(site.key for site in full),
         "bootstrap": [bootstrap, seed] if bootstrap else None,
     }
-    run_shards(model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world)
+    run_shards(
+        model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world,
+        engine=spread,
+    )  # fmt: skip
     return merge_moments(folder) if not any(part.missing() for part in parts_of(folder)) else None
 
 

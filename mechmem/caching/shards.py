@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def run_shards(
     shard_rows: int,
     rank: int | None,
     world: int | None,
+    engine: Engine | None = None,
 ) -> None:
     """Run this process's share of what is missing, old parts first.
 
@@ -74,6 +76,7 @@ def run_shards(
         make: Makes one shard's tensors from its batches and rows.
         shard_rows: Most prompts in a shard; one batch always fits.
         rank, world: Default ``RANK`` and ``WORLD_SIZE``.
+        engine: Has the shards made elsewhere.
 
     Raises:
         ArtifactError: When the folder was made with other settings, or knows a prompt's id with
@@ -83,14 +86,14 @@ def run_shards(
     mine, every = share_of_work(rank, world)
     whole_number(shard_rows, "shard_rows", error=ArtifactError)
     whole_number(settings["token_budget"], "token_budget", error=ModelError)
-    jobs: list[_Job] = []
+    jobs: list[Job] = []
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)
 
     def begin(part: Part, tokenized: Sequence[TokenizedPrompt], plan: PassPlan) -> None:
         works = list(_shards(plan, shard_rows))
         shards = dealt(works, every, pass_cost(model.backend))[mine]
-        jobs.extend(_Job(part, tokenized, plan, works[shard], shard) for shard in shards)
+        jobs.extend(Job(part, tokenized, plan, works[shard], shard, make) for shard in shards)
 
     for part in known:
         check_settings(part, own)
@@ -139,18 +142,11 @@ def run_shards(
             part = same[0]
         begin(part, tokenized, plan)
         break
-    # Ranks have their own; whoever has no rank takes what nobody else is at.
-    free = shared_out(jobs, _Job.path, _Job.missing)
-    with closing(free):
-        for job in free if every == 1 else jobs:
-            if job.missing():
-                part, shard = job.part, job.shard
-                made = make(part, job.tokenized, job.plan, job.works, part.rows[shard])
-                part.write(shard, made)
+    (engine or partial(make_here, alone=every > 1))(jobs)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One shard that is to be made."""
 
     part: Part
@@ -158,12 +154,29 @@ class _Job:
     plan: PassPlan
     works: Sequence[PlannedBatch]
     shard: int
+    make: Callable[..., Any]
 
     def path(self) -> Path:
         return self.part.path(self.shard)
 
     def missing(self) -> bool:
         return not self.path().is_file()
+
+
+Engine = Callable[[Sequence[Job]], object]
+"""Sees to it that shards are made."""
+
+
+def make_here(jobs: Sequence[Job], alone: bool = False) -> None:
+    """Make what is missing. Ranks have their own shards; whoever is not ``alone`` with these takes
+    what nobody else is at."""
+    free = shared_out(jobs, Job.path, Job.missing)
+    with closing(free):
+        for job in jobs if alone else free:
+            if job.missing():
+                part, shard = job.part, job.shard
+                made = job.make(part, job.tokenized, job.plan, job.works, part.rows[shard])
+                part.write(shard, made)
 
 
 def _after(known: Sequence[Part], folder: Path) -> Path:

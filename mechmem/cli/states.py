@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,13 @@ from mechmem.cli.app import Seed, command, progress_bar
 from mechmem.cli.asking import read_prompts
 from mechmem.cli.config import save_config
 from mechmem.cli.output import say
+
+
+class Engine(StrEnum):
+    """Who does the work."""
+
+    process = "process"
+    ray = "ray"
 
 
 @command()
@@ -38,6 +47,12 @@ def extract(
     ] = None,
     bootstrap: Annotated[int, typer.Option(help="Replicates, with --by.")] = 0,
     seed: Seed = 0,
+    engine: Annotated[
+        Engine, typer.Option(help="Who does the work: this process, or actors on a Ray cluster.")
+    ] = Engine.process,
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster; default RAY_ADDRESS, or one started here.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
 ) -> None:
     """Read a model's states on prompts into a folder; under torchrun every rank does its share.
@@ -55,6 +70,10 @@ def extract(
             "replicates are kept of statistics per class only: give --by, or leave it out",
             param_hint="--bootstrap",
         )
+    if address is not None:
+        if engine != "ray":
+            raise typer.BadParameter("only --engine ray has a cluster", param_hint="--address")
+        os.environ["RAY_ADDRESS"] = address
     asked = read_prompts(prompts)
     wanted = [Site.from_key(name) if "." in name else name for name in sites or ["resid_post"]]
     with progress_bar("loading"):
@@ -63,14 +82,14 @@ def extract(
         say(plan_extraction(loaded, asked, sites=wanted, positions=positions))
     elif by is None:
         store = extract_activations(
-            loaded, asked, out, sites=wanted, positions=positions, progress=True
+            loaded, asked, out, sites=wanted, positions=positions, engine=engine, progress=True
         )
         save_config(out)
         say(store)
     else:
         found = extract_moments(
             loaded, asked, out, by=by, sites=wanted, positions=positions, bootstrap=bootstrap,
-            seed=seed, progress=True,
+            seed=seed, engine=engine, progress=True,
         )  # fmt: skip
         save_config(out)
         say(f"{out}: {found.counts if found else 'other ranks are still at work'}")

@@ -7,6 +7,7 @@ import copy
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,11 @@ def load_model(
         raise ModelError(
             "consume=True is for in-memory models; a model on disk stays as it is. Leave it out."
         )
-    return _from_name(os.fspath(source), tokenizer, device, dtype, prepend_bos, options)
+    name = os.fspath(source)
+    made = _from_name(name, tokenizer, device, dtype, prepend_bos, options)
+    path = Path(name).expanduser()
+    again = {**given, "source": str(path.absolute()) if path.exists() else name}
+    return replace(made, loaded={key: value for key, value in again.items() if value is not None})
 
 
 def _check_choices(tokenizer: Any, options: Mapping[str, Any]) -> None:

@@ -84,6 +84,8 @@ class Model:
         name: What it was loaded from.
         card: The manifest of a lab model, shipped or trained again, else empty.
         interventions: Edits in force (see `mechmem.patched`).
+        loaded: The arguments of `load_model` that make it again in another process; empty for a
+            model that came from memory.
     """
 
     backend: Backend
@@ -91,6 +93,7 @@ class Model:
     name: str
     card: Mapping[str, Any] = field(default_factory=dict)
     interventions: tuple[Intervention, ...] = ()
+    loaded: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def wrap(
