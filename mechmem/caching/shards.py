@@ -23,7 +23,6 @@ from mechmem.caching.parts import (
     parts_of,
     unknown_prompts,
 )
-from mechmem.claims import shared_out
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
 from mechmem.kinds import natural, whole_number
 from mechmem.models.engine.batching import PlannedBatch
@@ -33,6 +32,7 @@ from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
+from mechmem.work_claims import shared_out
 
 
 def share_of_work(rank: int | None = None, world: int | None = None) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class _Unit:
 
     @property
     def state(self) -> str:
-        from mechmem.claims import claim_of, is_stale
+        from mechmem.work_claims import claim_of, is_stale
 
         if self.made is not None:
             return "done"

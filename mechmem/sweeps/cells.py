@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from mechmem.caching.shards import share_of_work
-from mechmem.claims import shared_out
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.evaluation.many import Bench
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
@@ -33,6 +32,7 @@ from mechmem.sweeps.digests import Digests, setting_digest
 from mechmem.sweeps.store import CellStore, Done
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
+from mechmem.work_claims import shared_out
 
 CELLS_TOGETHER = 16
 """Cells that run together; the most that a kill can lose."""

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 import mechmem as mm
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching import parts, shards
-from mechmem.claims import claim_of
 from mechmem.cli.status import _table
 from mechmem.manifests import sealed
+from mechmem.work_claims import claim_of
 from mechmem.writing import new_folder, whole_file, write_text
 
 OPTIONS = {"sites": ["resid_post"], "token_budget": 40, "shard_rows": 5}

@@ -17,8 +17,8 @@ from test_store import KillAfter, hashes
 
 import mechmem as mm
 from mechmem import claims
-from mechmem.claims import claim_of, claimed, is_stale, shared_out
 from mechmem.cli.status import _table
+from mechmem.work_claims import claim_of, claimed, is_stale, shared_out
 from mechmem.writing import HERE
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
