@@ -27,7 +27,7 @@ FLOORS = {
     "style": 0,
     "manifests": 0,
     "writing": 0,
-    "claims": 0,
+    "work_claims": 0,
     "artifacts": 0,
     "tasks": 1,
     "models": 2,

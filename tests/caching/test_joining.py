@@ -16,7 +16,7 @@ from helpers import bench, contrast_set
 from test_store import KillAfter, hashes
 
 import mechmem as mm
-from mechmem import claims
+from mechmem import work_claims
 from mechmem.cli.status import _table
 from mechmem.work_claims import claim_of, claimed, is_stale, shared_out
 from mechmem.writing import HERE
@@ -67,7 +67,7 @@ class TestClaims:
         assert not list(tmp_path.iterdir())
 
     def test_it_is_touched_while_its_worker_lives(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(claims, "TOUCHED_EVERY", 0.02)
+        monkeypatch.setattr(work_claims, "TOUCHED_EVERY", 0.02)
         with claimed(tmp_path / "unit"):
             os.utime(claim_of(tmp_path / "unit"), (0, 0))
             time.sleep(0.3)
@@ -77,10 +77,10 @@ class TestClaims:
         ("host", "alive", "age", "stale"),
         [
             ("elsewhere", False, 0.0, False),
-            ("elsewhere", False, claims.STALE_CLAIM + 5, True),
+            ("elsewhere", False, work_claims.STALE_CLAIM + 5, True),
             (HERE, False, 0.0, True),
             (HERE, True, 0.0, False),
-            (HERE, True, claims.STALE_CLAIM + 5, True),
+            (HERE, True, work_claims.STALE_CLAIM + 5, True),
         ],
     )
     def test_what_is_stale_is_taken_over(self, tmp_path, host, alive, age, stale) -> None:
@@ -91,7 +91,7 @@ class TestClaims:
             assert mine == stale
 
     def test_it_waits_for_what_others_are_at(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(claims, "LOOKED_EVERY", 0.01)
+        monkeypatch.setattr(work_claims, "LOOKED_EVERY", 0.01)
         other, looked = tmp_path / "b", []
         left_by_another(claim_of(other), "elsewhere", 1)
 
@@ -142,7 +142,7 @@ def test_status_counts_what_is_done_claimed_stale_and_missing(tmp_path) -> None:
     for shard in shards[-3:]:
         shard.unlink()
     left_by_another(claim_of(shards[-1]), "elsewhere", 1)
-    left_by_another(claim_of(shards[-2]), "elsewhere", 1, claims.STALE_CLAIM + 5)
+    left_by_another(claim_of(shards[-2]), "elsewhere", 1, work_claims.STALE_CLAIM + 5)
     (row,) = _table(tmp_path).to_dict("records")
     names = ("units", "done", "claimed", "stale", "missing")
     assert [row[name] for name in names] == [len(shards), len(shards) - 3, 1, 1, 1]
