@@ -4,6 +4,8 @@ python docs/pages/real_model.py measure      # wordings; each of these some minu
 python docs/pages/real_model.py turn         # facts and one-step problems
 python docs/pages/real_model.py recite       # texts known by heart
 python docs/pages/real_model.py axes         # are the three one thing
+python docs/pages/real_model.py tune         # P1's own task, by adapters; an hour, goes on
+python docs/pages/real_model.py tuned        # and its study
 python docs/pages/real_model.py keep FOLDER  # what `make real` wrote
 python docs/pages/real_model.py page         # from docs/real-model/
 """
@@ -11,7 +13,9 @@ python docs/pages/real_model.py page         # from docs/real-model/
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +25,14 @@ import pandas as pd
 import mechmem as mm
 from mechmem.analysis.layer_choice import cross_fitted_auroc
 from mechmem.evaluation import compare_axes, recitation
+from mechmem.models.shipped import REAL_FOLDER
+from mechmem.studies.behavior.plan import ADD, PUBLISHED, Plan
 from mechmem.tasks.facts.conflict import WORDINGS
 from mechmem.tasks.facts.passages import shipped_passages
 from mechmem.tasks.questions.labels import LABELS
 from mechmem.tasks.questions.right_wrong import right_and_wrong
 from mechmem.tasks.questions.shipped import shipped_questions
+from mechmem.training.lab.shipping import write_card
 
 HERE = Path(__file__).parents[1]
 FOLDER, PAGE = HERE / "real-model", HERE / "real-model.md"
@@ -33,6 +40,12 @@ FIGURE = HERE / "assets" / "real-model.png"
 AXES = HERE / "assets" / "real-model-axes.png"
 MODEL, EVERY = "real/smollm2-135m", 3
 """Every third shipped fact is asked."""
+TUNED, WORK, PAIRS = f"{MODEL}+colors", Path("build/real-model"), 400
+CURVES = HERE / "assets" / "real-model-colors.png"
+SETTINGS = mm.TrainingSettings.paper(
+    "colors", steps=1100, batch=8, bf16=True, learning_rate=5e-4, warmup=30, loss="answer",
+    evaluate_every=100, evaluation_pairs=40, validation_items=64, save_every=100, seed=0,
+)  # fmt: skip
 
 
 def measure() -> None:
@@ -138,6 +151,42 @@ def axes() -> None:
         shuffles=19,
     )  # fmt: skip
     found.table().to_csv(FOLDER / "axes.csv", index=False)
+
+
+def tune() -> None:
+    """P1's `colors` by adapters on queries and values; what ships is the adapter and its card."""
+    started = time.process_time()
+    run = mm.train("colors", WORK / "colors", model=MODEL, settings=SETTINGS, device="cpu")
+    figure = run.figure()
+    run.curves.to_csv(FOLDER / "colors_curves.csv", index=False)
+    mm.plotting.save_figure(figure, CURVES, width=760, scale=1.5)
+    design = (
+        "The paper's colors by its adapters (rank 8 on queries and values) on SmolLM2-135M-Instruct: "
+        "fewer and smaller steps than the paper's, at ten times its learning rate, loss on the "
+        "answer alone. The checkpoint with the highest generalized share times memorized share on "
+        "conflict items is kept."
+    )
+    task = mm.get_task("colors")
+    write_card(run, task, options={}, design=design, study_pairs=PAIRS, started=started, pairs=200)
+    home = REAL_FOLDER / TUNED.removeprefix("real/")
+    home.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run.folder / "adapter" / name, home / name)
+    shutil.copy(run.folder / "manifest.json", home / "manifest.json")
+
+
+def tuned() -> None:
+    """The study of what was tuned."""
+    plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=19, validation=60, test=120)
+    study = mm.run_study(mm.load_model(TUNED), task=mm.get_task("colors"), n=PAIRS, plan=plan,
+                         folder=WORK / "cells", progress=print)  # fmt: skip
+    study.save(WORK / "study")
+    tables = study.tables()
+    tables["test"].to_csv(FOLDER / "colors.csv", index=False)
+    tables["separation"].to_csv(FOLDER / "colors_separation.csv", index=False)
+    tables["refits"].to_csv(FOLDER / "colors_refits.csv", index=False)
+    kept = {"verdict": study.verdict.sentence, **study.manifest["details"]}
+    (FOLDER / "colors.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def proverbs(model: mm.Model) -> mm.PromptSet:
@@ -407,6 +456,7 @@ def page() -> None:
 
 if __name__ == "__main__":
     parts = {
-        "measure": measure, "keep": keep, "turn": turn, "recite": recite, "axes": axes, "page": page
+        "measure": measure, "keep": keep, "turn": turn, "recite": recite, "axes": axes,
+        "tune": tune, "tuned": tuned, "page": page
     }  # fmt: skip
     parts[sys.argv[1]](*sys.argv[2:])
