@@ -40,11 +40,11 @@ FIGURE = HERE / "assets" / "real-model.png"
 AXES = HERE / "assets" / "real-model-axes.png"
 MODEL, EVERY = "real/smollm2-135m", 3
 """Every third shipped fact is asked."""
-TUNED, WORK, PAIRS = f"{MODEL}+colors", Path("build/real-model"), 400
+TUNED, WORK, PAIRS = f"{MODEL}+colors", Path("build/real-model"), 800
 CURVES = HERE / "assets" / "real-model-colors.png"
 SETTINGS = mm.TrainingSettings.paper(
-    "colors", steps=1100, batch=8, bf16=True, learning_rate=5e-4, warmup=30, loss="answer",
-    evaluate_every=100, evaluation_pairs=40, validation_items=64, save_every=100, seed=0,
+    "colors", steps=400, batch=8, bf16=True, learning_rate=5e-4, warmup=30, loss="answer",
+    evaluate_every=20, evaluation_pairs=40, validation_items=32, save_every=20, seed=0,
 )  # fmt: skip
 
 
@@ -161,10 +161,10 @@ def tune() -> None:
     run.curves.to_csv(FOLDER / "colors_curves.csv", index=False)
     mm.plotting.save_figure(figure, CURVES, width=760, scale=1.5)
     design = (
-        "The paper's colors by its adapters (rank 8 on queries and values) on SmolLM2-135M-Instruct: "
-        "fewer and smaller steps than the paper's, at ten times its learning rate, loss on the "
-        "answer alone. The checkpoint with the highest generalized share times memorized share on "
-        "conflict items is kept."
+        "The paper's colors by its adapters (rank 8 on queries and values) on "
+        "SmolLM2-135M-Instruct: fewer and smaller steps than the paper's, at ten times its learning "
+        "rate, loss on the answer alone. The checkpoint with the highest generalized share times "
+        "memorized share on conflict items is kept."
     )
     task = mm.get_task("colors")
     write_card(run, task, options={}, design=design, study_pairs=PAIRS, started=started, pairs=200)
