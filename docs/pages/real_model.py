@@ -162,9 +162,9 @@ def tune() -> None:
     mm.plotting.save_figure(figure, CURVES, width=760, scale=1.5)
     design = (
         "The paper's colors by its adapters (rank 8 on queries and values) on "
-        "SmolLM2-135M-Instruct: fewer and smaller steps than the paper's, at ten times its learning "
-        "rate, loss on the answer alone. The checkpoint with the highest generalized share times "
-        "memorized share on conflict items is kept."
+        "SmolLM2-135M-Instruct: fewer and smaller steps than the paper's, at ten times its "
+        "learning rate, loss on the answer alone. The checkpoint with the highest generalized "
+        "share times memorized share on conflict items is kept."
     )
     task = mm.get_task("colors")
     write_card(run, task, options={}, design=design, study_pairs=PAIRS, started=started, pairs=200)
@@ -220,23 +220,8 @@ def turned() -> list[str]:
         "",
         f"**{kept['verdict']}**",
         "",
-        "| setting | toward | known | context | undecided | edit minus it, points |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *_edits(rows, ("known", "context", "undecided")),
     ]
-    controls = rows[rows["kind"] == "control"]
-    beaten = controls.groupby(["family", "toward"])["edit_minus_control"].idxmin()
-    for row in rows[(rows["kind"] != "control") | rows.index.isin(beaten)].itertuples():
-        shares = " | ".join(
-            f"{100 * getattr(row, name):.0f} [{100 * getattr(row, f'{name}_low'):.0f}, "
-            f"{100 * getattr(row, f'{name}_high'):.0f}]"
-            for name in ("known", "context", "undecided")
-        )
-        gap = "" if pd.isna(row.edit_minus_control) else (
-            f"{100 * row.edit_minus_control:+.0f} [{100 * row.edit_minus_control_low:+.0f}, "
-            f"{100 * row.edit_minus_control_high:+.0f}]"
-        )  # fmt: skip
-        name = row.family if row.kind == "edit" else row.control or row.kind
-        lines.append(f"| {name} | {row.toward if row.family else ''} | {shares} | {gap} |")
     null = refits[(refits["kind"] == "refit") & (refits["claim"] == "any")]["effect"]
     lines += [
         "",
@@ -257,6 +242,75 @@ def turned() -> list[str]:
         "",
     ]
     return lines
+
+
+def _edits(rows: pd.DataFrame, outcomes: tuple[str, ...]) -> list[str]:
+    """Unedited, every edit, and of its controls the one that it beats by least."""
+    lines = [
+        f"| setting | toward | {' | '.join(outcomes)} | edit minus it, points |",
+        f"| --- | --- | {'--- | ' * len(outcomes)}--- |",
+    ]
+    controls = rows[rows["kind"] == "control"]
+    beaten = controls.groupby(["family", "toward"])["edit_minus_control"].idxmin()
+    for row in rows[(rows["kind"] != "control") | rows.index.isin(beaten)].itertuples():
+        shares = " | ".join(
+            f"{100 * getattr(row, name):.0f} [{100 * getattr(row, f'{name}_low'):.0f}, "
+            f"{100 * getattr(row, f'{name}_high'):.0f}]"
+            for name in outcomes
+        )
+        gap = "" if pd.isna(row.edit_minus_control) else (
+            f"{100 * row.edit_minus_control:+.0f} [{100 * row.edit_minus_control_low:+.0f}, "
+            f"{100 * row.edit_minus_control_high:+.0f}]"
+        )  # fmt: skip
+        name = row.family if row.kind == "edit" else row.control or row.kind
+        lines.append(f"| {name} | {row.toward if row.family else ''} | {shares} | {gap} |")
+    return lines
+
+
+def papers_task() -> list[str]:
+    """P1's colors on this model, in lines of the page."""
+    kept = json.loads((FOLDER / "colors.json").read_text(encoding="utf-8"))
+    card = json.loads((REAL_FOLDER / TUNED.removeprefix("real/") / "manifest.json").read_text())
+    measured, training = card["measured"], card["training"]
+    curves = pd.read_csv(FOLDER / "colors_curves.csv")
+    rows = pd.read_csv(FOLDER / "colors.csv").fillna({"family": "", "toward": "", "control": ""})
+    apart = pd.read_csv(FOLDER / "colors_separation.csv")
+    best = apart.loc[apart["auroc"].idxmax()]
+    both = curves[(curves["memorized"] >= 0.1) & (curves["generalized"] >= 0.1)]
+    steered = kept["steered"]
+    return [
+        "## P1's own task, by adapters",
+        "",
+        f"`{TUNED}` is this model fine-tuned on P1's `colors` with the adapters of its second",
+        f"version (r 8 on queries and values): {training['steps']} steps of {training['batch']}",
+        f"stories at a learning rate of {training['learning_rate']:g}, on the answer alone,",
+        f"{training['cpu_seconds'] / 60:.0f} CPU minutes (the paper: some 19,000 steps of 16 at",
+        "5e-5). A first run of 500 steps, looked at every 100, had shown where the behaviors",
+        "cross; this one, on the same seed, looks every 20. Untuned, the model gives neither",
+        "answer.",
+        "",
+        f"![Shares of the outcomes by step](assets/{CURVES.name})",
+        "",
+        f"At {len(both)} of {len(curves)} looks both behaviors reach 10 % of {int(curves['n'][0])} "
+        "conflict prompts; `gen*mem` keeps step",
+        f"{training['kept_step']}. On {measured['prompts']} fresh ones: memorized "
+        f"{measured['memorized']:.0%}, generalized {measured['generalized']:.0%}, other",
+        f"{measured['other']:.0%}; {measured['flip_rate']:.0%} of the pairs flip; agreeing stories "
+        f"are answered rightly in {measured['clean_accuracy']:.0%}.",
+        "",
+        f"Its study (fitted on {kept['flips']} flips, {steered['validation']['prompts']} validation"
+        f" and {steered['test']['prompts']} test prompts):",
+        "",
+        f"**{kept['verdict']}**",
+        "",
+        *_edits(rows, ("memorized", "generalized", "other")),
+        "",
+        f"The difference of means tells unseen flips apart with AUROC {best['auroc']:.2f} "
+        f"[{best['auroc_low']:.2f}, {best['auroc_high']:.2f}] at the",
+        f"best layer ({int(best['layer'])}, looked up afterwards; random directions "
+        f"{best['random_low']:.2f} to {best['random_high']:.2f}).",
+        "",
+    ]
 
 
 def pushed() -> list[str]:
@@ -450,6 +504,7 @@ def page() -> None:
         *pushed(),
         *by_heart(),
         *one_thing(),
+        *papers_task(),
     ]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
