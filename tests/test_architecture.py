@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mechmem"
 FLOORS = {
     "errors": 0,
-    "kinds": 0,
+    "arguments": 0,
     "seeding": 0,
     "progress": 0,
     "style": 0,

@@ -14,7 +14,7 @@ import pytest
 from helpers import as_users_run_it, bench, contrast_set
 
 import mechmem as mm
-from mechmem.kinds import fits, hints_of, refusing
+from mechmem.arguments import fits, hints_of, refusing
 
 ANYTHING = {
     "models.load_model": "Cannot load a model from",

@@ -25,7 +25,7 @@ from mechmem.analysis.neurons import NeuronScores, NeuronSet, neuron_mean_differ
 from mechmem.analysis.probes import Probes, fit_probes
 from mechmem.analysis.state_map import StateMap, state_map
 from mechmem.analysis.token_projections import TokenProjections, project_tokens
-from mechmem.kinds import names_its_arguments
+from mechmem.arguments import names_its_arguments
 
 __all__ = [
     "CosineProfile",

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechmem.analysis.directions import Direction, Directions
+from mechmem.arguments import natural
 from mechmem.artifacts import MANIFEST, check_vectors
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
-from mechmem.kinds import natural
 from mechmem.manifests import regular
 from mechmem.models.gguf_counts import check_counts
 from mechmem.models.model import Model

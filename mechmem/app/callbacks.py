@@ -10,7 +10,7 @@ from typing import Any
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from mechmem.app import show
-from mechmem.app.keep import saved
+from mechmem.app.downloads import saved
 from mechmem.app.layout import LATER, SOON, VECTOR_SUFFIXES, WHERE
 from mechmem.app.page import PARTS, Page
 from mechmem.app.source import Source

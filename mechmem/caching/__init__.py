@@ -1,5 +1,6 @@
 """Floor 3: states read from a model, stored or summed up."""
 
+from mechmem.arguments import names_its_arguments
 from mechmem.caching.activations import Activations
 from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.extract import cache_activations, cache_moments
@@ -10,7 +11,6 @@ from mechmem.caching.moments import Moments
 from mechmem.caching.planning import ExtractionPlan, plan_extraction
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.caching.store import ActivationStore
-from mechmem.kinds import names_its_arguments
 
 __all__ = [
     "ActivationStore",

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mechmem.arguments import natural, whole_number
 from mechmem.caching.parts import (
     Part,
     begin_part,
@@ -24,7 +25,6 @@ from mechmem.caching.parts import (
     unknown_prompts,
 )
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
-from mechmem.kinds import natural, whole_number
 from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import PassPlan

@@ -1,12 +1,13 @@
 """Floor 6: what the model does, before and after an edit, beside its controls."""
 
+from mechmem.arguments import names_its_arguments
 from mechmem.evaluation.axes import AxisComparison, compare_axes
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import controls
 from mechmem.evaluation.determinism import Determinism, determinism
 from mechmem.evaluation.graded import GradedAnswers, graded_answers
 from mechmem.evaluation.interaction import Interaction, interaction, split_shift
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.margin_response import MarginResponse, margin_response
 from mechmem.evaluation.models_compared import (
     EffectByModel,
@@ -25,7 +26,6 @@ from mechmem.evaluation.side_effects import SideEffects, side_effects
 from mechmem.evaluation.steering import SteeringGrid, steering_grid
 from mechmem.evaluation.token_maps import TokenMap, margin_map, projection_map
 from mechmem.evaluation.transfer import EditTransfer, ProbeTransfer, edit_transfer, probe_transfer
-from mechmem.kinds import names_its_arguments
 
 __all__ = [
     "AxisComparison",

@@ -14,11 +14,11 @@ from mechmem.analysis.directions import Direction, Directions, difference_of_mea
 from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.arguments import whole_number
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.many import evaluate_each
-from mechmem.kinds import whole_number
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.directions import AddDirection

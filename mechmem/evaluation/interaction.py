@@ -14,7 +14,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import controls, draws_of_one, size_of
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rows import need_margins, refuse_seen, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site

@@ -14,7 +14,7 @@ from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
 from mechmem.errors import EditError
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one, size_of
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rows import (
     need_margins,
     refuse_seen,

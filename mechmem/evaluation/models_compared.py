@@ -14,7 +14,7 @@ from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
 from mechmem.errors import ModelError, PromptError
 from mechmem.evaluation.behavior import Observations, hits, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import steered
 from mechmem.models.model import Model, ModelInfo

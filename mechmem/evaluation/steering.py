@@ -21,7 +21,7 @@ from mechmem.evaluation.controls import (
     share_of_draws,
     size_of,
 )
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import check_before
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike

@@ -18,7 +18,7 @@ from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, PromptError, SiteError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import beyond, draws_of_one
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import steered
 from mechmem.models.model import Model

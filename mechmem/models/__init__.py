@@ -1,6 +1,6 @@
 """Floor 2: the only room that imports TransformerLens."""
 
-from mechmem.kinds import names_its_arguments
+from mechmem.arguments import names_its_arguments
 from mechmem.models.check import CheckReport, check_model
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model, ModelInfo

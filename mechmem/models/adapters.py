@@ -11,10 +11,10 @@ import torch
 
 from mechmem.errors import ModelError, listed
 from mechmem.models.booting import first_words, kept_still
+from mechmem.models.complete_weights import check_whole
 from mechmem.models.folders import check_folder, object_in
 from mechmem.models.shipped import shipped_folder
 from mechmem.models.sizes import longest_in
-from mechmem.models.whole import check_whole
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -14,8 +14,8 @@ import torch
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
+from mechmem.models.complete_weights import check_whole
 from mechmem.models.faithful import Sample, check_faithful, sampled, small_of_its_kind
-from mechmem.models.whole import check_whole
 from mechmem.seeding import caller_state_kept
 
 PASSED_ON = ("quantization_config",)

@@ -9,9 +9,9 @@ import torch
 
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.models.booting import first_words, kept_still
+from mechmem.models.complete_weights import check_whole
 from mechmem.models.gguf_counts import check_counts
 from mechmem.models.sizes import check_held, check_size
-from mechmem.models.whole import check_whole
 
 
 def is_gguf(file: Path) -> bool:

@@ -1,6 +1,6 @@
 """Floor 5: edits as data, the context in which they act, and patching between prompts."""
 
-from mechmem.kinds import names_its_arguments
+from mechmem.arguments import names_its_arguments
 from mechmem.patching.ablation import AblateHeads, AblateNeurons, AblateSites
 from mechmem.patching.apply import PatchedModel, patched
 from mechmem.patching.base import Edit

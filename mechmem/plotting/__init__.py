@@ -1,6 +1,6 @@
 """Floor 6: a result object or its saved table in, a plotly figure out. Nothing is shown."""
 
-from mechmem.kinds import names_its_arguments
+from mechmem.arguments import names_its_arguments
 from mechmem.plotting.behavior import behavior_mix, margins, mix_table
 from mechmem.plotting.clusters import interaction, neuron_clusters
 from mechmem.plotting.consistency import layer_shares, split_halves

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mechmem.kinds import naming_its_arguments
+from mechmem.arguments import naming_its_arguments
 
 _WHERE = {"from_hub": "hub", "push_to_hub": "hub", "write_report": "report"}
 

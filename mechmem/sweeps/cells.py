@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechmem.caching.shards import share_of_work
 from mechmem.errors import ArtifactError, ModelError
-from mechmem.evaluation.many import Bench
+from mechmem.evaluation.many_edits import Bench
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion

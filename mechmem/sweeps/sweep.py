@@ -12,13 +12,13 @@ from typing import Any, cast
 import pandas as pd
 
 from mechmem.analysis.draws import DRAWS
+from mechmem.arguments import whole_number
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import row_of
-from mechmem.kinds import whole_number
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit, as_edits

@@ -1,6 +1,6 @@
 """Floor 1: prompts, and the tasks that make and read them."""
 
-from mechmem.kinds import names_its_arguments
+from mechmem.arguments import names_its_arguments
 from mechmem.tasks.base import (
     BEHAVIORS,
     PromptAnswers,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, overload
 
 from mechmem.errors import TaskError, listed
 from mechmem.tasks.choice import READINGS, UNDECIDED, Choice
-from mechmem.tasks.own import misspelt
+from mechmem.tasks.own_prompts import misspelt
 from mechmem.tasks.parsing.answers import same_answer, starts_with_answer, which_answer
 from mechmem.tasks.parsing.thoughts import without_thoughts
 from mechmem.tasks.prompts import Prompt, PromptSet

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from mechmem.errors import ModelError, TaskError
+from mechmem.models.complete_weights import check_whole
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
-from mechmem.models.whole import check_whole
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.settings import TrainingSettings

@@ -18,8 +18,8 @@ from small_study import LAYER
 import mechmem as mm
 from mechmem.app import show
 from mechmem.app.callbacks import step
-from mechmem.app.keep import report
-from mechmem.app.keep import saved as kept
+from mechmem.app.downloads import report
+from mechmem.app.downloads import saved as kept
 from mechmem.app.layout import layout
 from mechmem.app.loading import load_live
 from mechmem.app.source import Source

@@ -28,7 +28,7 @@ from benchmarks.setting import (
     texts,
     tokenizer_of,
 )
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.engine.grid import many_logits
 from mechmem.models.shipped import shipped_folder
 from mechmem.patching.apply import patched_each

@@ -22,7 +22,7 @@ from benchmarks.setting import (
     result,
     texts,
 )
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.engine.grid import many_logits
 from mechmem.patching.apply import patched_each
 from mechmem.tasks.base import PromptAnswers

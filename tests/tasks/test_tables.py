@@ -19,7 +19,7 @@ from mechmem.caching.provenance import Seen
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks import Cipher
 from mechmem.tasks.facts.rows import read_facts
-from mechmem.tasks.own import check_own_pairs
+from mechmem.tasks.own_prompts import check_own_pairs
 from mechmem.tasks.paper1.official_files import read_rows
 from mechmem.tasks.questions.rows import load_rows
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.evaluation.controls import beyond, draws_of_one, share_of_draws
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model

@@ -11,7 +11,7 @@ from mechmem.analysis.directions import difference_of_means
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError
 from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.patching.directions import AddDirection

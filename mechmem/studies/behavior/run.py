@@ -15,13 +15,13 @@ from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.geometry import separation
 from mechmem.analysis.neurons import neuron_mean_difference
 from mechmem.analysis.probes import fit_probes
+from mechmem.arguments import whole_number
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError, listed
 from mechmem.evaluation.advice import HOPELESS, FirstLook, first_look
 from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.models_compared import MIN_FLIPS
-from mechmem.kinds import whole_number
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
@@ -36,7 +36,7 @@ from mechmem.sweeps.cells import check_sharing
 from mechmem.sweeps.sweep import sweep
 from mechmem.tasks.base import Task, with_reading
 from mechmem.tasks.choice import Choice
-from mechmem.tasks.own import check_own_pairs
+from mechmem.tasks.own_prompts import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}

@@ -16,7 +16,7 @@ from mechmem.analysis.intervals import Estimate, group_counts, group_mean
 from mechmem.artifacts import check_writable, load_artifact, save_artifact, versions
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.evaluation.behavior import observe
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_rng

@@ -18,7 +18,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.draws import DRAWS
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import evaluate
 from mechmem.evaluation.steering import RANDOM, add, scale_everywhere, steering_grid
 from mechmem.models.model import Model

@@ -15,7 +15,7 @@ from mechmem.analysis.directions import Directions
 from mechmem.analysis.exchange import FEWEST_EXCHANGEABLE, Exchange
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import controls
-from mechmem.evaluation.many import evaluate_each
+from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.studies.reasoning.edits import SIGNED, SignedEdit

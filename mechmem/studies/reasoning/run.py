@@ -10,10 +10,10 @@ import pandas as pd
 
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.draws import DRAWS
+from mechmem.arguments import whole_number
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
-from mechmem.kinds import whole_number
 from mechmem.models.model import Model
 from mechmem.patching.margins import behavior_margins
 from mechmem.studies.defaults import SHUFFLES

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechmem.arguments import whole_number
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
-from mechmem.kinds import whole_number
 from mechmem.models.loading import load_model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.seeding import caller_state_kept

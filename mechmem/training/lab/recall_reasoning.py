@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from mechmem.arguments import whole_number
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
-from mechmem.kinds import whole_number
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
