@@ -88,7 +88,8 @@ entities fit the direction toward reasoning, at `{study.site}`, where one half o
 other best; the other {len(items)} items are scored, four questions each. Perturbed: one of the
 three numbers moved by one. Counterfactual: {models} models of {steps} steps, each trained
 without half of the scored items. Edits: the difference of means added at that site, both
-ways, and a random direction of the same length; in the small models along their own direction.
+ways, and {study.details()["draws"]} random directions of the same length; in the small models along
+their own direction.
 Written by `python docs/pages/memorization_page.py`.
 
 ![Both scores per item against the projection](assets/memorization.png)
@@ -126,16 +127,20 @@ def numbers(study: MemorizationStudy) -> str:
             for score in ("perturbational", "counterfactual")
         ]
         rows.append(f"| {kind}, Spearman | {cells[0]} | {cells[1]} |")
-    rows += ["", "| mean change under | perturbational | counterfactual |", "|---|---|---|"]
-    changes = study.changes().query("kind == 'all'").set_index(["edit", "score"])
-    for edit in dict.fromkeys(changes.index.get_level_values("edit")):
-        cells = [
-            "{change:+.3f} [{change_low:+.3f}, {change_high:+.3f}]".format(
-                **changes.loc[(edit, score)]
+    rows += [
+        "",
+        "| mean change under | score | change | beyond one more random one | rank |",
+        "|---|---|---|---|---|",
+    ]
+    for row in study.changes().query("kind == 'all'").to_dict("records"):
+        change = "{change:+.3f} [{change_low:+.3f}, {change_high:+.3f}]".format(**row)
+        more = ("–", "–")
+        if row["rank"] == row["rank"]:
+            more = (
+                "{beyond:+.3f} [{beyond_low:+.3f}, {beyond_high:+.3f}]".format(**row),
+                f"{row['rank']:.0f} of {row['draws'] + 1}",
             )
-            for score in ("perturbational", "counterfactual")
-        ]
-        rows.append(f"| {edit} | {cells[0]} | {cells[1]} |")
+        rows.append(f"| {row['edit']} | {row['score']} | {change} | {more[0]} | {more[1]} |")
     return "\n".join(rows)
 
 

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 import mechmem as mm
 from mechmem.reports.saved import load_study
 
-ASKED = {"models": 2, "steps": 100, "prompts": 1}
+ASKED = {"models": 2, "steps": 100, "prompts": 1, "draws": 3}
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,35 @@ def test_correlations_are_those_of_scipy_on_the_items(study):
 
 
 def test_edits_are_named_alike_in_the_model_asked_and_in_the_small_ones(study):
-    names = {"toward reasoning", "toward memory", "random direction"}
-    assert set(study.perturbational) == set(study.counterfactual.performance) == {"", *names}
+    names = ["toward reasoning", "toward memory"]
+    drawn = [f"random direction {k}" for k in (1, 2, 3)]
+    assert set(study.perturbational) == {"", *names, *drawn}
+    assert set(study.counterfactual.performance) == {"", *names, *drawn}
     changes = study.changes().set_index(["score", "edit", "kind"])
-    assert set(changes.index.get_level_values("edit")) == names
+    assert set(changes.index.get_level_values("edit")) == {*names, "random direction"}
+    assert set(changes["draws"]) == {3}
     plain, pushed = (study.perturbational[name].scores for name in ("", "toward memory"))
     want = np.mean([pushed[name] - plain[name] for name in plain])
     got = changes.loc[("perturbational", "toward memory", "all"), "change"]
     assert got == pytest.approx(want)
+
+
+def test_edits_are_compared_with_every_random_direction_on_the_same_items(study):
+    changes = study.changes().set_index(["score", "edit", "kind"])
+    before, *under = (
+        np.array(list(study.counterfactual.scores(name).values()))
+        for name in ("", "toward memory", *(f"random direction {k}" for k in (1, 2, 3)))
+    )
+    own, *others = (scores.mean() - before.mean() for scores in under)
+    row = changes.loc[("counterfactual", "toward memory", "all")]
+    assert row["beyond"] == pytest.approx(own - np.mean(others))
+    assert row["spread"] == pytest.approx(np.std(others, ddof=1))
+    assert row["rank"] == 1 + sum(other >= own - 1e-12 for other in others)
+    control = changes.loc[("counterfactual", "random direction", "all")]
+    assert control["change"] == pytest.approx(np.mean(others))
+    asked = changes.loc[("perturbational", "toward memory", "all")]
+    assert asked["size"] == asked["control_size"] == pytest.approx(study.size)
+    assert study.size > 0
 
 
 def test_items_that_a_small_model_was_not_trained_on_are_not_in_its_training_rows():

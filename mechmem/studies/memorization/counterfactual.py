@@ -59,6 +59,16 @@ class CounterfactualMemorization:
 
         The interval is over items, not models.
         """
+        return group_mean(*self.differences(edit, kind), kind="change")
+
+    def differences(
+        self, edit: str, kind: str | None = None
+    ) -> tuple[Float[np.ndarray, " item"], list[str]]:
+        """Score under an edit minus score without one, per item (of one kind), and the items.
+
+        Raises:
+            PromptError: For a kind that no item has.
+        """
         before, after = self.scores(), self.scores(edit)
         chosen = [
             name for name, own in zip(self.groups, self.kinds, strict=True) if kind in (None, own)
@@ -67,7 +77,7 @@ class CounterfactualMemorization:
             raise PromptError(
                 f"No item of kind {kind!r}; there are {listed(sorted(set(self.kinds)))}."
             )
-        return group_mean([after[name] - before[name] for name in chosen], chosen, kind="change")
+        return np.array([after[name] - before[name] for name in chosen]), chosen
 
     def table(self, edit: str = "") -> pd.DataFrame:
         """One row per item; the interval resamples models, those with and those without apart."""

@@ -15,9 +15,10 @@ import numpy as np
 
 from mechmem.analysis.correlation import score_correlation
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
+from mechmem.analysis.draws import DRAWS
 from mechmem.analysis.geometry import separation
 from mechmem.caching.extract import cache_activations
-from mechmem.evaluation.controls import controls
+from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.perturbation import perturbational_memorization
 from mechmem.evaluation.steering import RANDOM
 from mechmem.models.model import Model
@@ -41,6 +42,7 @@ def run_memorization_study(
     steps: int = STEPS,
     prompts: int = 4,
     alpha: float = 1.0,
+    draws: int = DRAWS,
     seed: int = 0,
     folder: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -54,6 +56,7 @@ def run_memorization_study(
         steps: Optimizer steps of each.
         prompts: Questions per item.
         alpha: Strength of the edits, in differences of means, both ways.
+        draws: Random directions of the same length beside them.
         seed: Keys halves, models, controls and resampling.
         folder: Keeps what each small model did; a killed run goes on there.
         progress: Called with a line per step.
@@ -76,7 +79,7 @@ def run_memorization_study(
     variants = world.perturbations(scored)
     perturbational = {
         name: perturbational_memorization(model, scored, variants, task=world, edit=edit, seed=seed)
-        for name, edit in {"": None, **_edits(model, direction, alpha, seed)}.items()
+        for name, edit in {"": None, **_edits(model, direction, alpha, draws, seed)}.items()
     }
 
     def train(gone: frozenset[str], number: int) -> Model:
@@ -84,7 +87,7 @@ def run_memorization_study(
 
     def edits(own: Model, gone: frozenset[str]) -> dict[str, Edit]:
         # Its own direction: those of models that were trained separately have nothing in common.
-        return _edits(own, _directions(own, fitting)[site], alpha, seed)
+        return _edits(own, _directions(own, fitting)[site], alpha, draws, seed)
 
     counterfactual = counterfactual_memorization(
         train,
@@ -97,6 +100,7 @@ def run_memorization_study(
         settings={
             "steps": steps,
             "alpha": alpha,
+            "draws": draws,
             "seed": seed,
             "site": list(site),
             "fitted on": fitting.to_records(),
@@ -123,6 +127,7 @@ def run_memorization_study(
         counterfactual,
         along,
         per_item,
+        alpha * direction.norm,
     )
 
 
@@ -162,10 +167,12 @@ def _best_site(directions: Directions, model: Model, fitting: PromptSet, seed: i
     return max(areas, key=lambda site: areas[site].value)
 
 
-def _edits(model: Model, direction: Direction, alpha: float, seed: int) -> dict[str, Edit]:
-    """Both ways, and as far in a random direction."""
+def _edits(
+    model: Model, direction: Direction, alpha: float, draws: int, seed: int
+) -> dict[str, Edit]:
+    """Both ways, and as far in random directions."""
     out: dict[str, Edit] = {
         f"toward {name}": AddDirection(direction, alpha=alpha, toward=name) for name in LABELS
     }
-    placebo = controls(out[f"toward {LABELS[0]}"], model, seed=seed)
-    return {**out, RANDOM: placebo[RANDOM]}
+    drawn = control_draws(out[f"toward {LABELS[0]}"], model, draws=draws, seed=seed)[RANDOM]
+    return {**out, **{f"{RANDOM} {k + 1}": one for k, one in enumerate(drawn)}}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mechmem import plotting
 from mechmem.analysis.association import group_correlation
 from mechmem.analysis.correlation import ScoreCorrelation
-from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.analysis.draws import beyond_draws, mean_of_draws
+from mechmem.analysis.intervals import group_mean
 from mechmem.evaluation.perturbation import PerturbationalMemorization
+from mechmem.evaluation.steering import RANDOM
 from mechmem.models.sites import Site
 from mechmem.studies.base import Study
 from mechmem.studies.memorization.counterfactual import CounterfactualMemorization
@@ -33,6 +37,8 @@ class MemorizationStudy(Study):
         counterfactual: On the same items; its edits have the same names.
         limem_along, counterfactual_along: Rank and linear correlation of each score with the
             item's projection on the direction of the model asked.
+        size: How far an edit, and a random direction beside it, moves a state of that model; in the
+            small models each is as long as their own direction.
     """
 
     kind = "memorization"
@@ -42,6 +48,7 @@ class MemorizationStudy(Study):
     counterfactual: CounterfactualMemorization
     limem_along: ScoreCorrelation
     counterfactual_along: ScoreCorrelation
+    size: float
 
     def headline(self) -> str:
         beyond = [
@@ -105,7 +112,8 @@ class MemorizationStudy(Study):
             "site": str(self.site),
             "models": len(models),
             "items": len(self.counterfactual.groups),
-            "edits": [name for name in self.perturbational if name],
+            "edits": self._edits(),
+            "draws": len(self._draws()),
         }
 
     def correlations(self) -> pd.DataFrame:
@@ -133,30 +141,41 @@ class MemorizationStudy(Study):
         return pd.DataFrame(rows)
 
     def changes(self) -> pd.DataFrame:
-        """What each edit does to the mean of both scores, over all scored items and per kind."""
+        """What each edit does to the mean of both scores, over all scored items and per kind, and
+        how far beyond one more random direction of the same length that goes."""
         rows = []
-        plain = self.perturbational[""]
-        for edit, found in self.perturbational.items():
-            if not edit:
-                continue
-            for kind in (None, *TRAINED):
-                one, other = plain, found
-                if kind is not None:
-                    one, other = plain.of("item", kind), found.of("item", kind)
-                both = {
-                    "perturbational": _paired(one, other),
-                    "counterfactual": self.counterfactual.change(edit, kind),
-                }
-                for score, estimate in both.items():
-                    rows.append(
-                        {
-                            "score": score,
-                            "edit": edit,
-                            "kind": kind or "all",
-                            **estimate.row("change"),
-                        }
-                    )
+        for kind in (None, *TRAINED):
+            for score in ("perturbational", "counterfactual"):
+                own = {name: self._differences(score, name, kind) for name in self._edits()}
+                found = [self._differences(score, name, kind) for name in self._draws()]
+                drawn, groups = np.stack([change for change, _ in found]), found[0][1]
+                about = {"score": score, "kind": kind or "all"}
+                sizes = (self.size, self.size) if score == "perturbational" else (nan, nan)
+                for name, (change, _) in own.items():
+                    mean = group_mean(change, groups, kind="change")
+                    further = beyond_draws(change, drawn, groups, sizes=sizes)
+                    rows.append({**about, "edit": name, **mean.row("change"), **further.row()})
+                control = mean_of_draws(drawn, groups, kind="change")
+                more = {"draws": len(drawn), "control_size": sizes[1]}
+                rows.append({**about, "edit": RANDOM, **control.row("change"), **more})
         return pd.DataFrame(rows)
+
+    def _edits(self) -> list[str]:
+        return [name for name in self.perturbational if name and not name.startswith(RANDOM)]
+
+    def _draws(self) -> list[str]:
+        return [name for name in self.perturbational if name.startswith(RANDOM)]
+
+    def _differences(
+        self, score: str, edit: str, kind: str | None
+    ) -> tuple[np.ndarray, Sequence[str]]:
+        if score == "counterfactual":
+            return self.counterfactual.differences(edit, kind)
+        before, after = self.perturbational[""], self.perturbational[edit]
+        if kind is not None:
+            before, after = before.of("item", kind), after.of("item", kind)
+        changes = [after.scores[name] - value for name, value in before.scores.items()]
+        return np.array(changes), before.items.groups
 
     def table(self) -> pd.DataFrame:
         """One row per item: projection, both scores, kind."""
@@ -181,11 +200,12 @@ class MemorizationStudy(Study):
 
 
 def _changed(row: Mapping[Any, Any]) -> str:
-    found = estimate_of(row, "change")
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] ({row['score']})"
-
-
-def _paired(before: PerturbationalMemorization, after: PerturbationalMemorization) -> Estimate:
-    one, other = before.scores, after.scores
-    differences = [other[name] - one[name] for name in one]
-    return group_mean(differences, before.items.groups, kind="change")
+    found, name = estimate_of(row, "change"), row["score"]
+    said = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] ({name})"
+    if row["edit"] == RANDOM:
+        return said
+    further = estimate_of(row, "beyond")
+    return (
+        f"{said}, {further.value:+.2f} [{further.low:+.2f}, {further.high:+.2f}] beyond one more "
+        f"of {int(row['draws'])} random directions"
+    )
