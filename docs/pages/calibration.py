@@ -322,8 +322,8 @@ from [every study](calibration/studies.csv); the first run of every seed counts.
 |---|---|---|---|---|
 {rows}
 
-Seeds that are finished: {seeds}. Asked for are nulls 0 to 199 and 30 seeds of each of the others;
-what is missing here has not been run.
+Seeds that are finished: {seeds}. Asked for are nulls 0 to 199, 60 of
+P2's, and 30 seeds of each of the others; what is missing here has not been run.
 
 - **nothing**: `lab/addition-cued`, 600 pairs, split by the seed, with nothing in it to find.
   *exchanged*: the training flips' behaviors exchanged inside their groups before anything is
@@ -336,7 +336,8 @@ what is missing here has not been run.
   only, of about 40 that there are.
 - **P2, nothing**: the verdict of `run_reasoning_study` on `recall-reasoning`, 400 questions,
   trained for 700 of 2,000 steps so that accuracy is far from 0 and 100 %, with the training labels
-  exchanged before anything is fitted. **P2**: the same with the labels as they are.
+  exchanged before anything is fitted. **P2**: the same with the labels as they are. That this
+  direction turns answers is not known ([it did not](reasoning-lab.md)), so this is not a test of power.
 """
 
 
