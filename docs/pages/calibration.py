@@ -336,8 +336,8 @@ P2's, and 30 seeds of each of the others; what is missing here has not been run.
   only, of about 40 that there are.
 - **P2, nothing**: the verdict of `run_reasoning_study` on `recall-reasoning`, 400 questions,
   trained for 700 of 2,000 steps so that accuracy is far from 0 and 100 %, with the training labels
-  exchanged before anything is fitted. **P2**: the same with the labels as they are. That this
-  direction turns answers is not known ([it did not](reasoning-lab.md)), so this is not a test of power.
+  exchanged before anything is fitted. **P2**: the same with the labels as they are. Nobody
+  planted a direction that turns answers there ([the model](reasoning-lab.md)), so this is no power.
 """
 
 
