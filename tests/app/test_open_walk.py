@@ -55,7 +55,8 @@ def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: P
     tab.until("!!document.querySelector('#dose-figure .main-svg')")
     tab.until(READY)
     # the map: a click in its second row and third column
-    tab.js("document.getElementById('map-figure').scrollIntoView({block: 'center'})")
+    where = "{block: 'center', behavior: 'instant'}"
+    tab.js(f"document.getElementById('map-figure').scrollIntoView({where})")
     time.sleep(0.3)
     x, y, wide, high = tab.js(
         "(() => {const b = document.querySelector('#map-figure .nsewdrag').getBoundingClientRect();"
