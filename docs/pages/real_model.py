@@ -177,7 +177,7 @@ def tune() -> None:
 
 def tuned() -> None:
     """The study of what was tuned."""
-    plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=19, validation=60, test=120)
+    plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=9, validation=60, test=120)
     study = mm.run_study(mm.load_model(TUNED), task=mm.get_task("colors"), n=PAIRS, plan=plan,
                          folder=WORK / "cells", progress=print)  # fmt: skip
     study.save(WORK / "study")
@@ -269,15 +269,10 @@ def _edits(rows: pd.DataFrame, outcomes: tuple[str, ...]) -> list[str]:
 
 def papers_task() -> list[str]:
     """P1's colors on this model, in lines of the page."""
-    kept = json.loads((FOLDER / "colors.json").read_text(encoding="utf-8"))
     card = json.loads((REAL_FOLDER / TUNED.removeprefix("real/") / "manifest.json").read_text())
     measured, training = card["measured"], card["training"]
     curves = pd.read_csv(FOLDER / "colors_curves.csv")
-    rows = pd.read_csv(FOLDER / "colors.csv").fillna({"family": "", "toward": "", "control": ""})
-    apart = pd.read_csv(FOLDER / "colors_separation.csv")
-    best = apart.loc[apart["auroc"].idxmax()]
     both = curves[(curves["memorized"] >= 0.1) & (curves["generalized"] >= 0.1)]
-    steered = kept["steered"]
     return [
         "## P1's own task, by adapters",
         "",
@@ -298,6 +293,20 @@ def papers_task() -> list[str]:
         f"{measured['other']:.0%}; {measured['flip_rate']:.0%} of the pairs flip; agreeing stories "
         f"are answered rightly in {measured['clean_accuracy']:.0%}.",
         "",
+        *papers_study(),
+    ]
+
+
+def papers_study() -> list[str]:
+    """The study of it, in lines of the page."""
+    if not (FOLDER / "colors.json").exists():
+        return ["Its study (`real_model.py tuned`) has not been run to its end.", ""]
+    kept = json.loads((FOLDER / "colors.json").read_text(encoding="utf-8"))
+    rows = pd.read_csv(FOLDER / "colors.csv").fillna({"family": "", "toward": "", "control": ""})
+    apart = pd.read_csv(FOLDER / "colors_separation.csv")
+    best = apart.loc[apart["auroc"].idxmax()]
+    steered = kept["steered"]
+    return [
         f"Its study (fitted on {kept['flips']} flips, {steered['validation']['prompts']} validation"
         f" and {steered['test']['prompts']} test prompts):",
         "",
