@@ -177,7 +177,7 @@ def tune() -> None:
 
 def tuned() -> None:
     """The study of what was tuned."""
-    plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=9, validation=60, test=120)
+    plan = Plan(layers=4, families=(PUBLISHED, ADD), draws=19, validation=60, test=120)
     study = mm.run_study(mm.load_model(TUNED), task=mm.get_task("colors"), n=PAIRS, plan=plan,
                          folder=WORK / "cells", progress=print)  # fmt: skip
     study.save(WORK / "study")
