@@ -26,12 +26,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import helpers
+import hypothesis
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import mechmem as mm
 from mechmem import progress
+
+# Times of single examples say how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 progress.DELAY = 600.0  # a slow machine's bars are not what a test of stderr looks at
 torch.set_num_threads(1)

@@ -94,10 +94,11 @@ def test_a_gate_opens_where_the_fitted_probe_changes_its_mind(method) -> None:
     probe = fitted(bench, method)[GATE]
     r = fitted(bench, sites=[LATER])[LATER]
     unit, vector = np.asarray(probe.unit), 2.0 * r.vector
-    if method == "difference_of_means":
-        assert probe.threshold == (probe.toward_mean + probe.away_mean) / 2
-    else:
-        assert probe.threshold != (probe.toward_mean + probe.away_mean) / 2
+    halfway = (probe.toward_mean + probe.away_mean) / 2
+    if method == "logistic":
+        assert abs(probe.threshold - halfway) > 1e-6
+    else:  # of two classes of equal size, lda's too, but for the last bits
+        assert probe.threshold == pytest.approx(halfway)
     counts = {True: 0, False: 0}
 
     def by_hand(p):

@@ -28,7 +28,7 @@ def write_card(
     study_steered: dict[str, int] | None = None,
     started: float,
     earlier: dict[str, Any] | None = None,
-    pairs: int = MEASURED_PAIRS,
+    pairs: int | None = None,
 ) -> None:
     """Measure the kept checkpoint on fresh pairs and write what the model is.
 
@@ -42,7 +42,7 @@ def write_card(
             (``steered`` of `mechmem.run_study`).
         started: ``time.process_time()`` at the beginning.
         earlier: What the settings do not say, an earlier phase for example.
-        pairs: On how many it is measured.
+        pairs: On how many it is measured; default 2,000.
     """
     model = load_model(run.folder)
     settings = {
@@ -64,7 +64,7 @@ def write_card(
             "kept_step": int(run.kept["step"]),
             "cpu_seconds": round(time.process_time() - started, 1),
         },
-        "measured": measured(model, task, pairs),
+        "measured": measured(model, task, pairs or MEASURED_PAIRS),
         "versions": versions(),
     }
     write_text(run.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
@@ -72,7 +72,7 @@ def write_card(
         (run.folder / name).unlink(missing_ok=True)
 
 
-def measured(model: Any, task: OfficialTask[Any], pairs: int = MEASURED_PAIRS) -> dict[str, Any]:
+def measured(model: Any, task: OfficialTask[Any], pairs: int) -> dict[str, Any]:
     """Behavior on held-out conflict pairs that no choice has seen, and on clean items."""
     seen = observe(model, task.pairs(pairs, seed=0), task=task, margins=False)
     clean_items = task.clean_prompts(max(1, pairs // 4), seed=0)

@@ -8,7 +8,7 @@ from first_word import PAIRS, TASK
 from helpers import HOOKED, bench, contrast_set
 
 import mechmem as mm
-from mechmem.evaluation import many
+from mechmem.evaluation import many_edits
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ class TestTheUneditedModel:
 
     @pytest.mark.skipif(HOOKED, reason="cells share what comes before an edit on bridges only")
     def test_is_not_run_by_itself(self, lab, edits, monkeypatch) -> None:
-        monkeypatch.setattr(many, "observe", lambda *a, **k: pytest.fail("ran by itself"))
+        monkeypatch.setattr(many_edits, "observe", lambda *a, **k: pytest.fail("ran by itself"))
         fed = []
         own = type(lab.model.backend).forward
 
