@@ -55,6 +55,7 @@ class TestWhatIsRefused:
             moments(mm.load_model(saved), tmp_path / "out", engine="ray")
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.usefixtures("there")
     def test_no_folder(self, saved) -> None:
         for engine in ("process", "ray"):
             with pytest.raises(mm.MechmemError, match="folder must be text or Path, got None"):

@@ -285,3 +285,27 @@ class TestRowsThatWait:
                 joined.clear()
                 assert self.written(view, prompts, 180, choose=choose) == alone
                 assert joined
+
+    def test_one_that_is_done_does_not_stay_past_a_learned_table_of_positions(self, joined) -> None:
+        """All but the first of the first batch end at once, the first one step after others came
+        in their places; it alone is not worth copying the others for."""
+        model = mm.load_model(zoo.build("gpt2"), tokenizer=zoo.tokenizer())
+        prompts = mm.PromptSet(
+            mm.Prompt(id=str(k), text=" ".join(map(str, numbers(36, k)))) for k in range(39)
+        )
+        end = model.eos_ids[0]
+        planned = {0: 9, **dict.fromkeys(range(1, 24), 8)}
+
+        def choose(logits, rows, step):
+            logits[:, list(model.eos_ids)] = -torch.inf
+            picked = logits.argmax(-1)
+            over = [planned.get(row, NEW) <= step for row in rows]
+            picked[torch.tensor(over)] = end
+            return picked
+
+        options = {"choose": choose, "share": False, "n_ctx": 48}
+        alone = self.written(model, prompts[:1], 8192, **options)
+        found = self.written(model, prompts, 24 * 46 + 20, **options)
+        assert joined == [15]
+        assert [len(ids) for ids in found] == [planned.get(k, NEW) for k in range(39)]
+        assert found[:1] == alone

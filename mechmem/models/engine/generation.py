@@ -127,7 +127,9 @@ def generate(
             ) -> dict[int, Completion]:
                 taken = len(waiting.taken)
                 try:
-                    return _write(passes, work, waiting, room, keeps, interventions, ending, picks)
+                    return _write(
+                        passes, work, waiting, room, keeps, interventions, ending, picks, n_ctx
+                    )
                 except (RuntimeError, MemoryError):
                     waiting.give_back(taken)  # it may be tried again, in halves
                     raise
@@ -200,6 +202,7 @@ def _write(
     interventions: Sequence[Intervention],
     ending: StoppingCriteria,
     choose: Choose,
+    n_ctx: int | None,
 ) -> dict[int, Completion]:
     """Continue every row of one batch until it ends; rows that wait take the places of those that
     are done.
@@ -244,7 +247,9 @@ def _write(
             if alike and not anew and joins(cache):
                 longest = max(len(passes.prompts[members[k]].ids) + ages[k] for k in going)
                 joining = waiting.join(passes, len(going), len(work.rows), longest, room)
-            leave = joining is not None or _worth_leaving(len(members), len(going))
+            # TransformerLens counts the position of a row that is done on, past a learned table.
+            past = n_ctx is not None and width >= n_ctx
+            leave = joining is not None or past or _worth_leaving(len(members), len(going))
             if leave and len(going) < len(members) and (cache is None or keep_rows(cache, going)):
                 at = torch.tensor(going, device=ids.device)
                 feed, ids, mask = feed.only(going), ids[at], mask[at]
