@@ -185,7 +185,7 @@ def tuned() -> None:
     tables["test"].to_csv(FOLDER / "colors.csv", index=False)
     tables["separation"].to_csv(FOLDER / "colors_separation.csv", index=False)
     tables["refits"].to_csv(FOLDER / "colors_refits.csv", index=False)
-    kept = {"verdict": study.verdict.sentence, **study.manifest["details"]}
+    kept = {"verdict": study.verdict.sentence, **study.details()}
     (FOLDER / "colors.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

@@ -36,6 +36,9 @@ from mechmem.tasks import Prompt, PromptSet, Task
 
 CONTROL_DRAWS = 10
 """Draws of the control in the dose-response; the first one is the control column."""
+JUDGED_BY = 39
+"""Draws at the strength that is set: one more would lie beyond all of them, on a side named
+beforehand, once in 40 times."""
 DOSES = tuple(float(x) for x in np.linspace(-3, 3, 13))
 NEUTRAL = (
     "The weather this morning was",
@@ -272,23 +275,24 @@ class Live:
         """`beyond` at all strengths."""
         if view.kind not in DOSED:
             raise EditError(f"To {view.kind} has no strength, so there is no dose to respond to.")
-        return self._beside(view, DOSES)
+        return self._beside(view, DOSES, CONTROL_DRAWS)
 
     def beyond(self, view: View) -> pd.DataFrame:
         """Margin and shares under the edit, beside all draws of its control.
 
         Columns: ``strength, kind, margin, margin_low, margin_high`` (the control's: over its draws
-        and wordings, middle 95 % of its draws), ``share`` of the class steered to, ``draws``.
+        and wordings, middle 95 % of its draws), ``margin_least, margin_most`` of its draws,
+        ``share`` of the class steered to, ``draws``.
         """
-        return self._beside(view, (view.strength,))
+        return self._beside(view, (view.strength,), JUDGED_BY)
 
-    def _beside(self, view: View, doses: Sequence[float]) -> pd.DataFrame:
+    def _beside(self, view: View, doses: Sequence[float], draws: int) -> pd.DataFrame:
         prompts, name = self.prompts(view), self.control(view)
         reader, model = self.reader(prompts), self.model
         edits: list[Edit] = []
         for strength in doses:
             aimed, _ = self.edit(replace(view, strength=strength))
-            edits += [aimed, *control_draws(aimed, self.model, draws=CONTROL_DRAWS)[name]]
+            edits += [aimed, *control_draws(aimed, self.model, draws=draws)[name]]
         done = evaluate_each(model, prompts, edits, task=reader, before=self.ask(view))
         rows: list[dict[str, Any]] = []
         each = len(edits) // len(doses)
@@ -344,5 +348,6 @@ def _over(some: list[Observations], toward: str) -> dict[str, float]:
         low, high = (float(x) for x in np.quantile(margins, (0.025, 0.975)))
     return {
         "margin": float(margins.mean()), "margin_low": low, "margin_high": high,
+        "margin_least": float(margins.min()), "margin_most": float(margins.max()),
         "share": float(np.mean(shares)), "draws": len(some),
     }  # fmt: skip

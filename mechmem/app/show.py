@@ -243,7 +243,7 @@ def columns(
                 **{"aria-label": name},
             )
         )
-    verdict = beyond_words(beyond, found.before.behaviors)
+    verdict = beyond_words(beyond, found.before.behaviors, aim)
     said = f"{verdict} {moved_words(found, aim)}".strip()
     return html.Div([html.P(said, className="found"), html.Div(parts, className="three")])
 
@@ -266,21 +266,27 @@ def moved_words(found: Turned, aim: str | None = None) -> str:
     return f"Edited: {turned(found.edit)}. Control, in one draw of it: {turned(found.control)}."
 
 
-def beyond_words(table: pd.DataFrame | None, classes: tuple[str, str]) -> str:
-    """Whether the push did more than its control, in one sentence."""
+def beyond_words(
+    table: pd.DataFrame | None, classes: tuple[str, str], aim: str | None = None
+) -> str:
+    """Whether the push did more than every draw of its control, and how often one more draw would,
+    in one sentence."""
     if table is None:
         return ""
     edit, control = (table[table["kind"] == kind].iloc[0] for kind in ("edit", "control"))
-    low, high, value = control["margin_low"], control["margin_high"], edit["margin"]
-    if value != value or control["draws"] < 2:
+    value, draws = edit["margin"], int(control["draws"])
+    if value != value or draws < 2:
         return ""
-    inside = low <= value <= high
-    side = visible(classes[int(value < low)])
-    found = "No more than its control" if inside else "More than its control"
-    where = "inside" if inside else "outside"
+    at = f"at strength {edit['strength']:g} the edit lies"
+    if control["margin_least"] <= value <= control["margin_most"]:
+        return f"No more than its control: {at} among {draws} draws."
+    side = classes[int(value < control["margin_least"])]
+    chance = f"{1 if aim else 2} in {draws + 1} by chance"
+    if aim is not None and side != aim:
+        return f"The wrong way: {at} beyond all {draws} draws on the {visible(side)} side."
     return (
-        f"{found}: at strength {edit['strength']:g} the edit lies {where} the middle 95 % of "
-        f"{int(control['draws'])} draws{'' if inside else f', on the {side} side'}."
+        f"More than its control: {at} beyond all {draws} draws, on the {visible(side)} side "
+        f"({chance})."
     )
 
 

@@ -159,10 +159,11 @@ def test_it_says_whether_the_push_did_more_than_all_draws_of_its_control(window:
             done = mm.evaluate(live.model, prompts, task=live.task, edit=one)
             return float(done.after.margins.mean())
 
-        drawn = [margin(mm.controls(edit, live.model, seed=k)[name]) for k in range(10)]
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        inside = low <= margin(edit) <= high
-        said = f"at strength {strength:g} the edit lies {'inside' if inside else 'outside'} the"
+        drawn = [margin(mm.controls(edit, live.model, seed=k)[name]) for k in range(39)]
+        among = min(drawn) <= margin(edit) <= max(drawn)
+        said = (
+            f"at strength {strength:g} the edit lies {'among' if among else 'beyond all'} 39 draws"
+        )
         assert said in window.text("columns")
 
 
@@ -271,19 +272,37 @@ def test_small_words() -> None:
     rows = pd.DataFrame(
         {
             "strength": 1.5, "kind": ["edit", "control"], "margin": [4.0, 0.0],
-            "margin_low": [4.0, -1.0], "margin_high": [4.0, 1.0], "draws": [1, 10],
+            "margin_least": [4.0, -1.0], "margin_most": [4.0, 1.0], "draws": [1, 39],
         }
     )  # fmt: skip
-    said = show.beyond_words(rows, ("memorized", "generalized"))
-    assert said == (
-        "More than its control: at strength 1.5 the edit lies outside the middle 95 % of 10 draws, "
-        "on the memorized side."
+    classes = ("memorized", "generalized")
+    said = "at strength 1.5 the edit lies beyond all 39 draws"
+    assert show.beyond_words(rows, classes, "memorized") == (
+        f"More than its control: {said}, on the memorized side (1 in 40 by chance)."
     )
-    assert "No more than its control: " in show.beyond_words(
-        rows.assign(margin=[0.5, 0.0]), ("memorized", "generalized")
+    assert "(2 in 40 by chance)" in show.beyond_words(rows, classes)
+    assert show.beyond_words(rows, classes, "generalized") == (
+        f"The wrong way: {said} on the memorized side."
     )
+    inside = rows.assign(margin=[0.5, 0.0])
+    assert show.beyond_words(inside, classes, "memorized").startswith("No more than its control: ")
     assert show.beyond_words(rows.assign(draws=1), ("a", "b")) == ""
     assert (show.plural(1, "token"), show.plural(2, "token")) == ("1 token", "2 tokens")
+
+
+def test_on_nothing_a_push_does_more_than_its_control_once_in_forty_times() -> None:
+    """The edit is one more draw; 2,000 at 1 in 40: 25 or fewer, or 80 or more, 1 in 20,000."""
+    rng, hits = np.random.default_rng(0), 0
+    for own, *drawn in rng.standard_normal((2000, 40)):
+        rows = pd.DataFrame(
+            {
+                "strength": 1.0, "kind": ["edit", "control"], "margin": [own, np.mean(drawn)],
+                "margin_least": min(drawn), "margin_most": max(drawn), "draws": [1, 39],
+            }
+        )  # fmt: skip
+        said = show.beyond_words(rows, ("memorized", "generalized"), "generalized")
+        hits += said.startswith("More than its control")
+    assert 25 < hits < 80
 
 
 def test_what_lies_on_the_other_side_is_said() -> None:
