@@ -338,14 +338,10 @@ def edit_toward(edit: Any) -> str:
 
 
 def _over(some: list[Observations], toward: str) -> dict[str, float]:
-    """Mean margin of the wordings, and the ends of its spread: of one edit over wordings (95 %
-    interval over groups), of several draws over draws."""
+    """Mean margin of the wordings under an edit, or under several draws with their spread."""
     margins = np.stack([one.margins for one in some]).mean(1)
     shares = [one.outcomes.count(toward) / len(one) for one in some]
-    if len(some) == 1:
-        low, high = float(margins[0]), float(margins[0])
-    else:
-        low, high = (float(x) for x in np.quantile(margins, (0.025, 0.975)))
+    low, high = (float(x) for x in np.quantile(margins, (0.025, 0.975)))
     return {
         "margin": float(margins.mean()), "margin_low": low, "margin_high": high,
         "margin_least": float(margins.min()), "margin_most": float(margins.max()),
