@@ -1,4 +1,4 @@
-"""Writes docs/lab-models.md: trains every lab model of the page again and studies each.
+"""Writes docs/lab-models.md: studies the models that ship, and two more seeds that it trains.
 
     python docs/pages/lab_models.py [--work build/lab-models]
 
@@ -8,20 +8,20 @@ Models that the work folder holds already are not trained again; delete them to 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from helper import write_page
 
 import mechmem as mm
 
-RUNS = {"seed 0": (0, 1.0), "seed 1": (1, 1.0), "seed 2": (2, 1.0), "strength 0": (0, 0.0)}
+SHIPPED = {"seed 0": "lab/addition-cued", "strength 0": "lab/addition-uncued"}
+RUNS = ("seed 0", "seed 1", "seed 2", "strength 0")
 HEAD = """# The lab models, every seed
 
 The training seeds 0, 1 and 2 were fixed beforehand; all are shown. `lab/addition-cued` is seed 0,
 `lab/addition-uncued` is the negative control: the same seed trained with cue strength 0. Written by
-`python docs/pages/lab_models.py`, which trains all four from nothing. The models of the paper's own
-tasks have [a page of their own](lab-models-paper.md).
+`python docs/pages/lab_models.py`, which trains seeds 1 and 2 from nothing and takes the others as
+they ship. The models of the paper's own tasks have [a page of their own](lab-models-paper.md).
 
 The recipe (sizes, data design, schedule) was chosen on training seed 10, after an earlier one had
 been tried on seeds 0 to 2; it was then run on 0, 1 and 2 once, and nothing was changed afterwards.
@@ -36,15 +36,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/lab-models"))
     work = parser.parse_args().work
     studies = {}
-    for name, (seed, strength) in RUNS.items():
-        folder = work / name.replace(" ", "-")
-        if not (folder / "model.safetensors").is_file():
+    for name in RUNS:
+        where = SHIPPED.get(name) or work / name.replace(" ", "-")
+        if isinstance(where, Path) and not (where / "model.safetensors").is_file():
             print(f"training {name}", flush=True)
-            mm.train_lab_model("addition-cued", folder, seed=seed, strength=strength)
+            mm.train_lab_model("addition-cued", where, seed=int(name[-1]))
         print(f"studying {name}", flush=True)
-        task = mm.get_task("addition-cued", seed=seed, strength=strength)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        studies[name] = (manifest, mm.run_study(mm.load_model(folder), task=task, seed=0))
+        model = mm.load_model(where)
+        task = mm.get_task("addition-cued", **model.card["task_options"])
+        studies[name] = (model.card, mm.run_study(model, task=task, seed=0))
     page = Path(__file__).parents[1] / "lab-models.md"
     write_page(page, "\n".join([HEAD, behavior(studies), probing(studies), steering(studies)]))
     print(f"wrote {page}")

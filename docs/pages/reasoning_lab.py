@@ -1,4 +1,4 @@
-"""Writes docs/reasoning-lab.md: trains the lab models of recall and reasoning and studies each.
+"""Writes docs/reasoning-lab.md: studies the model that ships, and others that it trains.
 
     python docs/pages/reasoning_lab.py [--work build/reasoning-lab] [--runs "seed 0" "seed 1" ...]
 
@@ -8,7 +8,6 @@ Models that the work folder holds already are not trained again; delete them to 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,10 @@ RUNS = {
     "seed 2": {"seed": 2},
     "control": {"seed": 0, "shared": False},
 }
+SHIPPED = {"seed 0": "lab/recall-reasoning"}
 OWN = {"reasoning": "toward reasoning", "memory": "toward memory"}
 ANSWERED, APART = "What they answer", "Are they told apart?"
+CLAIMS = "What each study may claim"
 HEAD = """# One direction between reasoning and memory, on a lab model
 
 `mechmem study reasoning` runs [P2](words.md) on `lab/recall-reasoning`: 207,000 parameters, four
@@ -63,18 +64,18 @@ def main() -> None:
     given = parser.parse_args()
     studies = {}
     for name in given.runs:
-        options, folder = RUNS[name], given.work / name.replace(" ", "-")
-        if not (folder / "model.safetensors").is_file():
+        where = SHIPPED.get(name) or given.work / name.replace(" ", "-")
+        if isinstance(where, Path) and not (where / "model.safetensors").is_file():
             print(f"training {name}", flush=True)
-            mm.train_lab_model("recall-reasoning", folder, **options)
+            mm.train_lab_model("recall-reasoning", where, **RUNS[name])
         print(f"studying {name}", flush=True)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        task = mm.get_task("recall-reasoning", **options)
-        studies[name] = (manifest, mm.run_reasoning_study(mm.load_model(str(folder)), task=task))
+        model = mm.load_model(where)
+        task = mm.get_task("recall-reasoning", **model.card["task_options"])
+        studies[name] = (model.card, mm.run_reasoning_study(model, task=task))
     page = Path(__file__).parents[1] / "reasoning-lab.md"
-    parts = [HEAD, behavior(studies), reading(studies), edits(studies), modes(studies)]
-    text = "\n".join([*parts, repairs(studies), answers(studies)])
-    write_page(page, text, keep=(ANSWERED, APART), long=4)
+    parts = [HEAD, behavior(studies), reading(studies), verdicts(studies), edits(studies)]
+    text = "\n".join([*parts, modes(studies), repairs(studies)])
+    write_page(page, text, keep=(ANSWERED, APART, CLAIMS), long=4)
     print(f"wrote {page}")
 
 
@@ -131,9 +132,10 @@ def edits(studies: dict) -> str:
         "## What the edits do to accuracy",
         "",
         "Two settings per family, chosen on validation, tested once with both signs on both "
-        "classes. Accuracy in percent; *beyond random* is the edit minus the mean of five random "
-        "directions of the same length, paired by question, in points; where a projection is "
-        "scaled or taken out, there is less of it along them. A sign by label is an oracle.",
+        f"classes. Accuracy in percent; *beyond random* is the edit minus {draws_of(studies)} "
+        "random directions of the same size, a sample like the questions, in points. A control "
+        "is needed and proves nothing that was chosen: the verdict does. A sign by label is an "
+        "oracle.",
         "",
         "| model | family | chosen for | at | pushed | questions | before | after | "
         "beyond random |",
@@ -182,7 +184,8 @@ def repairs(studies: dict) -> str:
         "## Case study: errors of the wrong mode",
         "",
         "Every class pushed with its own sign (the oracle). A wrong-mode error gives the answer of "
-        "the other route. In brackets the mean and the most of five random directions.",
+        f"the other route. In brackets the mean and the most of {draws_of(studies)} random "
+        "directions.",
         "",
         "| model | family | questions | errors | repaired | wrong-mode errors | of them repaired | "
         "right answers broken |",
@@ -219,18 +222,26 @@ def wrong_mode(rows: Sequence[str]) -> list[str]:
     return said
 
 
-def answers(studies: dict) -> str:
+def verdicts(studies: dict) -> str:
     rows = [
-        "## What each study says",
+        f"## {CLAIMS}",
         "",
-        "The sentences at the top of the reports: where and how well the direction is read, and "
-        "what adding it does to accuracy.",
+        "From refits of the whole recipe on exchanged labels: fit, grid, choice on validation, one "
+        "look at test. [How often a verdict is wrong](calibration.md).",
         "",
-        "| model | its study |",
-        "|---|---|",
+        "| model | verdict | p, any | p, both | refits |",
+        "|---|---|---|---|---|",
     ]
-    rows += [f"| {name} | {study.answer()} |" for name, (_, study) in studies.items()]
+    for name, (_, study) in studies.items():
+        p = study.verdict.p
+        cells = [f"{p[claim]:.2f}" if claim in p else "" for claim in ("any", "both")]
+        row = [name, study.verdict.sentence, *cells, str(study.verdict.shuffles)]
+        rows.append(f"| {' | '.join(row)} |")
     return "\n".join([*rows, ""])
+
+
+def draws_of(studies: dict) -> str:
+    return " or ".join(sorted({str(study.details()["draws"]) for _, study in studies.values()}))
 
 
 def interval(row) -> str:

@@ -12,7 +12,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, SiteError, listed
 from mechmem.evaluation.controls import draws_of_one
-from mechmem.models.final_norm import final_norm
+from mechmem.models.final_norm import final_norm, unembedded
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
@@ -147,7 +147,7 @@ def margin_map(
     apart = (model.tl.W_U[:, first[0]] - model.tl.W_U[:, second[0]]).detach().double().cpu()
     for site in acts.sites:
         normed = final_norm(model, acts[site][0].flatten(1))
-        logits = _unembedded(model, normed)
+        logits = unembedded(model, normed)
         rng = keyed_rng(seed, "margin map", site.key)
         noise = rng.standard_normal((draws, apart.numel()))
         noise *= float(apart.norm()) / np.linalg.norm(noise, axis=1, keepdims=True)
@@ -176,15 +176,6 @@ def _counted(direction: Direction, states: torch.Tensor) -> np.ndarray:
     middle = direction.threshold if direction.has_means else 0.0
     out: np.ndarray = (direction.project(states).numpy() - middle) / direction.norm
     return out
-
-
-@torch.no_grad()
-def _unembedded(model: Model, normed: torch.Tensor) -> torch.Tensor:
-    """Logits ``[token, vocab]`` in float64."""
-    like = next(model.tl.unembed.parameters(), next(model.tl.parameters()))
-    logits = model.tl.unembed(normed.to(like)[None])[0].double().cpu()
-    cap = float(getattr(model.tl.cfg, "output_logits_soft_cap", 0) or 0)
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def _frame(site: tuple[str, int], value: np.ndarray, others: np.ndarray) -> pd.DataFrame:

@@ -25,3 +25,13 @@ def final_norm(model: Model, states: Tensor) -> Tensor:
     like = next(iter(inner.parameters()), next(model.tl.parameters()))
     hidden = inner(states.to(like))
     return torch.as_tensor(hidden).to(states)
+
+
+@torch.no_grad()
+def unembedded(model: Model, normed: Tensor) -> Tensor:
+    """Logits ``[token, vocab]`` of normed states ``[token, d_model]``, capped as the model caps
+    them, in float64 on the CPU."""
+    like = next(model.tl.unembed.parameters(), next(model.tl.parameters()))
+    logits = model.tl.unembed(normed.to(like)[None])[0].double().cpu()
+    cap = float(getattr(model.tl.cfg, "output_logits_soft_cap", 0) or 0)
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
