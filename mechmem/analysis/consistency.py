@@ -242,18 +242,14 @@ def split_halves(
         half[split] = np.isin(contrast.groups, order[: contrast.n_groups // 2])
     labels = np.stack([contrast.shuffled(seed, "halves", split) for split in range(splits)])
     usual = np.broadcast_to(contrast.is_first, labels.shape)
-    kept = [
-        row
-        for row, side in enumerate(half.astype(bool))
-        if all(0 < usual[row][part].sum() < part.sum() for part in (side, ~side))
-    ]
-    if not kept:
+    kept, exchanged = (_with_both(half.astype(bool), names) for names in (usual, labels))
+    if not kept or not exchanged:
         raise PromptError(
             f"No split into halves of {contrast.n_groups} groups left both classes in both halves; "
             "observe more instances of the rarer class, or use flips."
         )
     observed = _compared(contrast, half[kept], usual[kept], ranking, k, parts)
-    null = _compared(contrast, half[kept], labels[kept], ranking, k, parts)
+    null = _compared(contrast, half[exchanged], labels[exchanged], ranking, k, parts)
     return SplitHalves(
         **observed,
         shuffled=null,
@@ -262,6 +258,15 @@ def split_halves(
         n=len(contrast.values),
         groups=contrast.n_groups,
     )
+
+
+def _with_both(half: np.ndarray, labels: np.ndarray) -> list[int]:
+    """The divisions with both classes in both halves."""
+    return [
+        row
+        for row, side in enumerate(half)
+        if all(0 < labels[row][part].sum() < part.sum() for part in (side, ~side))
+    ]
 
 
 def _compared(

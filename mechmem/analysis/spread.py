@@ -126,11 +126,12 @@ def spreads(states: Activations | Moments, toward: str, away: str, by: str) -> d
     if isinstance(states, Moments):
         return {site: _from_moments(states, site, toward, away) for site in states.sites}
     names = states.classes(by)
-    rows = [[k for k, name in enumerate(names) if name == side] for side in (toward, away)]
+    ids = states.prompts.ids
+    order = sorted(range(len(ids)), key=lambda k: ids[k])  # the factor's rows are drawn along
+    rows = [[k for k in order if names[k] == side] for side in (toward, away)]
     n = sum(map(len, rows))
     signs = None
     if n > ROWS:
-        ids = states.prompts.ids
         signs = [_signs([ids[k] for k in part]) / ROWS**0.5 for part in rows]
     return {
         site: _from_states([state[part].flatten(1) for part in rows], signs, n)

@@ -167,9 +167,11 @@ def _halves(acts: Activations, by: str, seed: int) -> tuple[Activations, Activat
     """Half of the groups of every class, and the rest."""
     classes = class_names(acts.prompts, by)
     first: set[str] = set()
+    dealt: set[str] = set()
     for name in sorted({c for c in classes if c is not None}):
-        groups = {p.group for p, c in zip(acts.prompts, classes, strict=True) if c == name}
-        order = keyed_order(sorted(groups - first), seed, "axes", name)
+        groups = {p.group for p, c in zip(acts.prompts, classes, strict=True) if c == name} - dealt
+        dealt |= groups
+        order = keyed_order(sorted(groups), seed, "axes", name)
         first |= set(order[: (len(order) + 1) // 2])
     mine = np.array([prompt.group in first for prompt in acts.prompts])
     half, rest = (acts.take(np.flatnonzero(rows).tolist()) for rows in (mine, ~mine))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.evaluation.behavior import observe
+from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
@@ -21,7 +21,7 @@ class Determinism:
     """Runs of the same prompts, against the first.
 
     Attributes:
-        same: Share of the prompts with the same completion, by run.
+        same: Share of the prompts with the same completion and outcome, by run.
         logits: Largest difference of a logit after the prompt, and the largest logit there is.
     """
 
@@ -71,13 +71,15 @@ def determinism(
         ("one at a time", asked, longest),
     ):
         seen = observe(model, items, task=task, margins=False, token_budget=budget)
-        wrote = dict(zip(items.ids, seen.completions, strict=True))
-        hit = [
-            float(wrote[k] == text) for k, text in zip(asked.ids, first.completions, strict=True)
-        ]
+        found = dict(zip(items.ids, _done(seen), strict=True))
+        hit = [float(found[k] == one) for k, one in zip(asked.ids, _done(first), strict=True)]
         same[name] = group_mean(hit, asked.groups, kind="share")
         again = model.logits(items, token_budget=budget).double().numpy()
         at = {k: row for row, k in enumerate(items.ids)}
         again = again[[at[k] for k in asked.ids]]
         gaps[name] = (float(np.abs(again - plain).max()), float(np.abs(plain).max()))
     return Determinism(same, gaps)
+
+
+def _done(seen: Observations) -> list[tuple[str, str]]:
+    return list(zip(seen.completions, seen.outcomes, strict=True))

@@ -78,7 +78,8 @@ class GradedAnswers:
         """Share of the prompts that were not classified as the behavior and are still closer to
         its answer than 95 % of the completions are to another instance's answer."""
         level = float(np.quantile(self.chance[behavior], 0.95))
-        rows = [k for k, name in enumerate(self.observed.outcomes) if name != behavior]
+        called = dict(zip(BEHAVIORS, self.observed.behaviors, strict=True))[behavior]
+        rows = [k for k, name in enumerate(self.observed.outcomes) if name != called]
         if not rows:
             return NOT_MEASURED
         hit = (self.similarity[behavior][rows] > level).astype(float)
@@ -102,8 +103,14 @@ def graded_answers(seen: Observations, *, seed: int = 0) -> GradedAnswers:
         seed: Keys which other instance's answer serves for chance.
 
     Raises:
-        PromptError: When a prompt lacks an answer, or all groups have the same one.
+        PromptError: When a prompt lacks an answer, all groups have the same one, or nothing was
+            written.
     """
+    if seen.reading != "text":
+        raise PromptError(
+            f"These were read by {seen.reading}, so nothing was written that could be graded; "
+            "observe them with reading='text'."
+        )
     prompts = seen.prompts
     lacking = [p.id for p in prompts if p.memorized is None or p.generalized is None]
     if lacking:

@@ -15,12 +15,12 @@ from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import controls, draws_of_one, size_of
 from mechmem.evaluation.many_edits import evaluate_each
-from mechmem.evaluation.rows import need_margins, refuse_seen, sign_toward
+from mechmem.evaluation.rows import behaviors_of, need_margins, refuse_seen, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.shifting import ShiftNeurons
-from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.base import Task
 
 NeuronPart = Mapping[Site, Sequence[int]]
 """Coordinates by site, positions flattened, as in `NeuronSet.index` and
@@ -119,7 +119,7 @@ def interaction(
     *,
     parts: Mapping[str, NeuronPart] | None = None,
     task: Task | None = None,
-    toward: Sequence[str] = BEHAVIORS,
+    toward: Sequence[str] | None = None,
     draws: int = DRAWS,
     allow_seen: bool = False,
     seed: int = 0,
@@ -136,7 +136,7 @@ def interaction(
         parts: See `split_shift`. Together they should hold every neuron once, for example the
             clusters of `neuron_clusters`.
         task: Writes the answers as the model would.
-        toward: Classes to steer to.
+        toward: Classes to steer to; default the task's two behaviors.
         draws: Draws of the control.
         allow_seen: Measure on fitted prompts all the same.
         seed: Keys the control.
@@ -164,8 +164,8 @@ def interaction(
     groups = [asked[int(row)].group for row in scored]
     effects: dict[str, dict[str, dict[str, Estimate]]] = {}
     further: dict[str, dict[str, Beyond]] = {}
-    for target in toward:
-        sign = sign_toward(target)
+    for target in toward or behaviors_of(task):
+        sign = sign_toward(target, task)
         aimed = replace(whole, toward=target)
         if "permuted" not in controls(aimed, model, seed=seed):
             raise EditError(

@@ -16,6 +16,7 @@ from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one, size_of
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rows import (
+    behaviors_of,
     need_margins,
     refuse_seen,
     sign_toward,
@@ -24,7 +25,7 @@ from mechmem.evaluation.rows import (
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
 from mechmem.patching.base import Edit
-from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.base import Task
 
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -104,7 +105,7 @@ def margin_response(
     *,
     task: Task | None = None,
     doses: Sequence[float] = DOSES,
-    toward: Sequence[str] = BEHAVIORS,
+    toward: Sequence[str] | None = None,
     control: str | None = None,
     draws: int = DRAWS,
     allow_seen: bool = False,
@@ -121,7 +122,7 @@ def margin_response(
         prompts: With `memorized` and `generalized`; none of them seen in making the edit.
         task: Reads the completions.
         doses: Multiples of the edit's alpha, rising; 0 is added.
-        toward: Classes to steer to.
+        toward: Classes to steer to; default the task's two behaviors.
         control: Name of the control beside it; default random neurons or a random direction of
             the same size.
         draws: Draws of the control.
@@ -152,8 +153,8 @@ def margin_response(
     spread: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {}
     largest, linear, used = {}, {}, ""
     further: dict[str, tuple[Beyond, ...]] = {}
-    for target in toward:
-        sign = sign_toward(target)
+    for target in toward or behaviors_of(task):
+        sign = sign_toward(target, task)
         aimed: Any = steered(edit, target)
         used, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)
         every: list[Any] = [aimed, *mixed]

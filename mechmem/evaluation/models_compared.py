@@ -16,11 +16,11 @@ from mechmem.evaluation.behavior import Observations, hits, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import steered
+from mechmem.evaluation.rows import behaviors_of, steered
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, as_prompts
 from mechmem.patching.base import Edit
-from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
 MIN_FLIPS = 10
@@ -177,7 +177,7 @@ def effect_by_model(
     fit: Callable[[Model, PromptSet], Edit],
     *,
     n: int = 600,
-    toward: Sequence[str] = BEHAVIORS,
+    toward: Sequence[str] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> EffectByModel:
@@ -189,7 +189,7 @@ def effect_by_model(
         models: By name, each with its task.
         fit: From a model and its training flips to an edit with a ``toward``.
         n: Pairs of prompts per model; 60 % of the groups are for fitting.
-        toward: Classes to steer to.
+        toward: Classes to steer to; default the task's two behaviors.
         draws: Draws of the control, random neurons or a random direction of the same size.
         seed: Keys prompts, division, control and resampling.
     """
@@ -208,7 +208,7 @@ def effect_by_model(
         if len(turned) // 2 < MIN_FLIPS:
             continue
         edit = fit(model, turned)
-        for target in toward:
+        for target in toward or behaviors_of(task):
             aimed = steered(edit, target)
             _, mixed = draws_of_one(aimed, model, draws=draws, seed=seed)
             rates[name][target], *placebo[name][target] = evaluate_each(

@@ -13,7 +13,6 @@ from mechmem.errors import MechmemError, PromptError
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import need_margins
-from mechmem.tasks.base import BEHAVIORS
 
 
 @dataclass(frozen=True)
@@ -154,12 +153,13 @@ def _turned(result: Observations | Rates) -> tuple[np.ndarray, np.ndarray, list[
     rows = [
         int(row)
         for row in need_margins(seen.margins, "A flip rate against the margin")
-        if seen.outcomes[row] in BEHAVIORS and int(row) in other
+        if seen.outcomes[row] in seen.behaviors and int(row) in other
     ]
     if not rows:
         raise PromptError(
             "No prompt shows one of the two behaviors and has a partner; give rephrasings the "
             "same `group`."
         )
-    turned = np.array([{seen.outcomes[row], other[row]} == set(BEHAVIORS) for row in rows], float)
+    both = set(seen.behaviors)
+    turned = np.array([{seen.outcomes[row], other[row]} == both for row in rows], float)
     return np.abs(seen.margins[rows]), turned, [seen.prompts[row].group for row in rows]

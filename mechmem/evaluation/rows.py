@@ -12,18 +12,24 @@ from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
 from mechmem.models.tokens import EncodedPrompts
 from mechmem.patching.base import Edit, as_edits
-from mechmem.tasks.base import BEHAVIORS
+from mechmem.tasks.base import BEHAVIORS, Task
 
 
-def sign_toward(toward: str) -> int:
+def behaviors_of(task: Task | None) -> tuple[str, str]:
+    """What a task calls the two behaviors."""
+    return BEHAVIORS if task is None else task.behaviors
+
+
+def sign_toward(toward: str, task: Task | None) -> int:
     """The sign with which the answer margin moves toward a behavior.
 
     Raises:
-        MechmemError: For something that is not a behavior.
+        MechmemError: For something that is not a behavior of the task.
     """
-    if toward not in BEHAVIORS:
-        raise MechmemError(f"toward={toward!r} is not a behavior; say one of {listed(BEHAVIORS)}.")
-    return 1 if toward == BEHAVIORS[0] else -1
+    known = behaviors_of(task)
+    if toward not in known:
+        raise MechmemError(f"toward={toward!r} is not a behavior; say one of {listed(known)}.")
+    return 1 if toward == known[0] else -1
 
 
 def can_steer(edit: Edit) -> bool:

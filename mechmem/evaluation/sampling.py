@@ -10,12 +10,12 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import MechmemError
-from mechmem.evaluation.behavior import Observations, observe
+from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Sampler, generate
 from mechmem.models.model import Model
 from mechmem.models.tokens import EncodedPrompts, PromptsLike
-from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Sampling:
 
     def both(self, temperature: float) -> Estimate:
         """Share of the prompts whose draws show both behaviors."""
-        found = [set(BEHAVIORS) <= set(draws) for draws in self.outcomes[temperature]]
+        found = [set(self.greedy.behaviors) <= set(draws) for draws in self.outcomes[temperature]]
         return self._mean([float(value) for value in found])
 
     def table(self) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def sampling(
     Args:
         model: The model, or a view inside `patched`.
         prompts: What to ask.
-        task: Reads the completions.
+        task: Reads the completions, as text.
         temperatures: Above 0; the logits are divided by them.
         draws: Per prompt and temperature, at least two.
         seed: Keys the draws.
@@ -106,7 +106,7 @@ def sampling(
     if draws < 2:
         raise MechmemError(f"Agreement between draws needs at least two, got {draws}; 10 is usual.")
     asked = model.encode(prompts, "sample")
-    reader = task if task is not None else PromptAnswers.for_prompts(asked)
+    reader = reader_for(asked, task, "text")
     greedy = observe(model, asked, task=reader, margins=False, token_budget=token_budget)
     found = {
         float(temperature): _drawn(model, asked, reader, temperature, draws, seed, token_budget)

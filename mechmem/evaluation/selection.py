@@ -16,6 +16,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, PromptError, listed
+from mechmem.evaluation.rows import behaviors_of, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.patching.apply import patched
@@ -23,7 +24,7 @@ from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.margins import behavior_margins
 from mechmem.patching.projections import ProjectOut
-from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
 Score = Callable[[Model, PromptSet], Float[np.ndarray, " example"]]
@@ -247,12 +248,13 @@ def _classes(validation: PromptSet, direction: Direction, by: str) -> tuple[Prom
 
 
 def _margin(toward: str, task: Task | None) -> Score:
-    if toward not in BEHAVIORS:
+    known = behaviors_of(task)
+    if toward not in known:
         raise PromptError(
             f"The directions point toward {toward!r}, and a margin is known between "
-            f"{listed(BEHAVIORS)} only; pass score=, a function of model and prompts."
+            f"{listed(known)} only; pass score=, a function of model and prompts."
         )
-    sign = 1.0 if toward == BEHAVIORS[0] else -1.0
+    sign = sign_toward(toward, task)
     return lambda model, prompts: sign * behavior_margins(model, prompts, task=task)
 
 

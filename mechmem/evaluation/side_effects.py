@@ -14,13 +14,13 @@ from mechmem.analysis.intervals import Estimate, IntervalKind, group_ratio
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one
-from mechmem.evaluation.rows import can_steer, refuse_seen, row_of, steered
+from mechmem.evaluation.rows import behaviors_of, can_steer, refuse_seen, row_of, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
 from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
-from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task
+from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
 
 MEASURES = ("kl", "accuracy", "answer_perplexity", "text_perplexity")
@@ -98,7 +98,7 @@ def side_effects(
     clean: PromptsLike | None = None,
     texts: PromptsLike | None = None,
     task: Task | None = None,
-    toward: Sequence[str] = BEHAVIORS,
+    toward: Sequence[str] | None = None,
     control: str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -114,7 +114,7 @@ def side_effects(
             one counts as generated, so an edit at ``"each_step"`` or ``"all"`` acts on all of it;
             an edit at a named span has no place there.
         task: Gives length and stop strings of an answer.
-        toward: Classes to steer to.
+        toward: Classes to steer to; default the task's two behaviors.
         control: Default random neurons or a random direction of the same size.
         draws: Draws of the control.
         seed: Keys control and resampling.
@@ -137,7 +137,7 @@ def side_effects(
     edited: dict[str, _Costs] = {}
     drawn: dict[str, list[_Costs]] = {}
     about = {"unedited": row_of("unedited")}
-    for target in list(toward) if can_steer(edit) else [None]:
+    for target in (toward or behaviors_of(task)) if can_steer(edit) else [None]:
         aimed = edit if target is None else steered(edit, target)
         name = "edit" if target is None else f"toward {target}"
         kind, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)

@@ -13,20 +13,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mechmem.analysis.draws import DRAWS, Beyond
+from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.caching.activations import Activations
+from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import MechmemError, PromptError, SiteError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import beyond, draws_of_one
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import steered
+from mechmem.evaluation.rows import behaviors_of, steered
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_order, keyed_rng
-from mechmem.tasks.base import BEHAVIORS, Task
+from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
 FOLDS = 5
@@ -120,9 +121,7 @@ def probe_transfer(
                     f"test a probe of {name!r}",
                 )
     found: dict[str, dict[str, dict[str, Estimate]]] = {"usual": {}, "shuffled": {}}
-    exchanged = {
-        name: _exchanged(labels, groups, seed, name) for name, (_, labels, groups) in data.items()
-    }
+    exchanged = {name: _exchanged(acts.prompts, by, seed, name) for name, acts in sets.items()}
     for name, (features, labels, groups) in data.items():
         for kind, target in (("usual", labels), ("shuffled", exchanged[name])):
             row = {}
@@ -163,14 +162,10 @@ def _held_out(
     return right
 
 
-def _exchanged(labels: np.ndarray, groups: np.ndarray, seed: int, name: str) -> np.ndarray:
-    out, rng = labels.copy(), keyed_rng(seed, "transfer-shuffle", name)
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        out[rows] = rng.permutation(labels[rows])
-    if (out == labels).all():  # no group shows both classes
-        out = rng.permutation(labels)
-    return out
+def _exchanged(prompts: PromptSet, by: str, seed: int, name: str) -> np.ndarray:
+    own = int(keyed_rng(seed, "transfer-shuffle", name).integers(2**31))
+    names = class_names(Exchange(prompts, by).draw(own, 0), by)
+    return np.array([one for one in names if one is not None])
 
 
 @dataclass(frozen=True)
@@ -228,7 +223,7 @@ def edit_transfer(
     prompts: Mapping[str, PromptSet],
     *,
     task: Task | Mapping[str, Task] | None = None,
-    toward: Sequence[str] = BEHAVIORS,
+    toward: Sequence[str] | None = None,
     control: str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -245,7 +240,7 @@ def edit_transfer(
         edits: By the name of what they were fitted on; with a ``toward``.
         prompts: Sets to test on, by name.
         task: Reads the completions; several by the name of the set.
-        toward: Classes to steer to.
+        toward: Classes to steer to; default the task's two behaviors.
         control: Default random neurons or a random direction of the same size.
         draws: Draws of the control.
         seed: Keys control and resampling.
@@ -259,9 +254,10 @@ def edit_transfer(
     for tested, asked in prompts.items():
         reader = task.get(tested) if isinstance(task, Mapping) else task
         before = observe(model, asked, task=reader, margins=False)
+        aims = toward or behaviors_of(reader)
         for fitted, edit in edits.items():
             plan = []
-            for target in toward:
+            for target in aims:
                 aimed = steered(edit, target)
                 used, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)
                 plan.append([aimed, *mixed])
@@ -272,7 +268,7 @@ def edit_transfer(
                 )
             )  # fmt: skip
             cells, others = {}, {}
-            for target, part in zip(toward, plan, strict=True):
+            for target, part in zip(aims, plan, strict=True):
                 cells[target], *others[target] = (next(done) for _ in part)
             rates[fitted][tested], placebo[fitted][tested] = cells, others
     return EditTransfer(rates, placebo, used)

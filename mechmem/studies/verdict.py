@@ -113,17 +113,18 @@ class Verdict:
 
     @property
     def turned(self) -> list[str]:
-        """The classes that the model was turned to."""
-        p = self.p
-        if not p or p["any"] > LEVEL:
+        """The classes that the model was turned to. To do less harm than refits do is no turn: the
+        share of a class has to grow."""
+        p, own = self.p, self.effects.get(self.chosen, {})
+        grew = [name for name in self.classes if own[name] > TIE]
+        if not grew or p.get("any", 1.0) > LEVEL:
             return []
-        if p["both"] <= LEVEL and all(map(self._beyond_draws, self.classes)):
-            return self.classes
-        alone = [name for name in self.classes if p[name] <= LEVEL]
+        if grew == self.classes and p["both"] <= LEVEL and all(map(self._beyond_draws, grew)):
+            return grew
+        alone = [name for name in grew if p[name] <= LEVEL]
         if len(alone) < len(self.classes):
             return alone
         # Every class would pass by itself; what does not go beyond its draws may only be longer.
-        own = self.effects[self.chosen]
         beyond = [name for name in alone if self._beyond_draws(name)]
         return beyond or [max(alone, key=lambda name: own[name])]
 
@@ -151,19 +152,18 @@ class Verdict:
                 f"fall below {1 / (self.shuffles + 1):.2g}, and {FEWEST_REFITS} are needed."
             )
         if not self.turned:
-            return (
-                f"Not turned: {told}, no more than refits on exchanged labels do "
-                f"({self._rank('any')})."
-            )
+            rank = f", no more than refits on exchanged labels do ({self._rank('any')})"
+            return f"Not turned: {told}{rank if self.p['any'] > LEVEL else ''}."
         if self.both:
             return (
                 f"Turned both ways: {told}, beyond refits on exchanged labels "
                 f"({self._rank('both')})."
             )
         rest = [name for name in self.classes if name not in self.turned]
+        weakest = max(self.turned, key=lambda name: self.p[name])
         return (
             f"Turned toward {joined(self.turned)}, not shown toward {joined(rest)}: {told}, beyond "
-            f"refits on exchanged labels ({self._rank('any')})."
+            f"refits on exchanged labels ({self._rank(weakest)})."
         )
 
     @property
@@ -257,5 +257,6 @@ def _statistic(effects: Effects, claim: str) -> float:
 
 
 def rank_p(value: float, null: Sequence[float]) -> float:
-    """``(1 + those at least as large) / (number + 1)``; ties count against the value."""
-    return (1 + sum(other >= value - TIE for other in null)) / (len(null) + 1)
+    """``(1 + those at least as large) / (number + 1)``; ties count against the value, and
+    NaN beats nothing."""
+    return (1 + sum(not other < value - TIE for other in null)) / (len(null) + 1)

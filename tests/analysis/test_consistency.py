@@ -98,6 +98,16 @@ class TestSplitHalves:
         assert row["mean"] == pytest.approx(row["chance"], abs=0.06)
         assert row["mean_low"] <= row["shuffled"] <= row["mean_high"]
 
+    def test_few_groups_of_one_class_leave_no_nan_behind(self) -> None:
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal((8, 1, 40))
+        classes = ["memorized"] * 2 + ["generalized"] * 6
+        acts = made_states({("resid_post", 0): values}, classes, groups=list("abcdefgh"))
+        got = mm.split_halves(acts, top=5, splits=60)
+        for null in got.shuffled.values():
+            assert np.isfinite(null).all()
+        assert got.shuffled["sign_agreement"].mean() > 0.35  # chance is 0.5; NaN counted as 0
+
     @pytest.mark.parametrize("scope", ["global", "site"])
     def test_a_split_is_two_rankings_of_neuron_scores(self, scope: str) -> None:
         acts = states(2, shift=0.5)

@@ -55,6 +55,12 @@ def test_few_states_are_kept_exactly_and_moments_with_covariance_too() -> None:
     np.testing.assert_allclose(other.center.numpy(), states.mean(0), rtol=1e-9)
 
 
+def test_draws_from_few_states_do_not_depend_on_their_order() -> None:
+    states, names = scene(40)
+    again = found(states, names, order=range(39, -1, -1))[SITE]
+    assert torch.equal(again.factor, found(states, names)[SITE].factor)
+
+
 def test_many_states_are_kept_without_bias_and_whatever_their_order() -> None:
     states, names = scene(400)
     want = within(states, names)

@@ -177,3 +177,15 @@ def test_the_figure_shows_the_numbers_of_the_table(found) -> None:
                 assert trace.text[i][j] == f"{row[name]:.2f}<br>p = {row[f'{name}_p']:.2g}"
                 assert f"refits {row[f'{name}_null_low']:.3f} to " in trace.customdata[i][j]
                 assert np.sign(trace.z[i][j]) == np.sign(row[name] - middle)
+
+
+def test_halves_are_halves_where_groups_show_both_classes() -> None:
+    rng = np.random.default_rng(0)
+    for groups in ([f"g{k // 2}" for k in range(80)], [f"g{k}" for k in range(80)]):
+        classes = ["known", "context"] * 40
+        acts = made_states(
+            {SITE: rng.standard_normal((80, 1, 4))}, classes, groups=groups,
+            token_ids=[(k,) for k in range(80)],
+        )  # fmt: skip
+        for half in _halves(acts, "behavior", 0):
+            assert len({p.group for p in half.prompts}) == len(set(groups)) // 2

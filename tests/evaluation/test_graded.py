@@ -118,3 +118,16 @@ class TestGradedAnswers:
         same = mm.PromptSet(replace(p, memorized="one") for p in seen.prompts)
         with pytest.raises(mm.PromptError, match=r"another answer than 'one'"):
             mm.evaluation.graded_answers(replace(seen, prompts=same))
+
+
+def test_a_task_may_have_its_own_names_and_a_choice_wrote_nothing(seen) -> None:
+    called = {"memorized": "known", "generalized": "context"}
+    own = replace(
+        seen, behaviors=("known", "context"),
+        outcomes=tuple(called.get(name, name) for name in seen.outcomes),
+    )  # fmt: skip
+    for name in called:
+        usual = mm.evaluation.graded_answers(seen).partly(name)
+        assert mm.evaluation.graded_answers(own).partly(name) == usual
+    with pytest.raises(mm.PromptError, match=r"read by choice, so nothing was written"):
+        mm.evaluation.graded_answers(replace(seen, reading="choice"))

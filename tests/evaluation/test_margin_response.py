@@ -50,6 +50,24 @@ class TestResponse:
         rates = mm.evaluate(here.lab.model, here.test, edit=strongest)
         assert found.share["memorized"]["edit"][-1] == rates.share("memorized")
 
+    def test_a_task_may_have_its_own_names(self, here, found) -> None:
+        class Own(mm.tasks.PromptAnswers):
+            outcomes, behaviors = ("known", "context", "other"), ("known", "context")
+
+        called = {"memorized": "known", "generalized": "context"}
+        fit = here.fit.with_behaviors({p.id: called[p.behavior] for p in here.fit})
+        scores = mm.neuron_mean_difference(
+            mm.cache_activations(here.lab.model, fit), first="known", second="context"
+        )
+        own = mm.ShiftNeurons(scores, top=8, alpha=2.0, positions="last", toward="known")
+        got = mm.evaluation.margin_response(
+            here.lab.model, own, here.test, doses=DOSES, task=Own("behavior"), draws=2
+        )
+        for name, other in called.items():
+            ours, theirs = ([e.value for e in side["edit"]] for side in (
+                got.change[other], found.change[name]))  # fmt: skip
+            close(ours, theirs, 1e-4)
+
     def test_strength_0_changes_nothing(self, found) -> None:
         for kinds in found.change.values():
             for changes in kinds.values():

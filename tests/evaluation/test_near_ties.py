@@ -54,6 +54,18 @@ class TestNearTies:
         assert got.edges[0] == 0
         assert got.edges[-1] == pytest.approx(8.0)
 
+    def test_a_task_may_have_its_own_names(self, planted) -> None:
+        called = {"memorized": "known", "generalized": "context"}
+        one, two = (
+            replace(
+                seen, behaviors=("known", "context"),
+                outcomes=tuple(called.get(name, name) for name in seen.outcomes),
+            )
+            for seen in (planted.after, planted.before)
+        )  # fmt: skip
+        got = mm.evaluation.near_ties(Rates(one, two), bins=4)
+        assert got.flips["edit"] == mm.evaluation.near_ties(planted, bins=4).flips["edit"]
+
     def test_what_became_other_has_not_turned(self, planted) -> None:
         lost = replace(planted.after, outcomes=("other",) * (2 * GROUPS))
         got = mm.evaluation.near_ties(Rates(lost, planted.before), bins=2)

@@ -128,6 +128,20 @@ class TestSampling:
         ]
         assert list(want.values()) != plain
 
+    def test_a_task_with_its_own_names_is_read_as_text(self) -> None:
+        class Own(Word):
+            outcomes, behaviors = ("known", "context", "other"), ("known", "context")
+
+        here = scene()
+        asked = {"temperatures": [1.0], "draws": 30}
+        usual = mm.evaluation.sampling(here.lab.model, here.test, task=Word(), **asked)
+        chosen = Own()
+        chosen.choice = mm.Choice()  # a choice reads no drawn text
+        got = mm.evaluation.sampling(here.lab.model, here.test, task=chosen, **asked)
+        assert got.greedy.reading == "text"
+        assert got.both(1.0).value == usual.both(1.0).value > 0
+        assert got.as_greedy(1.0).value == usual.as_greedy(1.0).value
+
     def test_one_draw_is_refused(self) -> None:
         with pytest.raises(mm.MechmemError, match=r"at least two, got 1"):
             mm.evaluation.sampling(scene().lab.model, scene().test, draws=1)

@@ -70,6 +70,23 @@ class TestProbes:
             for row in mm.evaluation.probe_transfer(sets, site=SITE, seed=seed).shuffled.values():
                 assert all(abs(cell.value - 0.5) < 0.3 for cell in row.values())
 
+    def test_groups_of_one_class_trade_it_though_one_group_shows_both(self) -> None:
+        def mostly_single(name: str, seed: int) -> mm.Activations:
+            rng = np.random.default_rng(seed)
+            classes = ["memorized", "generalized"] * PAIRS
+            values = rng.standard_normal((2 * PAIRS, 1, 6))
+            values[::2, 0, 0] += 6.0
+            groups = [f"{name}{max(k, 1)}" for k in range(2 * PAIRS)]  # the first two are one
+            return made_states(
+                {SITE: values}, classes, groups=groups, token_ids=[(seed, k) for k in range(60)]
+            )
+
+        sets = {"a": mostly_single("a", 1), "b": mostly_single("b", 2)}
+        for seed in range(4):
+            found = mm.evaluation.probe_transfer(sets, site=SITE, seed=seed)
+            assert found.accuracy["a"]["b"].value > 0.95
+            assert found.shuffled["a"]["a"].value < 0.75  # was up to 0.97 where few changed
+
     def test_what_is_refused(self) -> None:
         with pytest.raises(mm.LeakageError, match=r"test a probe of 'a'"):
             mm.evaluation.probe_transfer(

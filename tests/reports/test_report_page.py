@@ -182,6 +182,14 @@ def test_broken_answers_are_counted() -> None:
     broken = ["other"] * (len(before) // 2) + before[len(before) // 2 :]
     study = answering(study, {"memorized": broken, "generalized": before})
     assert any("50 % of the answers into other (toward memorized)" in n for n in study.notes())
+    # What was neither before the edit was not turned into it.
+    best = study.sweep.best
+    rates = {
+        toward: replace(part, before=part.after, after=part.after)
+        for toward, part in best.rates.items()
+    }
+    found = replace(study.sweep, tested=[replace(best, rates=rates), *study.sweep.tested[1:]])
+    assert not any("into other" in note for note in replace(study, sweep=found).notes())
 
 
 def test_the_answer_is_one_sentence_that_says_what_was_planted() -> None:

@@ -9,6 +9,7 @@ import pytest
 from helpers import contrast_set, fresh_bench, sentence
 
 import mechmem as mm
+from mechmem.analysis.intervals import group_mean
 from mechmem.studies.memorization.counterfactual import counterfactual_memorization, left_out
 
 FACTS, RULES = [f"fact{k}" for k in range(4)], [f"rule{k}" for k in range(4)]
@@ -81,7 +82,11 @@ def test_facts_score_what_training_on_them_gives_and_rules_nothing(model):
     for name in FACTS:
         assert table.loc[name, "score"] == pytest.approx(2 / 3)  # of three prompts one is hard
         assert (table.loc[name, "with"], table.loc[name, "without"]) == (pytest.approx(2 / 3), 0)
-        assert table.loc[name, "score_low"] == table.loc[name, "score_high"] == pytest.approx(2 / 3)
+        one, other = (group_mean([v] * 3, ["0", "1", "2"], kind="share") for v in (2 / 3, 0.0))
+        low = 2 / 3 - np.hypot(2 / 3 - one.low, other.high)  # all agree, and it has width
+        assert table.loc[name, "score_low"] == pytest.approx(low)
+        assert table.loc[name, "score_high"] == pytest.approx(one.high)
+        assert low < 0.2 < 0.9 < one.high
     assert (table.loc[RULES, "score"] == 0).all()
     assert (table["models_with"] == 3).all()
     assert (table["models_without"] == 3).all()

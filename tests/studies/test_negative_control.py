@@ -25,6 +25,14 @@ def one_family(fit):
     return {"one direction": [mm.AddDirection(fit.directions["resid_post", 1], alpha=2.0)]}
 
 
+def test_the_control_is_read_as_the_study_is(lab_model, lab_task):
+    study = mm.run_study(
+        lab_model, task=lab_task, n=100, grid=one_family, refine={}, shuffles=0, draws=2, doses=(),
+        negative=(lab_model, lab_task), reading="choice",
+    )  # fmt: skip
+    assert study.negative.sweep.before.reading == study.sweep.before.reading == "choice"
+
+
 def test_the_study_is_saved_first_and_says_that_its_control_failed(lab_model, lab_task, tmp_path):
     saved = []
 

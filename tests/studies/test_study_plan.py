@@ -57,8 +57,18 @@ def test_a_saved_plan_gives_the_same_numbers(planned, lab_model, lab_task, tmp_p
     held = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert held["plan"]["layers"] == 2
     (line,) = [line for line in held["limits"] if "shrunk" in line]
-    for gone in (PUBLISHED, "4 of 6 layers", "28 of 30 draws", "40 of validation and 60 of test"):
+    for gone in (PUBLISHED, "2 of 4 layers", "28 of 30 draws", "test prompts beyond 60 (of 80)"):
         assert gone in line
+    assert "validation" not in line  # there are no more than 40
+
+
+def test_what_a_model_and_its_prompts_do_not_have_was_not_left_out() -> None:
+    few = {"validation": 30, "test": 900}
+    assert Plan(layers=4, validation=40).left_out(few, 4) == []
+    assert Plan(validation=400, test=600).left_out(few, 30) == []
+    assert Plan(layers=4, test=480, validation=20).left_out(few, 12) == [
+        "2 of 6 layers", "validation prompts beyond 20 (of 30)",
+    ]  # fmt: skip
 
 
 def test_the_largest_plan_that_fits_is_taken() -> None:

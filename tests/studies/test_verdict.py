@@ -130,3 +130,34 @@ def test_a_claim_on_nothing_is_made_in_one_study_of_twenty() -> None:
     # A binomial of 4,000 at 0.05 has a standard deviation of 0.0034.
     assert abs(claims / 4000 - 0.05) < 4 * 0.0035
     assert both <= claims
+
+
+@pytest.mark.parametrize(
+    ("own", "refit", "turned"),
+    [
+        ((-0.01, -0.02), (-0.05, -0.06), []),
+        ((0.0, 0.0), (-0.01, -0.02), []),
+        ((0.3, -0.02), (-0.1, -0.3), [M]),
+        ((float("nan"), float("nan")), (0.0, 0.0), []),
+    ],
+)
+def test_less_harm_than_refits_do_is_no_turn(own, refit, turned) -> None:
+    found = Verdict(effects(*own), flat(*refit), 19, draws=BEYOND)
+    assert found.turned == turned
+    if not turned and own[0] <= 0:
+        assert found.sentence == (
+            f"Not turned: {100 * own[0]:+.1f} points toward memorized and {100 * own[1]:+.1f} "
+            "points toward generalized."
+        )
+
+
+def test_a_single_class_is_told_with_its_own_p() -> None:
+    refits = flat(0.1, 0.0, 95) + flat(0.31, 0.0, 4)
+    own = {"chosen": {M: 0.5, G: 0.2}}
+    found = Verdict(own, flat(0.1, 0.0, 99), 99, draws={G: (0.01, 99)})
+    assert found.turned == [G]
+    assert "none of 99 did as much, p = 0.01" in found.sentence
+    mixed = Verdict({"chosen": {M: 0.5, G: 0.3}}, refits, 99, draws={G: (0.01, 99)})
+    assert mixed.p[G] == 5 / 100
+    assert mixed.turned == [G]
+    assert "4 of 99 did as much, p = 0.05" in mixed.sentence

@@ -170,19 +170,23 @@ class Plan:
                 plan = after
                 yield plan
 
-    def left_out(self) -> list[str]:
-        """What the whole plan has beyond this one, in words."""
+    def left_out(self, prompts: Mapping[str, int], n_layers: int) -> list[str]:
+        """What the whole plan has beyond this one, in words.
+
+        Args:
+            prompts: How many there are of validation and test.
+            n_layers: Of the model.
+        """
         whole, out = Plan(), []
         gone = [name for name in whole.families if name not in self.families]
         if gone:
             out.append(f"the families {listed(gone)}" if gone[1:] else f"the family {gone[0]!r}")
-        if self.layers < whole.layers:
-            out.append(f"{whole.layers - self.layers} of {whole.layers} layers")
-        if (self.validation, self.test) != (whole.validation, whole.test):
-            out.append(
-                f"prompts beyond {self.validation} of validation and {self.test} of test (of at "
-                f"most {whole.validation} and {whole.test})"
-            )
+        if self.layers < (most := min(whole.layers, n_layers)):
+            out.append(f"{most - self.layers} of {most} layers")
+        for part in ("validation", "test"):
+            own, most = getattr(self, part), min(getattr(whole, part), prompts[part])
+            if own < most:
+                out.append(f"{part} prompts beyond {own} (of {most})")
         if self.draws < whole.draws:
             out.append(f"{whole.draws - self.draws} of {whole.draws} draws of each control")
         return out

@@ -244,6 +244,7 @@ def run_study(
         inner = run_study(
             negative[0],
             task=negative[1],
+            reading=reading,
             n=n,
             seed=seed,
             grid=lambda fit: {found.best.family: rule(fit)[found.best.family]},
@@ -279,8 +280,9 @@ def _check_steered(steered: Mapping[str, int]) -> None:
 
 
 def _planned(plan: Plan, parts: Mapping[str, PromptSet], model: Model, shuffles: int) -> str:
-    work = plan.work({name: len(part) for name, part in parts.items()}, model.n_layers, shuffles)
-    left = plan.left_out()
+    sizes = {name: len(part) for name, part in parts.items()}
+    work = plan.work(sizes, model.n_layers, shuffles)
+    left = plan.left_out(sizes, model.n_layers)
     return (
         f"the edits {listed(plan.families)} in at most {min(plan.layers, model.n_layers)} "
         f"layers with {shuffles} refits and {plan.draws} draws of each control, {work:,} answers "

@@ -106,7 +106,10 @@ class BehaviorStudy(Study):
 
     def left_out(self) -> list[str]:
         """What the whole plan has beyond the one that was run."""
-        return [] if self.plan is None else self.plan.left_out()
+        if self.plan is None:
+            return []
+        sizes = {name: len(part) for name, part in self.splits.items()}
+        return self.plan.left_out(sizes, self.model.n_layers)
 
     def negative_note(self) -> str:
         """What the same search found where no effect was expected; empty without such a model."""

@@ -153,7 +153,10 @@ def _no_gain(found: Sweep) -> str:
 
 def _broken(best: Tested) -> str:
     last = next(iter(best.rates.values())).after.allowed[-1]
-    shares = {toward: rates.share(last).value for toward, rates in best.rates.items()}
+    became = {
+        toward: rates.transitions[last].drop(last).sum() for toward, rates in best.rates.items()
+    }
+    shares = {toward: float(n) / len(best.rates[toward].after) for toward, n in became.items()}
     worst = max(shares, key=lambda toward: shares[toward])
     if shares[worst] < 0.01:
         return ""
@@ -198,9 +201,12 @@ def _probes(probes: Probes) -> str:
             f"({given} against {read} from the states)"
         )
     if not probes.reads:
+        rival = f"guessing gives {whole_percent(probes.majority)}"
+        if probes.chosen.low > probes.majority:
+            rival = f"the input tokens alone give {given}"
         return (
             f"no probe reads the behavior: {read} of the cases with the layer chosen on the "
-            f"training groups, where guessing gives {whole_percent(probes.majority)}"
+            f"training groups, where {rival}"
         )
     return (
         f"a probe reads the behavior in {read} of the cases, its layer chosen on the training "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
-from mechmem.analysis.intervals import Estimate, group_counts, group_mean
+from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.artifacts import check_writable, load_artifact, save_artifact, versions
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.evaluation.behavior import observe
@@ -23,8 +24,6 @@ from mechmem.seeding import keyed_rng
 from mechmem.sweeps.digests import Digests, task_digest
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,19 @@ class CounterfactualMemorization:
         kinds: ``meta["item"]`` of every item, empty where there is none.
         inside: ``[model, item]`` whether the item was in a model's training data.
         performance: ``[model, item]`` share right, by name of the edit in force; ``""`` is none.
-        seed: Keys the resampling.
     """
 
     groups: tuple[str, ...]
     kinds: tuple[str, ...]
     inside: Bool[np.ndarray, "model item"]
     performance: Mapping[str, Float[np.ndarray, "model item"]] = field(repr=False)
-    seed: int = 0
 
     def scores(self, edit: str = "") -> dict[str, float]:
         """Score by item, with an edit in force if one is named."""
-        with_it, without = self._means(edit, np.ones(len(self.inside)))
+        right = self._right(edit)
+        with_it, without = (
+            (mask * right).sum(0) / mask.sum(0) for mask in (self.inside, ~self.inside)
+        )
         return dict(zip(self.groups, (with_it - without).tolist(), strict=True))
 
     def change(self, edit: str, kind: str | None = None) -> Estimate:
@@ -80,37 +80,41 @@ class CounterfactualMemorization:
         return np.array([after[name] - before[name] for name in chosen]), chosen
 
     def table(self, edit: str = "") -> pd.DataFrame:
-        """One row per item; the interval resamples models, those with and those without apart."""
-        value_in, value_out = self._means(edit, np.ones(len(self.inside)))
-        drawn = group_counts(len(self.inside), RESAMPLES, self.seed, "counterfactual", edit)
-        differences = np.array([np.subtract(*self._means(edit, weights)) for weights in drawn])
-        low, high = np.nanquantile(differences, [0.025, 0.975], axis=0)
-        return pd.DataFrame(
-            {
-                "group": self.groups,
-                "kind": self.kinds,
-                "edit": edit,
-                "models_with": self.inside.sum(0),
-                "models_without": (~self.inside).sum(0),
-                "with": value_in,
-                "without": value_out,
-                "score": value_in - value_out,
-                "score_low": low,
-                "score_high": high,
-            }
+        """One row per item. The interval joins those of the models with the item and of those
+        without it (Newcombe 1998), so that it has width where all of either side agree."""
+        rows = []
+        for k, (name, kind) in enumerate(zip(self.groups, self.kinds, strict=True)):
+            one, other = (self._mean(edit, k, side) for side in (self.inside, ~self.inside))
+            score = one.value - other.value
+            rows.append(
+                {
+                    "group": name,
+                    "kind": kind,
+                    "edit": edit,
+                    "models_with": one.n,
+                    "models_without": other.n,
+                    "with": one.value,
+                    "without": other.value,
+                    "score": score,
+                    "score_low": score - math.hypot(one.value - one.low, other.high - other.value),
+                    "score_high": score + math.hypot(one.high - one.value, other.value - other.low),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _mean(self, edit: str, item: int, side: Bool[np.ndarray, "model item"]) -> Estimate:
+        """Share right over the models of one side; every model is a group."""
+        models = np.flatnonzero(side[:, item])
+        if not models.size:
+            return NOT_MEASURED
+        return group_mean(
+            self._right(edit)[models, item], models.astype(str).tolist(), kind="share"
         )
 
-    def _means(self, edit: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted mean over models with each item, and over those without."""
+    def _right(self, edit: str) -> Float[np.ndarray, "model item"]:
         if edit not in self.performance:
             raise PromptError(f"No edit {edit!r} was tried; there are {listed(self.performance)}.")
-        right = self.performance[edit]
-        out = []
-        for mask in (self.inside, ~self.inside):
-            count = weights @ mask
-            with np.errstate(invalid="ignore"):
-                out.append((weights @ (mask * right)) / count)
-        return out[0], out[1]
+        return self.performance[edit]
 
 
 def left_out(groups: Sequence[str], models: int, seed: int = 0) -> list[frozenset[str]]:
@@ -201,7 +205,6 @@ def counterfactual_memorization(
         tuple(kind[name] for name in groups),
         inside,
         {name: np.stack([done[name] for done in found]) for name in tried},
-        seed,
     )
 
 

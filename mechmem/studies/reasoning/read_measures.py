@@ -75,6 +75,9 @@ def by_layer(
 ) -> pd.DataFrame:
     """AUROC of one set at every site, beside random directions and those of dealt-out labels."""
     labels = _positive(train.prompts)
+    names, index = np.unique(train.prompts.groups, return_inverse=True)
+    of_group = np.zeros(len(names), dtype=bool)
+    of_group[index] = labels  # rephrasings keep one label
     rows: list[dict[str, Any]] = []
     for direction in directions:
         site = direction.site
@@ -82,7 +85,7 @@ def by_layer(
         found = area(states @ _vector(direction), other.prompts, within, seed)
         rng = keyed_rng(seed, "reading", site.key)
         noise = rng.standard_normal((CHANCE_DRAWS, states.shape[1]))
-        mixed = [rng.permutation(labels) for _ in range(CHANCE_DRAWS)]
+        mixed = [rng.permutation(of_group)[index] for _ in range(CHANCE_DRAWS)]
         dealt = [fitted[m].mean(0) - fitted[~m].mean(0) for m in mixed]
         row: dict[str, Any] = {
             "set": name, "site": site.key, "stream": site.stream, "layer": site.layer,

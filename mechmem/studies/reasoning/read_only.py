@@ -204,6 +204,7 @@ def read_labels(
                 f"The set {name!r} must hold questions labeled {REASONING!r} and {MEMORY!r}; it "
                 f"holds {len(prompts)} questions of {sorted({str(p.label) for p in prompts})}."
             )
+    sets = _apart(fitting, sets)
     every = {p.id: p for prompts in (fitting, *sets.values()) for p in prompts}
     say(f"reading the states of {len(every)} questions")
     acts = cache_activations(
@@ -244,6 +245,18 @@ def read_labels(
             model, _blocks(train), turn, shuffles=shuffles, seed=seed, progress=progress
         ),
     )
+
+
+def _apart(fitting: PromptSet, sets: Mapping[str, PromptSet]) -> dict[str, PromptSet]:
+    """The sets with ids that name one question each: several tables may all count from 0."""
+    texts = {p.id: p.text for p in fitting}
+    return {
+        name: PromptSet(
+            p if texts.setdefault(p.id, p.text) == p.text else replace(p, id=f"{name}: {p.id}")
+            for p in prompts
+        )
+        for name, prompts in sets.items()
+    }
 
 
 def _blocks(acts: Activations) -> Activations:
