@@ -40,6 +40,25 @@ def test_help_shows_an_example_of_every_command():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ("sweep addition-cued --out a --edit neurons --layer 1", "only --edit direction has one"),
+        ("sweep addition-cued --out a --edit direction --top .1", "only --edit neurons has one"),
+        ("study reasoning --read-only --max-new-tokens 9", "where states are read nothing is"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments, words, tmp_path):
+    done = run(
+        *arguments.split(),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "200"},
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (["study", "addition-cued", "--model", "lab/none"], ["lab/none", "lab/addition-cued"]),
         (["study", "additon-cued", "--model", "lab/addition-cued"], ["Did you mean"]),
         (["train", "subtraction"], ["subtraction", "addition-cued"]),

@@ -24,7 +24,7 @@ from mechmem.errors import (
     listed,
 )
 from mechmem.models.sites import Site
-from mechmem.tasks.prompts import PromptSet
+from mechmem.tasks.prompts import Prompt, PromptSet
 
 
 class _NoSuchRow(PromptError, IndexError):
@@ -155,6 +155,7 @@ class Activations:
         missing = [name for name in prompts.ids if name not in at]
         if missing:
             raise PromptError(f"No states of prompts {listed(missing, 5)} here. Cache them too.")
+        refuse_other_texts(prompts, (self.prompts[at[name]] for name in prompts.ids))
         return replace(self.take([at[name] for name in prompts.ids]), prompts=prompts)
 
     def classes(self, by: str, required: int = 2) -> list[str | None]:
@@ -240,3 +241,21 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
             "for example dtype=torch.float32."
         )
     return dtype
+
+
+def refuse_other_texts(prompts: PromptSet, stored: Iterable[Prompt]) -> None:
+    """Refuse prompts whose ids are those of other texts: tables often count from 0.
+
+    Raises:
+        PromptError: Naming them.
+    """
+    wrong = [
+        one.id
+        for one, other in zip(prompts, stored, strict=True)
+        if (one.text, one.chat) != (other.text, other.chat)
+    ]
+    if wrong:
+        raise PromptError(
+            f"The states of {listed(wrong, 5)} are those of other texts with the same ids; cache "
+            "the states of these prompts, or give them ids of their own."
+        )

@@ -116,12 +116,7 @@ def cache_moments(
         PromptError: When no prompt carries a class.
     """
     wanted = model.sites(sites)
-    full = frozenset(() if covariance is None else model.sites(covariance))
-    if not full <= set(wanted):
-        raise SiteError(
-            f"covariance= asks for {listed(map(str, full - set(wanted)))}, which sites= does not "
-            f"read; add them there."
-        )
+    full = covariance_sites(model, covariance, wanted)
     moments: Moments | None = None
     met = 0
     for asked in _windows(prompts):
@@ -188,3 +183,20 @@ def _windows(prompts: PromptsLike, size: int = 8192) -> Iterator[PromptSet]:
     items: Iterator[Prompt | str] = iter(prompts)
     while window := list(islice(items, size)):
         yield as_prompts(window)
+
+
+def covariance_sites(
+    model: Model, covariance: SiteSpec | None, wanted: Sequence[Site]
+) -> frozenset[Site]:
+    """The sites whose full covariance is kept.
+
+    Raises:
+        SiteError: For one that is not read.
+    """
+    full = frozenset(() if covariance is None else model.sites(covariance))
+    if not full <= set(wanted):
+        raise SiteError(
+            f"covariance= asks for {listed(map(str, full - set(wanted)))}, which sites= does not "
+            f"read; add them there."
+        )
+    return full

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from mechmem.caching.activations import check_dtype, class_names
 from mechmem.caching.bootstrap import Bootstrap
 from mechmem.caching.engines import engine_for
+from mechmem.caching.extract import covariance_sites
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.shards import Engine, described_edits, run_shards
@@ -144,7 +144,9 @@ def extract_moments(
         raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
     wanted = model.sites(sites)
     require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
-    full = frozenset(() if covariance is None else model.sites(covariance))
+    full = covariance_sites(model, covariance, wanted)
+    if bootstrap:
+        Bootstrap(bootstrap, seed)  # refuses what cannot be drawn, before anything is written
 
     def make(
         part: Part,
@@ -154,7 +156,8 @@ def extract_moments(
         rows: list[int],
     ) -> dict[str, Tensor]:
         names, groups = class_names(part.prompts, by), part.prompts.groups
-        moments = _empty(part, full, Bootstrap(bootstrap, seed) if bootstrap else None)
+        drawn = Bootstrap(bootstrap, seed) if bootstrap else None
+        moments = Moments(part.provenance, tuple(part.index["columns"]), {}, full, drawn)
         for taken in take_states(
             model.backend, tokenized, wanted, Positions.parse(positions),
             interventions=model.interventions, pad_id=model.tokens.pad_id, plan=plan, works=works,
@@ -233,8 +236,3 @@ def _about(part: Part) -> Mapping[str, Any]:
         "covariance": settings["covariance"],
         "bootstrap": settings["bootstrap"],
     }
-
-
-def _empty(part: Part, covariance: frozenset[Site], bootstrap: Bootstrap | None) -> Moments:
-    provenance = replace(part.provenance)
-    return Moments(provenance, tuple(part.index["columns"]), {}, covariance, bootstrap)

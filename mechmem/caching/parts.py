@@ -30,6 +30,7 @@ from mechmem.manifests import (
     shape_of,
 )
 from mechmem.models.model import Model, ModelInfo
+from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 from mechmem.writing import new_folder, whole_file, write_text
@@ -256,16 +257,17 @@ def check_settings(part: Part, own: Mapping[str, Any]) -> None:
 
 
 def unknown_prompts(
-    model: Model, prompts: PromptSet, known: Sequence[Part], by: str | None = None
+    model: Model, prompts: PromptSet, known: Sequence[Part], settings: Mapping[str, Any]
 ) -> PromptSet:
-    """The prompts that no part has; one that a part has must be the same, and of the same class and
-    group where statistics by class are kept."""
+    """The prompts that no part has; one that a part has must be the same, be read at the same
+    tokens, and be of the same class and group where statistics by class are kept."""
     ids = {
         name: tokens
         for part in known
         for name, tokens in zip(part.prompts.ids, part.token_ids, strict=True)
     }
     again = prompts.filter(lambda prompt: prompt.id in ids)
+    kept = {prompt.id: prompt for part in known for prompt in part.prompts}
     if again:
         other = [item.id for item in model.encode(again).rows if item.ids != ids[item.id]]
         if other:
@@ -273,11 +275,29 @@ def unknown_prompts(
                 f"Prompts {listed(other, 5)} are stored already, with other tokens; give new "
                 "prompts ids of their own."
             )
-        if by is not None:
-            kept = [prompt for part in known for prompt in part.prompts]
+        where = Positions.parse(settings["positions"])
+        shifted = again.filter(lambda prompt: prompt.spans != kept[prompt.id].spans)
+        old = PromptSet(kept[prompt.id] for prompt in shifted)
+        moved = (
+            [
+                one.id
+                for one, other in zip(
+                    model.encode(shifted).rows, model.encode(old).rows, strict=True
+                )
+                if where.columns(one) != where.columns(other)
+            ]
+            if shifted
+            else []
+        )
+        if moved:
+            raise ArtifactError(
+                f"Prompts {listed(moved, 5)} are stored already, with other tokens at "
+                f"{where}; give new prompts ids of their own, or choose another folder."
+            )
+        if by := settings.get("by"):
             there, here = (
                 {p.id: (name, p.group) for p, name in zip(found, named, strict=True)}
-                for found in (kept, again)
+                for found in (kept.values(), again)
                 for named in [class_names(PromptSet(found), by)]
             )
             moved = [name for name, about in here.items() if there[name] != about]

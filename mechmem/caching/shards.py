@@ -24,6 +24,7 @@ from mechmem.caching.parts import (
     parts_of,
     unknown_prompts,
 )
+from mechmem.digests import Digests
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
 from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import pass_cost, plan_passes
@@ -97,7 +98,7 @@ def run_shards(
 
     for part in known:
         check_settings(part, own)
-    fresh = unknown_prompts(model, prompts, known, own.get("by"))
+    fresh = unknown_prompts(model, prompts, known, own)
     for part in known:
         if part.missing():
             tokenized = model.encode(part.prompts).rows
@@ -137,7 +138,7 @@ def run_shards(
                 check_settings(other, own)
             same = [p for p in known if p.prompts == fresh and p.index["plan"] == plan.digest]
             if not same:
-                fresh = unknown_prompts(model, fresh, known, own.get("by"))
+                fresh = unknown_prompts(model, fresh, known, own)
                 continue
             part = same[0]
         begin(part, tokenized, plan)
@@ -233,9 +234,11 @@ def _shards(plan: PassPlan, shard_rows: int) -> Iterator[list[PlannedBatch]]:
 
 
 def described_edits(model: Model) -> list[Any]:
-    """The edits in force, as far as they can say what they are."""
-    out = []
+    """The edits in force, in words and by a hash of what they hold: two that are described alike,
+    such as an edit and its control, may differ in their vectors."""
+    out, digests = [], Digests()
     for item in model.interventions:
-        describe = getattr(getattr(item, "edit", None), "describe", None)
-        out.append([str(item.site), describe() if describe else type(item).__name__])
+        edit = getattr(item, "edit", None)
+        said = edit.describe() if edit is not None else type(item).__name__
+        out.append([str(item.site), said, digests.of(item if edit is None else edit)])
     return json.loads(json.dumps(out, default=str))  # type: ignore[no-any-return]

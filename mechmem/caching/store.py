@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from mechmem.artifacts import TensorFile
-from mechmem.caching.activations import Activations, class_names, row_numbers
+from mechmem.caching.activations import (
+    Activations,
+    class_names,
+    refuse_other_texts,
+    row_numbers,
+)
 from mechmem.caching.moments import Moments
 from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.provenance import Provenance, Seen
@@ -122,6 +127,7 @@ class ActivationStore:
         missing = [name for name in prompts.ids if name not in at]
         if missing:
             raise PromptError(f"No states of prompts {listed(missing, 5)} here.")
+        refuse_other_texts(prompts, (self.prompts[at[name]] for name in prompts.ids))
         return replace(self.take([at[name] for name in prompts.ids]), prompts=prompts)
 
     def load(self) -> Activations:
@@ -223,4 +229,6 @@ class StoredStates:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """Everything, in memory."""
-        return np.asarray(self[:], dtype=dtype)
+        states = self[:]  # NumPy has no bfloat16
+        found = states.float() if states.dtype == torch.bfloat16 else states
+        return np.asarray(found, dtype=dtype)

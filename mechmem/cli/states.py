@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,9 @@ def extract(
     sites: Annotated[
         list[str] | None, typer.Option(help="A stream, or stream.layer; several times for several.")
     ] = None,
-    positions: Annotated[str, typer.Option(help="last, mean, or a span's name.")] = "last",
+    positions: Annotated[
+        str, typer.Option(help="last, mean, a number, or a span's name.")
+    ] = "last",
     by: Annotated[
         str | None,
         typer.Option(help="Keep statistics per class only: behavior or label."),
@@ -75,20 +78,22 @@ def extract(
             raise typer.BadParameter("only --engine ray has a cluster", param_hint="--address")
         os.environ["RAY_ADDRESS"] = address
     asked = read_prompts(prompts)
+    number = re.fullmatch(r"-?\d+", positions)
+    where = int(positions) if number else positions
     wanted = [Site.from_key(name) if "." in name else name for name in sites or ["resid_post"]]
     with progress_bar("loading"):
         loaded = load_model(model)
     if dry_run:
-        say(plan_extraction(loaded, asked, sites=wanted, positions=positions))
+        say(plan_extraction(loaded, asked, sites=wanted, positions=where))
     elif by is None:
         store = extract_activations(
-            loaded, asked, out, sites=wanted, positions=positions, engine=engine, progress=True
+            loaded, asked, out, sites=wanted, positions=where, engine=engine, progress=True
         )
         save_config(out)
         say(store)
     else:
         found = extract_moments(
-            loaded, asked, out, by=by, sites=wanted, positions=positions, bootstrap=bootstrap,
+            loaded, asked, out, by=by, sites=wanted, positions=where, bootstrap=bootstrap,
             seed=seed, engine=engine, progress=True,
         )  # fmt: skip
         save_config(out)

@@ -187,6 +187,11 @@ def study(
             raise typer.BadParameter(
                 "this study divides its questions itself", param_hint="--validation, --test"
             )
+        if read_only and (examples is not None or max_new_tokens is not None):
+            raise typer.BadParameter(
+                "where states are read nothing is written",
+                param_hint="--examples, --max-new-tokens",
+            )
         study_reasoning(
             model, questions, examples, max_new_tokens, shuffles, out, seed, output,
             read_only=read_only,

@@ -83,6 +83,10 @@ def sweep(
     from mechmem.artifacts import check_writable, write_text
 
     check_writable(out)
+    families = edits or list(Family)
+    for option, given, family in (("--layer", layers, "direction"), ("--top", tops, "neurons")):
+        if given and Family(family) not in families:
+            raise typer.BadParameter(f"only --edit {family} has one", param_hint=option)
     asked = load_asked(task, model, pairs, reading)
     with progress_bar("loading") as bar:
 
@@ -91,7 +95,7 @@ def sweep(
             bar.update(1)
 
         grid = {
-            "edits": edits or list(Family),
+            "edits": families,
             "layers": layers,
             "alphas": alphas or [1.0, 2.0, 4.0],
             "tops": tops or [0.05, 0.1],

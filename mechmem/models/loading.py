@@ -191,6 +191,11 @@ def _wrapped(
     return Model.wrap(bridge, tokenizer, name, prepend_bos=prepend_bos, card=card)
 
 
+def _usual(device: Any) -> Any:
+    """Where a model goes that nobody placed; TransformerLens chooses so for a name or folder."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _from_gguf(
     file: Path,
     name: str,
@@ -203,8 +208,7 @@ def _from_gguf(
     refuse_options(options, "a GGUF file", ("tokenizer", "device", "dtype", "prepend_bos"))
     body, own = open_gguf(file, parse_dtype(dtype), tokenizer)
     check_causal(body.config, name)
-    if device is not None:
-        body.to(device)
+    body.to(_usual(device))
     return _booted(body, own, name, prepend_bos, {})
 
 
@@ -219,8 +223,8 @@ def _from_adapter(
 ) -> Model:
     body, home, left = open_adapter(folder, parse_dtype(dtype), options)
     refuse_options(left, "an adapter folder", ("prepend_bos",))
-    if device is not None:
-        body.to(device)
+    if device is not None or not placement(options):
+        body.to(_usual(device))
     own = tokenizer if tokenizer is not None else tokenizer_at(home, {})
     return _booted(body, own, name, prepend_bos, {}, card_of(folder))
 

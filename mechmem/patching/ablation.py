@@ -16,12 +16,21 @@ from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec, named
-from mechmem.patching.base import Change, Edit, others, placed, region, tokens_of
+from mechmem.patching.base import (
+    Change,
+    Edit,
+    others,
+    placed,
+    region,
+    tokens_of,
+)
 from mechmem.patching.neurons import (
     Neurons,
     count_neurons,
+    indices,
     neuron_columns,
     neuron_masks,
+    one_site,
     other_neurons,
 )
 from mechmem.patching.replacement import Replacement, ReplacementSource, Values
@@ -172,18 +181,15 @@ class AblateHeads(_Ablation):
     def changes(self, model: Model) -> dict[Site, Change]:
         self._replacement.check()
         n_heads, width = model.info.n_heads, int(model.tl.cfg.d_head)
-        masks: dict[Site, Tensor | None] = {}
+        masks: dict[Site, Tensor] = {}
         for key, chosen in self.heads.items():
-            (site,) = model.sites([key])
+            site = one_site(model, key)
             if site.stream != "z":
                 raise EditError(f"Heads live in stream 'z', got {site}; write ('z', {site.layer}).")
-            wrong = [head for head in chosen if not 0 <= head < n_heads]
-            if wrong:
-                raise EditError(f"{site} has heads 0 to {n_heads - 1}, not {listed(wrong, 5)}.")
-            mask = torch.zeros(n_heads, width, dtype=torch.bool)
-            mask[list(chosen)] = True
-            if len(chosen):
-                masks[site] = mask.reshape(1, -1)
+            heads = indices(chosen, n_heads, f"{site} has heads")
+            if heads:
+                mask = masks.setdefault(site, torch.zeros(1, n_heads * width, dtype=torch.bool))
+                mask.view(n_heads, width)[heads] = True
         return self._replacing(masks)
 
     def describe(self) -> dict[str, Any]:
@@ -192,7 +198,7 @@ class AblateHeads(_Ablation):
 
     def controls(self, model: Model, seed: int) -> dict[str, Edit]:
         """``random heads``: as many of the heads that the edit leaves alone, of any layer."""
-        chosen = {(model.sites([key])[0], head) for key, own in self.heads.items() for head in own}
+        chosen = {(one_site(model, key), head) for key, own in self.heads.items() for head in own}
         known = model.sites("z") if self.source is None else self.source.sites
         pool = [
             (site, head)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
@@ -113,11 +112,6 @@ class OnlyWhere(Edit):
         limit = gate.threshold
         if self.threshold is not None:
             limit = check_number(self.threshold, "threshold")
-        if math.isnan(limit):
-            raise EditError(
-                f"The gate at {gate.site} knows no class means, so where it opens is unknown; pass "
-                "threshold=."
-            )
         return gate.unit * sign, limit * sign
 
     def describe(self) -> dict[str, Any]:

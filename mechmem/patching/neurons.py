@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,41 @@ Neurons = NeuronSet | Mapping[tuple[str, int], Sequence[int]]
 """From `NeuronScores.top`, or coordinates by site: ``{("mlp_post", 3): [5, 17]}``."""
 
 
+def one_site(model: Model, key: Any) -> Site:
+    """The site that a key of an edit names.
+
+    Raises:
+        EditError: When it names several, as a stream does.
+    """
+    found = model.sites([key])
+    if len(found) != 1:
+        raise EditError(
+            f"{key!r} names {len(found)} sites; say which one, for example {tuple(found[-1])!r}."
+        )
+    return found[0]
+
+
+def indices(chosen: Any, below: int, what: str) -> list[int]:
+    """Which of ``below`` things are chosen.
+
+    Raises:
+        EditError: Unless all are whole numbers from 0 to ``below - 1``.
+    """
+    several = isinstance(chosen, Iterable) and not isinstance(chosen, str)
+    given = list(chosen) if several else [chosen]
+    wrong = [one for one in given if not _is_index(one, below)]
+    if wrong:
+        raise EditError(f"{what} 0 to {below - 1}, so {listed(wrong, 5)} cannot be edited.")
+    return [int(one) for one in given]
+
+
+def _is_index(value: Any, below: int) -> bool:
+    try:
+        return 0 <= operator.index(value) < below and not isinstance(value, bool)
+    except TypeError:
+        return False
+
+
 def neuron_masks(neurons: Neurons, model: Model) -> dict[Site, Tensor]:
     """``[position or 1, d]`` True at the chosen neurons of every site that has one.
 
@@ -37,17 +73,11 @@ def neuron_masks(neurons: Neurons, model: Model) -> dict[Site, Tensor]:
     else:
         masks = {}
         for key, chosen in neurons.items():
-            (site,) = model.sites([key])
+            site = one_site(model, key)
             width = site_width(model, site)
-            wrong = [index for index in chosen if not 0 <= index < width]
-            if wrong:
-                raise EditError(
-                    f"{site} has neurons 0 to {width - 1}, so {listed(wrong, 5)} cannot be edited."
-                )
-            mask = torch.zeros(1, width, dtype=torch.bool)
-            mask[0, list(chosen)] = True
-            if len(chosen):
-                masks[site] = mask
+            found = indices(chosen, width, f"{site} has neurons")
+            if found:
+                masks.setdefault(site, torch.zeros(1, width, dtype=torch.bool))[0, found] = True
     if not masks:
         raise EditError("No neuron is chosen; for example neurons={('mlp_post', 0): [5]}.")
     return masks
@@ -139,12 +169,13 @@ def other_neurons(
             for site, chosen in neurons.index.items()
         }
         return NeuronSet(neurons.scores, index)
-    out: dict[tuple[str, int], list[int]] = {}
+    joined: dict[Site, set[int]] = {}
     for key, chosen in neurons.items():
-        (site,) = model.sites([key])
-        own = sorted(set(chosen))
-        out[site] = [int(k) for k in draw(site, site_width(model, site), own)]
-    return out
+        joined.setdefault(one_site(model, key), set()).update(chosen)
+    return {
+        site: [int(k) for k in draw(site, site_width(model, site), sorted(own))]
+        for site, own in joined.items()
+    }
 
 
 def _lie(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mechmem.caching.shards import share_of_work
+from mechmem.digests import Digests
 from mechmem.errors import ArtifactError, ModelError
 from mechmem.evaluation.many_edits import Bench
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
@@ -28,7 +29,7 @@ from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, 
 from mechmem.patching.base import Edit
 from mechmem.progress import tracked
 from mechmem.seeding import keyed_rng
-from mechmem.sweeps.digests import Digests, setting_digest
+from mechmem.sweeps.digests import setting_digest
 from mechmem.sweeps.store import CellStore, Done
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet

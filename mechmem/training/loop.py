@@ -129,6 +129,7 @@ def fit(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be given a batch each
     if device is not None and _place(arguments.device) != _place(device):
         raise ModelError(
             f"device={str(device)!r}: transformers trains on {arguments.device} here. Leave "

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from mechmem.digests import Digests
 from mechmem.errors import ArtifactError, TaskError, listed
-from mechmem.manifests import check_digests, checked, is_whole, read_json, sealed
-from mechmem.sweeps.digests import Digests
+from mechmem.manifests import check_digests, checked, file_digest, is_whole, read_json, sealed
 from mechmem.writing import inside, write_text, written_to
 
 AGAIN = "Train again with resume=False."
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _SHAPE = {
     "task": str,
     "settings": dict,
@@ -31,8 +32,13 @@ _SHAPE = {
 
 def source_of(model: Any, tokenizer: Any) -> dict[str, Any]:
     """What a run starts from: the model's name or configuration, and hashes of the weights of a
-    model in memory and of a tokenizer."""
-    weights = Digests().of(model.state_dict()) if isinstance(model, torch.nn.Module) else None
+    model in memory or in a folder and of a tokenizer."""
+    weights: str | dict[str, str] | None = None
+    if isinstance(model, torch.nn.Module):
+        weights = Digests().of(model.state_dict())
+    elif isinstance(model, (str, Path)) and Path(model).is_dir():
+        files = (file for kind in _WEIGHTS for file in Path(model).glob(kind))
+        weights = {file.name: file_digest(file) for file in sorted(files)}
     return {"model": _model_name(model), "weights": weights, "tokenizer": _tokenizer(tokenizer)}
 
 

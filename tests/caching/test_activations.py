@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -206,6 +208,14 @@ class TestTheObject:
         chosen = acts.select(seen)
         assert chosen.classes("behavior") == ["memorized", "generalized"]
         assert torch.equal(chosen["resid_post", 0], acts["resid_post", 0][1:3])
+
+    def test_select_refuses_other_texts_with_the_same_ids(self, lab, tmp_path) -> None:
+        prompts = ragged(4)
+        other = mm.PromptSet(replace(p, text=f"{p.text} w3") for p in prompts[1:2])
+        store = mm.extract_activations(lab.model, prompts, tmp_path)
+        for states in (mm.cache_activations(lab.model, prompts), store):
+            with pytest.raises(mm.PromptError, match=r"of 'p1' are those of other texts"):
+                states.select(other)
 
     def test_numpy_sees_the_numbers(self, lab) -> None:
         acts = mm.cache_activations(lab.model, ragged(3))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -153,6 +154,44 @@ class TestTheTwoNumbers:
         assert moments(tmp_path).counts  # the same again is no other
         with pytest.raises(mm.ArtifactError, match=r"counted already, with another behavior"):
             mm.extract_moments(bench().model, now, tmp_path, **STATS)
+
+    def test_states_under_one_edit_are_not_taken_for_those_under_another(self, tmp_path) -> None:
+        """An edit and its control are described alike, and so are two vectors."""
+        model, prompts = bench().model, contrast_set()
+        acts = mm.cache_activations(model, contrast_set(8, seed=9))
+        edit = mm.AddDirection(
+            mm.difference_of_means(acts, toward="generalized")["resid_post", 1], positions="last"
+        )
+        control = edit.controls(model, 0)["random direction"]
+        for make in (mm.extract_activations, partial(mm.extract_moments, by="behavior")):
+            folder = tmp_path / str(make)[:20].replace(" ", "")
+            with mm.patched(model, edit) as view:
+                make(view, prompts, folder, **OPTIONS)
+                make(view, prompts, folder, **OPTIONS)  # the same goes on
+            with mm.patched(model, control) as view, pytest.raises(
+                mm.ArtifactError, match=r"other settings.*edits"
+            ):  # fmt: skip
+                make(view, prompts, folder, **OPTIONS)
+
+    def test_a_span_that_has_moved_is_not_taken_for_read(self, tmp_path) -> None:
+        model, text = bench().model, "w1 w2 w3 w4"
+
+        def at(start: int, tail: int = 0) -> mm.PromptSet:
+            spans = {"w": (start, start + 2), "tail": (tail, tail + 2)}
+            return mm.PromptSet([mm.Prompt(id="a", text=text, spans=spans)])
+
+        mm.extract_activations(model, at(0), tmp_path, positions="w", **OPTIONS)
+        mm.extract_activations(model, at(0, tail=6), tmp_path, positions="w", **OPTIONS)
+        with pytest.raises(mm.ArtifactError, match=r"'a' are stored already.*tokens at w"):
+            mm.extract_activations(model, at(6), tmp_path, positions="w", **OPTIONS)
+
+    def test_what_cannot_be_kept_is_refused_before_anything_is_written(self, tmp_path) -> None:
+        with pytest.raises(mm.SiteError, match=r"covariance= asks for 'resid_post\[1\]'"):
+            moments(tmp_path / "one", sites=("resid_post", 0))
+        with pytest.raises(mm.MechmemError):
+            moments(tmp_path / "two", bootstrap=1)
+        assert not (tmp_path / "one").exists()
+        assert not (tmp_path / "two").exists()
 
     def test_merging_something_else(self, tmp_path) -> None:
         with pytest.raises(mm.ArtifactError, match=r"holds no shards of moments"):

@@ -12,7 +12,7 @@ import torch
 from helpers import close, differs, fresh_bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
 
 import mechmem as mm
 from mechmem.models.engine import generation, kv_cache, prefixes
@@ -26,7 +26,7 @@ from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
 from tests.models.plain import greedy, plain_pass
-from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer
+from tests.models.zoo import FAMILIES, SLIDING, VOCAB, build, tokenizer
 
 SHARING = [family for family in FAMILIES if family not in SLIDING]
 
@@ -331,6 +331,32 @@ class TestNotShared:
         logits = model.logits(prompts)
         for k, item in enumerate(tokenized):
             close(logits[k], plain_pass(plain, family, item.ids)[1][-1], 1e-4)
+
+    def test_windows_that_an_answer_outgrows(self) -> None:
+        """The prompts alone fit twice; one long answer beside short ones does not."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+            heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": VOCAB}
+            plain = MistralForCausalLM(
+                MistralConfig(**sizes, **heads, sliding_window=40, initializer_range=0.6)
+            ).eval()
+        model = mm.load_model(plain, tokenizer=tokenizer())
+        rng = random.Random(2)
+        start = words(rng, 14)
+        prompts = mm.PromptSet(mm.Prompt(id=str(k), text=f"{start} {k % 9}") for k in range(60))
+        answers = [" " + words(rng, 40 if k % 7 == 0 else 2) for k in range(60)]
+        tokenized = model.tokenize(prompts)
+        assert shareable_lengths(model.backend, tokenized, []) is not None
+        got = model.logprobs(prompts, answers)
+        for k in (0, 1, 7, 59):
+            own = model.token_ids(answers[k].strip())
+            with torch.no_grad():
+                ids = torch.tensor([[*tokenized[k].ids, *own]])
+                scores = plain(ids).logits[0].double().log_softmax(-1)
+            first = len(tokenized[k].ids) - 1
+            want = sum(scores[first + j, token] for j, token in enumerate(own))
+            close(got[k], want, 1e-4)
 
     def test_hooks_of_the_user_see_whole_prompts(self) -> None:
         bench = fresh_bench("gpt2", seed=3)

@@ -103,6 +103,13 @@ class TestEverythingRuns:
         read(model, [TOP], "mean")
         self.whole(model, computed)
 
+    def test_when_what_the_mlp_writes_is_read_as_well(self, model, computed) -> None:
+        site = Site("mlp_module", 1)
+        got = read(model, [site, TOP])
+        self.whole(model, computed)
+        for key, value in read(model, [site]).items():
+            assert torch.equal(got[key], value)
+
     def test_when_an_edit_acts_in_that_block(self, model, computed) -> None:
         edit = Add(Site("resid_post", 1), "last", vector(model.info.d_model, 0))
         read(model, [TOP], edits=[edit])

@@ -334,7 +334,7 @@ def test_neurons_of_a_contrast_bring_their_own_means_and_a_source_replaces_them(
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda a: mm.AblateHeads({("z", 0): [2]}), "heads 0 to 1, not 2"),
+        (lambda a: mm.AblateHeads({("z", 0): [2]}), "heads 0 to 1, so 2 cannot be edited"),
         (lambda a: mm.AblateHeads({("attn_out", 0): [1]}), r"write \('z', 0\)"),
         (lambda a: mm.AblateHeads({("z", 0): []}), "no site to act at"),
         (lambda a: mm.AblateSites("mlp_out", mode="median"), "'zero', 'mean', 'resample'"),
@@ -352,6 +352,20 @@ def test_an_ablation_that_does_not_fit_says_what_would(edit, words):
     acts = mm.cache_activations(model, SOURCE, sites="mlp_out")
     with pytest.raises(EditError, match=words), mm.patched(model, edit(acts)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: mm.AblateHeads({("z", 0): [1.0]}), "so 1.0 cannot be edited"),
+        (lambda: mm.AblateHeads({"z": [1]}), r"'z' names \d sites; say which one, .*\('z', \d\)"),
+        (lambda: mm.AblateNeurons({("mlp_post", 0): "a"}, mode="zero"), "so 'a' cannot be edited"),
+    ],
+)
+def test_what_names_no_neuron_or_head_is_refused_in_words(make, words):
+    with helpers.as_users_run_it(), pytest.raises(EditError, match=words):  # noqa: SIM117
+        with mm.patched(helpers.bench().model, make()):
+            pass
 
 
 def test_values_that_are_not_finite_replace_nothing():
@@ -470,3 +484,17 @@ def test_a_hooked_transformer_and_a_bridge_agree_on_every_new_edit(family):
         results.append(out)
     for got, want in zip(*results, strict=True):
         close(got, want, tolerance=1e-4)
+
+
+def test_two_keys_of_one_site_are_taken_together() -> None:
+    """Counted from the end, ``-1`` is the last layer as well."""
+    bench = helpers.bench()
+    last = bench.model.n_layers - 1
+    for kind, stream, options in (
+        (mm.AblateHeads, "z", {}), (mm.AblateNeurons, "mlp_post", {"mode": "zero"}),
+    ):  # fmt: skip
+        apart = kind({(stream, -1): [0], (stream, last): [1]}, **options)
+        whole = kind({(stream, last): [0, 1]}, **options)
+        alone = kind({(stream, last): [1]}, **options)
+        assert torch.equal(logits_under(bench, apart), logits_under(bench, whole))
+        assert not torch.equal(logits_under(bench, apart), logits_under(bench, alone))

@@ -20,8 +20,9 @@ import torch
 from helpers import bench, contrast_set
 
 import mechmem as mm
+from mechmem.digests import Digests
 from mechmem.sweeps import cells as cells_module
-from mechmem.sweeps.digests import Digests, setting_digest
+from mechmem.sweeps.digests import setting_digest
 from mechmem.sweeps.result import Sweep
 from mechmem.sweeps.sweep import two_way_gain
 from mechmem.tasks.base import PromptAnswers

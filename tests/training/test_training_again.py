@@ -59,6 +59,17 @@ def test_a_model_in_memory_counts_with_its_weights(tmp_path):
         mm.train(TASK, tmp_path, model=first, tokenizer=own, **TINY)
 
 
+def test_a_model_in_a_folder_counts_with_its_weights(tmp_path):
+    base, run = tmp_path / "base", tmp_path / "run"
+    for seed in (0, 1):
+        tiny(seed).save_pretrained(base)
+        letters().save_pretrained(base)
+        if seed == 0:
+            mm.train(TASK, run, model=base, **TINY)
+    with pytest.raises(mm.ArtifactError, match="another 'weights'"):
+        mm.train(TASK, run, model=base, **TINY)
+
+
 def test_starting_over_leaves_nothing_of_the_earlier_run_and_all_of_the_users(tmp_path):
     options = {"model": tiny(), "tokenizer": letters(), **TINY}
     mm.train(TASK, tmp_path / "new", **options)

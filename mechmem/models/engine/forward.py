@@ -163,7 +163,10 @@ def plan_passes(
     refuse_training(backend)
     check_runs(backend)
     choose_attention(backend)
-    allowed = shareable_lengths(backend, own or prompts, interventions, extra) if share else None
+    # What is asked of the prompts alone must hold for the longest that is fed behind one.
+    answers = zip(prompts, own or prompts, strict=True)
+    more = extra + max((len(fed.ids) - len(bare.ids) for fed, bare in answers), default=0)
+    allowed = shareable_lengths(backend, own or prompts, interventions, more) if share else None
     pair = None
     if share and pack and not interventions and _may_pack(backend, prompts):
         pair = pair_cost(backend)

@@ -257,7 +257,7 @@ def take_states(
 FEW_TOKENS = 0.5
 """Share of a pass's tokens up to which it is worth picking out those that are read."""
 
-_INSIDE = ("mlp_post", "mlp_out")
+_INSIDE = ("mlp_post", "mlp_module", "mlp_out")
 
 
 def last_block(

@@ -15,13 +15,14 @@ from jaxtyping import Bool, Float
 
 from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.artifacts import check_writable, load_artifact, save_artifact, versions
+from mechmem.digests import Digests
 from mechmem.errors import ArtifactError, PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_rng
-from mechmem.sweeps.digests import Digests, task_digest
+from mechmem.sweeps.digests import task_digest
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 
