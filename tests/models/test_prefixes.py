@@ -332,8 +332,9 @@ class TestNotShared:
         for k, item in enumerate(tokenized):
             close(logits[k], plain_pass(plain, family, item.ids)[1][-1], 1e-4)
 
-    def test_windows_that_an_answer_outgrows(self) -> None:
+    def test_windows_that_an_answer_outgrows(self, monkeypatch) -> None:
         """The prompts alone fit twice; one long answer beside short ones does not."""
+        monkeypatch.setattr("mechmem.models.engine.forward.pass_cost", lambda backend: 60.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
