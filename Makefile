@@ -39,7 +39,7 @@ help:
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make bench      every benchmark, with rivals in an environment of their own (half an hour)"
 	@echo "make attack     flips bits, kills processes, fills disks: how every attempt ends (minutes)"
-	@echo "make calibrate  how often a verdict is wrong: 260 studies, resumable (two hours)"
+	@echo "make calibrate  how often a verdict is wrong: 365 studies, resumable (four hours)"
 	@echo "make peers      exported vectors, read by steering-vectors and repeng in $(VENVP)"
 	@echo "make wheel-check  build, install into a fresh environment, run the demo outside"
 	@echo "make format     let ruff mend what it can"

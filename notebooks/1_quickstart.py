@@ -107,8 +107,8 @@ mm.plotting.rates_bars(rates)
 # ## 5. Is it more than noise?
 #
 # Every edit has controls of the same size: the same neurons with their shifts exchanged, random
-# neurons, the lowest-ranking ones, a random direction, and strength 0, which must change nothing at
-# all (and the paper's own, uniform noise, whose size is another). `compared_with` is the difference
+# neurons, random directions (one of the states' own covariance), and strength 0, which must change
+# nothing at all (and the paper's own, uniform noise, whose size is another). `compared_with` is the difference
 # prompt by prompt, with an interval from resampling whole sums.
 
 # %%

@@ -208,8 +208,8 @@ for toward in ("memorized", "generalized"):
     print(f"    minus the strongest control {best.beyond_every_control(toward)}")
 
 # %% [markdown]
-# Toward memorized the interval beyond the strongest control holds 0: that effect is not shown with
-# this few sums. Toward generalized it is.
+# One draw of a control gives no interval, so neither effect is shown here: a claim needs 30 draws, and
+# a study's refits.
 #
 # ## 7. Arithmetic for a model with 8 billion weights
 #

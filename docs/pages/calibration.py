@@ -289,11 +289,12 @@ def page() -> None:
         for kind, part in [("all", whole), *kinds]:
             claims = int((part["turned"] != "").sum())
             both = int(part["turned"].str.contains("+", regex=False).sum())
-            found = binomtest(claims, len(part)).proportion_ci(method="exact")
+            tested = int((part["refits"] > 0).sum())
+            found = binomtest(claims, tested).proportion_ci(method="exact")
             lines.append(
-                f"| {study}{'' if kind == 'all' else ': ' + kind} | {len(part)} | {claims} | "
-                f"{100 * claims / len(part):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}] "
-                f"| {both} |"
+                f"| {study}{'' if kind == 'all' else ': ' + kind} | {len(part)} | {tested} | "
+                f"{claims} | {100 * claims / tested:.1f} % [{100 * found.low:.1f}, "
+                f"{100 * found.high:.1f}] | {both} |"
             )
     whole = table[(table["kind"] == "") | (table["study"] == "nothing")]
     seeds = {study: _spans(rows["seed"]) for study, rows in whole.groupby("study", sort=False)}
@@ -318,12 +319,13 @@ exchanged labels ([the words](words.md), `mechmem.studies.verdict`). Here is how
 where nothing is, and where something is. Written by `docs/pages/calibration.py` (`make calibrate`)
 from [every study](calibration/studies.csv); the first run of every seed counts.
 
-| studies | run | claim an effect | share, 95 % | both ways |
-|---|---|---|---|---|
+| studies | run | could be tested | claim an effect | share of these, 95 % | both ways |
+|---|---|---|---|---|---|
 {rows}
 
-Seeds that are finished: {seeds}. Asked for are nulls 0 to 199, 60 of
-P2's, and 30 seeds of each of the others; what is missing here has not been run.
+Seeds that are finished: {seeds}. Asked for are nulls 0 to 199, 30 seeds of the negative control and
+planted (and 10 each with 12, 20 and 30 groups), 60 of *P2, nothing* and 15 of *P2*; what is missing
+here has not been run. Fewer than ten groups that can exchange their behaviors leave nothing to test.
 
 - **nothing**: `lab/addition-cued`, 600 pairs, split by the seed, with nothing in it to find.
   *exchanged*: the training flips' behaviors exchanged inside their groups before anything is

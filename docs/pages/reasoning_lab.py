@@ -31,7 +31,7 @@ ANSWERED, APART = "What they answer", "Are they told apart?"
 CLAIMS = "What each study may claim"
 HEAD = """# One direction between reasoning and memory, on a lab model
 
-`mechmem study reasoning` runs [P2](words.md) on `lab/recall-reasoning`: 207,000 parameters, four
+`mechmem study reasoning` runs [P2](words.md) on `lab/recall-reasoning`: 212,000 parameters, four
 layers, trained here. One number answers `Q: what is the price of Feldor given 3 5 8 ?`. For 36 of
 96 entities training always gave the attribute's stored value (a fact), for 36 the sum of the three
 numbers (a computation), for 24 now the one, now the other (disputed). An item's score is the share
