@@ -29,7 +29,7 @@ def dose_response(
     Filled points are the edit, open points on dashed lines random directions of the same norm.
 
     Args:
-        dose: `BehaviorStudy.dose`: toward, alpha, kind (edit or control), outcome, share with its ends.
+        dose: `BehaviorStudy.dose`: toward, alpha, kind (edit or control), outcome, share and ends.
         negative: The class steered to on the left side; default the first of the table.
         theme: ``"light"`` or ``"dark"``.
     """
