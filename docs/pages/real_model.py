@@ -185,7 +185,9 @@ def tuned() -> None:
     tables["test"].to_csv(FOLDER / "colors.csv", index=False)
     tables["separation"].to_csv(FOLDER / "colors_separation.csv", index=False)
     tables["refits"].to_csv(FOLDER / "colors_refits.csv", index=False)
-    kept = {"verdict": study.verdict.sentence, **study.details()}
+    about = study.details()
+    kept = {"verdict": study.verdict.sentence, "notes": study.notes()}
+    kept |= {name: about[name] for name in ("chosen", "flips", "steered", "left_out", "draws")}
     (FOLDER / "colors.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
