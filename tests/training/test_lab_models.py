@@ -79,6 +79,7 @@ def test_half_of_the_special_sets_never_show_their_sum_in_training():
         assert (sum(operands) in answers) is bool(world.shows_sum[index])
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_bits(tmp_path):
     weights = []
     for name in ("one", "two"):

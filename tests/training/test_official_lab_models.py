@@ -84,6 +84,7 @@ def test_no_item_of_the_task_is_ever_trained(shipped):
     assert not [prompt.id for prompt in asked if prompt.text in trained]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_gives_the_same_bits_again(name, tmp_path, monkeypatch):
     from mechmem.training.lab import shipping as lab_shipping

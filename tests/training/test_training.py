@@ -154,6 +154,7 @@ mm.train(task, sys.argv[1], model=config, tokenizer=letters, steps=8, batch=4, s
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -68,7 +68,8 @@ def run_reasoning_study(
         examples, shots: Worked examples for the evaluation prompts (`Reasoning.evaluation`).
         n: Questions that a task makes; one with data of its own gives all.
         alphas, scales: Strengths to try, all with both signs.
-        draws: Random directions of the same size per edit on the test questions.
+        draws: Random directions of the same size per edit on the test questions, and draws with the
+            states' covariance behind the verdict.
         shuffles: Refits of the whole recipe on exchanged labels, for the verdict; 0 leaves them
             out, and then nothing is tested.
         seed: Keys splits, controls and resampling.
@@ -121,7 +122,7 @@ def run_reasoning_study(
     if trial is not None:
         verdict = judge_edits(
             model, candidates(directions), refits, parts, trial.before, reader,
-            {"addition": alphas, "scaled projection": scales}, draws=DRAWS, seed=seed,
+            {"addition": alphas, "scaled projection": scales}, draws=draws, seed=seed,
             reason=reason, how=how, planned=shuffles,
         )  # fmt: skip
     return ReasoningStudy(
