@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import re
@@ -11,10 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from mechmem.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STALE = 86_400.0
 """Seconds after which a partial file of another machine counts as left behind."""
@@ -33,6 +38,12 @@ def write_text(path: str | Path, text: str) -> Path:
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV. pandas leaves a lone carriage return bare, and reads it as the row's end."""
+    text = table.to_csv(index=False)
+    return text if "\r" not in text else table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def named_file(path: str | Path) -> Path:

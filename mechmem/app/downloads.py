@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mechmem.app import show
@@ -14,6 +16,7 @@ from mechmem.app.page import Page
 from mechmem.app.view import View
 from mechmem.app.worker import Job
 from mechmem.errors import MechmemError
+from mechmem.writing import csv_text
 
 
 def tables(page: Page, view: View) -> bytes:
@@ -22,7 +25,7 @@ def tables(page: Page, view: View) -> bytes:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as files:
         files.writestr("view.json", json.dumps(view.as_dict(), ensure_ascii=False, indent=1))
         for name, table in _tables(page, view).items():
-            files.writestr(f"{name}.csv", table.to_csv(index=False))
+            files.writestr(f"{name}.csv", csv_text(table))
         turned = page.done("turn", view)
         if turned is not None:
             files.writestr("this.py", turned.lines + "\n")
@@ -74,10 +77,19 @@ def report(page: Page, view: View) -> str:
 
 
 def vector(page: Page, view: View, suffix: str, window: str) -> Job:
-    """The direction at this strength, for another tool."""
+    """The direction at this strength as another tool reads it, who adds it at every position."""
 
-    def work(check: Callable[[], None]) -> Any:
-        return page.live().export(view, suffix)
+    def work(check: Callable[[], None]) -> bytes:
+        from mechmem.models import Site
+        from mechmem.patching import export_vectors
+
+        r = page.live().fitted("A vector")[Site.from_key(view.site)]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = export_vectors(
+                r, Path(scratch) / f"vector{suffix}", alpha=view.strength,
+                toward=view.toward or r.toward, model_hint=None,
+            )  # fmt: skip
+            return path.read_bytes()
 
     key = ("vector", suffix, view.site, view.toward, view.strength)
     return page.worker.ask(key, window, "vector", "writing the vector", work, wait=60.0)

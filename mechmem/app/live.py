@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from mechmem.evaluation.behavior import reader_for
 from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates, refuse_seen
 from mechmem.models import Model, Site
-from mechmem.patching import Edit, EditReport, export_vectors, patched
+from mechmem.patching import Edit, EditReport, patched
 from mechmem.patching.margins import answer_ids
 from mechmem.tasks import Prompt, PromptSet, Task
 
@@ -87,6 +85,7 @@ class Live:
         flips: What the input-words baseline is fitted on.
         known: Prompts of the study's test part; a wording equal to one of them is that prompt.
         head: The first lines of the Python that is shown.
+        reading: How the prompts' own answers are read; default as text.
     """
 
     def __init__(
@@ -98,11 +97,12 @@ class Live:
         flips: PromptSet | None,
         known: PromptSet | None,
         head: Mapping[str, str],
+        reading: str | None = None,
     ) -> None:
         self.model, self.task = watched(model), task
         self.directions, self.scores, self.flips = directions, scores, flips
         self.known = {prompt.text: prompt for prompt in known or ()}
-        self.head = dict(head)
+        self.head, self.reading = dict(head), reading
         self._seen: dict[tuple[Any, ...], Observations] = {}
 
     def under(self, check: Callable[[], None], work: Callable[[View], Any], view: View) -> Any:
@@ -120,10 +120,13 @@ class Live:
         if not texts:
             raise PromptError("There is no prompt yet: type one, or choose one of the study.")
         made = []
+        answers = (view.memorized or None, view.generalized or None)
+        first = self.known.get(texts[0])
+        # The two fields show the first wording's answers; where they do, each keeps its own.
+        own = first is not None and (first.memorized, first.generalized) == answers
         for k, text in enumerate(texts):
             one = self.known.get(text)
-            answers = (view.memorized or None, view.generalized or None)
-            if one is None or (one.memorized, one.generalized) != answers:
+            if one is None or not (own or (one.memorized, one.generalized) == answers):
                 one = Prompt(
                     f"typed {k + 1}", text, group="typed", memorized=answers[0],
                     generalized=answers[1], answer=None if one is None else one.answer,
@@ -134,7 +137,7 @@ class Live:
     def reader(self, prompts: PromptSet) -> Task:
         """What reads the answers. Without a task it reads on for no longer than a typed answer
         takes, and two tokens that show where it ends."""
-        reader = reader_for(prompts, self.task)
+        reader = reader_for(prompts, self.task, self.reading)
         if self.task is None and reader.outcomes[:2] == reader.behaviors:
             sides = answer_ids(self.model, self.model.encode(prompts), reader)
             reader.max_new_tokens = 2 + max(len(ids) for side in sides for ids in side)
@@ -177,7 +180,7 @@ class Live:
         one = PromptSet([prompt])
         if view.map == "margin":
             return margin_map(self.model, one, task=self.task)
-        return projection_map(self.model, self._directions("A projection"), one)
+        return projection_map(self.model, self.fitted("A projection"), one)
 
     def everywhere(self, view: View) -> pd.DataFrame:
         """In how many wordings the map's last token lies beyond random directions, per site."""
@@ -199,7 +202,7 @@ class Live:
 
     def edit(self, view: View) -> tuple[Edit, str]:
         """The edit that is set, and the line of Python that makes it."""
-        r = self._directions("An edit")
+        r = self.fitted("An edit")
         site = Site.from_key(view.site) if view.site else r.sites[len(r.sites) // 2]
         aimed = {"toward": view.toward or r[site].toward}
         dosed = {"alpha": view.strength, **aimed}
@@ -302,26 +305,17 @@ class Live:
                 rows.append({"strength": strength, "kind": kind, **_over(some, view.toward)})
         return pd.DataFrame(rows).assign(control=name, wordings=len(prompts))
 
-    def export(self, view: View, suffix: str) -> bytes:
-        """The direction at this strength as another tool reads it; it adds it at every position."""
-        r = self._directions("A vector")[Site.from_key(view.site)]
-        with tempfile.TemporaryDirectory() as scratch:
-            path = export_vectors(
-                r, Path(scratch) / f"vector{suffix}", alpha=view.strength,
-                toward=view.toward or r.toward,
-                model_hint=None,
-            )  # fmt: skip
-            return path.read_bytes()
-
     def lines(self, view: View, edit: str, control: str) -> str:
         """Python that gives the three columns."""
         prompts, head = self.prompts(view), dict(self.head)
         if self.task is None:
             reader: Any = self.reader(prompts)
             head["task"] = _OWN.format(kind=reader.kind, n=reader.max_new_tokens)
+            if reader.reading != "text":
+                head["task"] += f"\ntask = mm.tasks.with_reading(task, {reader.reading!r})"
         return python(head, prompts, edit, control)
 
-    def _directions(self, what: str) -> Directions:
+    def fitted(self, what: str) -> Directions:
         if self.directions is None:
             raise EditError(
                 f"{what} needs a direction, and none was fitted here. Open a saved study (mechmem "
@@ -340,7 +334,10 @@ def edit_toward(edit: Any) -> str:
 def _over(some: list[Observations], toward: str) -> dict[str, float]:
     """Mean margin of the wordings under an edit, or under several draws with their spread."""
     margins = np.stack([one.margins for one in some]).mean(1)
-    shares = [one.outcomes.count(toward) / len(one) for one in some]
+    shares = [
+        one.outcomes.count(toward) / len(one) if toward in one.allowed else float("nan")
+        for one in some
+    ]
     low, high = (float(x) for x in np.quantile(margins, (0.025, 0.975)))
     return {
         "margin": float(margins.mean()), "margin_low": low, "margin_high": high,

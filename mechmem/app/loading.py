@@ -22,6 +22,7 @@ from mechmem.evaluation import observe
 from mechmem.models import Model, load_model
 from mechmem.studies.defaults import OWN_PROMPTS
 from mechmem.tasks import PromptSet, Task, get_task
+from mechmem.tasks.base import with_reading
 
 FITTED_PAIRS = 200
 _FIT = """
@@ -72,11 +73,21 @@ def load_live(source: Source) -> Live:
     flips = _read(source, "flips.jsonl")
     known = [p for p in (_read(source, f"{n}_test.jsonl") for n in ("prompts", "questions")) if p]
     return Live(
-        model, task, held["vector"], held["scores"], flips, known[0] if known else None, head
-    )
+        model, task, held["vector"], held["scores"], flips, known[0] if known else None, head,
+        source.reading if task is None else None,
+    )  # fmt: skip
 
 
 def _task(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:
+    """The task as the study read it, and the line that makes it; ``None`` for own prompts."""
+    task, line = _named(source, card)
+    by = source.reading
+    if task is None or by in (None, task.reading):
+        return task, line
+    return with_reading(task, by), f"mm.tasks.with_reading({line}, {by!r})"
+
+
+def _named(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:
     if isinstance(source.task, Task):
         return source.task, "task"
     saved = source.study.task if source.study is not None else card.get("task")

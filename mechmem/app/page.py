@@ -158,8 +158,12 @@ class Page:
         )
         found = [html.P(self._found(seen), className="found"), show.shares(table, about)]
         if seen.allowed[-1] in seen.outcomes:
-            neither = f"{seen.allowed[-1]}: what was written begins with neither answer above."
-            found.insert(1, html.P([neither, " Type the two that you expect."], className="soft"))
+            neither = (
+                "what was written begins with neither answer above. Type the two that you expect."
+                if seen.reading == "text"
+                else "the two answers are about as likely."
+            )
+            found.insert(1, html.P(f"{seen.allowed[-1]}: {neither}", className="soft"))
         return said + blank[len(said) :], Shown(found, True)
 
     def _found(self, seen: Any) -> str:
@@ -245,6 +249,8 @@ class Page:
         aim = view.toward
         if view.strength < 0:
             aim = next(name for name in self.source.classes if name != aim)
+        # What is shown are answers: a class of questions goes by the answer of its side.
+        aim = dict(zip(self.source.classes, job.value.before.behaviors, strict=True)).get(aim, aim)
         dosed = view.kind in DOSED and view.strength != 0
         cost, beyond = (one.value for one in later)
         parts = [show.columns(job.value, cost, beyond, aim if dosed else None)]

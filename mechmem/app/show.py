@@ -326,8 +326,8 @@ def dose(
             x=part["strength"], y=part["margin"], mode="lines+markers", name=called,
             line={"color": color, "dash": dash, "width": 2.5},
             hovertext=[
-                f"<b>{called}</b>, strength {row.strength:g}<br>margin {row.margin:+.2f} nats<br>"
-                f"{100 * row.share:.0f} % steered to"
+                f"<b>{called}</b>, strength {row.strength:g}<br>margin {row.margin:+.2f} nats"
+                + (f"<br>{100 * row.share:.0f} % steered to" if row.share == row.share else "")
                 for row in each_row(part)
             ],
             hoverinfo="text",

@@ -51,6 +51,12 @@ class Source:
         return dict(self.study.manifest.get("card", {})) if self.study is not None else {}
 
     @property
+    def reading(self) -> str | None:
+        """How the study read its answers."""
+        said = None if self.study is None else self.study.manifest.get("reading")
+        return said if isinstance(said, str) else None
+
+    @property
     def verdict(self) -> str:
         """What a reader sees first."""
         if self.study is None:
@@ -88,7 +94,7 @@ class Source:
             file = self.artifact(name)
             if file is not None:
                 try:
-                    lines = file.read_text(encoding="utf-8").splitlines()
+                    lines = file.read_text(encoding="utf-8").split("\n")
                     rows = [json.loads(line) for line in lines if line.strip()]
                     return [{**row} for row in rows]
                 except (ValueError, TypeError, RecursionError) as error:

@@ -72,7 +72,9 @@ def print_result(
     obey is written out; only CSV that another program reads keeps it as it is.
     """
     if output is Format.csv:
-        text = table.to_csv(index=False)
+        from mechmem.writing import csv_text
+
+        text = csv_text(table)
         typer.echo(clean(text) if sys.stdout.isatty() else text, nl=False)
     elif output is Format.json:
         rows: Any = json.loads(table.to_json(orient="records"))

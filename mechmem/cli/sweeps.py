@@ -81,6 +81,7 @@ def sweep(
     Example: mechmem sweep addition-cued --out my-sweep --edit direction --alpha 1 --alpha 2
     """
     from mechmem.artifacts import check_writable, write_text
+    from mechmem.writing import csv_text
 
     check_writable(out)
     families = edits or list(Family)
@@ -104,7 +105,7 @@ def sweep(
     if not is_first():
         return  # rank 0 prints and writes for all
     for name, table in {"validation": found.table(), "test": found.test_table()}.items():
-        write_text(out / "tables" / f"{name}.csv", table.to_csv(index=False))
+        write_text(out / "tables" / f"{name}.csv", csv_text(table))
     save_config(out)
     table = _short(found) if output is Format.table else found.test_table()
     print_result(table, output, said=_said(found))

@@ -127,10 +127,9 @@ def margins(observed: Observations | pd.DataFrame, *, theme: str = "light") -> g
             "No prompt has an answer margin: prompts need `memorized` and `generalized`, and "
             "observe(..., margins=True)."
         )
-    shown = set(frame["behavior"])
-    first, second = next((pair for pair in FLIPPED if shown & set(pair)), FLIPPED[0])
+    first, second = _answers(observed, frame)
     edges = np.histogram_bin_edges(values[np.isfinite(values)], BINS)
-    flips = _flip_rows(frame)
+    flips = _flip_rows(frame, (first, second))
     panels = {"all prompts": np.arange(len(frame)), "flips only": flips}
     panels = {name: rows for name, rows in panels.items() if len(rows)}
     titles = [f"{name}, n = {len(rows):,}" for name, rows in panels.items()]
@@ -179,16 +178,26 @@ def _order(behaviors: pd.Series) -> list[str]:
     return [name for name in COLORS if name in found] + sorted(found - set(COLORS))
 
 
-FLIPPED = (("memorized", "generalized"), ("known", "context"))
+FLIPPED = (("memorized", "generalized"), ("known", "context"), ("correct", "wrong"))
 
 
-def _flip_rows(frame: pd.DataFrame) -> np.ndarray:
+def _answers(observed: Observations | pd.DataFrame, frame: pd.DataFrame) -> tuple[str, str]:
+    """The two answers whose margin it is; of a saved table, the pair that the library knows."""
+    if isinstance(observed, Observations):
+        first, second = observed.behaviors if observed.reading == "text" else observed.allowed[:2]
+        return first, second
+    by_choice = "reading" in frame and bool((frame["reading"] == "choice").any())
+    shown, known = set(frame["behavior"]), FLIPPED if by_choice else FLIPPED[:2]
+    return next((pair for pair in known if shown & set(pair)), FLIPPED[0])
+
+
+def _flip_rows(frame: pd.DataFrame, answers: tuple[str, str]) -> np.ndarray:
     """Rows of pairs (first with second of a group, third with fourth, ...) that came out both
     ways."""
     rows: list[int] = []
     behaviors = frame["behavior"].to_numpy()
     for members in frame.groupby("group", sort=False).indices.values():
         for one, other in zip(members[::2], members[1::2], strict=False):
-            if {behaviors[one], behaviors[other]} in map(set, FLIPPED):
+            if {behaviors[one], behaviors[other]} == set(answers):
                 rows += [int(one), int(other)]
     return np.array(rows, dtype=int)

@@ -217,7 +217,3 @@ def _level(fig: go.Figure, value: float, name: str, side: str) -> None:
 
 def _site_ticks(fig: go.Figure, title: str) -> None:
     fig.update_xaxes(title=title, type="category")
-
-
-def _number(value: float, low: float, high: float) -> str:
-    return interval(value, low, high, as_percent=False)

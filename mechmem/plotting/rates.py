@@ -109,7 +109,7 @@ def _sweep_bars(frame: pd.DataFrame, family: str | None, theme: str) -> go.Figur
         last = outcomes[-1]
         for outcome in (last, toward):
             strong = rows["kind"].isin(["edit"]).to_numpy()
-            color = color_of(outcome)
+            color = GRAY if outcome == last else color_of(outcome)
             fig.add_bar(
                 orientation="h",
                 name=outcome,

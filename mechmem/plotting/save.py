@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from mechmem.errors import ArtifactError, listed
 from mechmem.style import TOOLBAR
-from mechmem.writing import draft_in, write_text
+from mechmem.writing import csv_text, draft_in, write_text
 
 PICTURES = ("png", "svg", "pdf")
 FORMATS = ("html", "json", "csv", *PICTURES)
@@ -81,7 +81,7 @@ def save_figure(
     if kind == "json":
         return write_text(target, str(fig.to_json()) + "\n")
     if kind == "csv":
-        return write_text(target, figure_data(fig).to_csv(index=False))
+        return write_text(target, csv_text(figure_data(fig)))
     raise ArtifactError(
         f"A figure cannot be written as {target.name!r}; end the name in one of "
         f"{listed('.' + name for name in FORMATS)}."

@@ -108,8 +108,14 @@ def sweep_cells(sweep: Any, *, theme: str = "light") -> go.Figure:
 
 
 def _outcomes(frame: pd.DataFrame) -> list[str]:
-    """Columns between the settings and the score hold the shares."""
-    return [name for name in frame.columns if name in COLORS]
+    """The columns before the score that add up to 1 hold the shares, whatever they are called."""
+    names = list(frame.columns[: list(frame.columns).index("score")])
+    for first in range(len(names) - 1, -1, -1):
+        if not pd.api.types.is_numeric_dtype(frame[names[first]]):
+            break
+        if np.allclose(frame[names[first:]].sum(axis=1), 1):
+            return names[first:]
+    return [name for name in names if name in COLORS]
 
 
 def _varying(part: pd.DataFrame, outcomes: list[str]) -> list[str]:

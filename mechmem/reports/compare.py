@@ -189,7 +189,10 @@ def _effects(one: SavedStudy) -> pd.DataFrame:
         signs = [name for name in ("sign", "toward") if name in frame]
         toward = frame[["label", *signs]].astype(str).agg(", ".join, axis=1)
         values = frame[[*ended("beyond_random")]]
-        head = {"kind": "reasoning", "family": frame["family"], "toward": toward}
+        family = frame["family"]
+        if "pick" in frame:  # the best for who knows the label, and for one sign for all
+            family = family + ", " + frame["pick"].astype(str)
+        head = {"kind": "reasoning", "family": family, "toward": toward}
     else:
         frame = _named(one, "beyond_controls")
         if frame.empty:

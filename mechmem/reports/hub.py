@@ -13,6 +13,7 @@ from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
 from mechmem.errors import ArtifactError, listed
 from mechmem.manifests import read_json
+from mechmem.reports.report import write_report
 from mechmem.tasks.prompts import PromptSet
 
 ARTIFACT_CLASSES: dict[str, Any] = {
@@ -153,7 +154,7 @@ def _lay_out(what: Any, folder: Path) -> None:
         }
         card = "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
     elif callable(getattr(what, "save", None)) and hasattr(what, "manifest"):
-        what.save(folder)
+        write_report(what, folder)
         card = "The folder of a study; open `report.html`."
     else:
         raise ArtifactError(

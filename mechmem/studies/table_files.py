@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from mechmem.writing import write_text
+from mechmem.writing import csv_text, write_text
 
 COLUMNS_FILE = "columns.json"
 """Beside the tables: which columns hold text, and whether an empty cell there is a missing one."""
@@ -22,7 +22,7 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
         ArtifactError: When a file cannot be written.
     """
     for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_text(folder / f"{name}.csv", csv_text(table))
     kinds = {name: _texts(table) for name, table in tables.items()}
     write_text(folder / COLUMNS_FILE, json.dumps(kinds, indent=1, ensure_ascii=False) + "\n")
 

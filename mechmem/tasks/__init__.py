@@ -9,6 +9,7 @@ from mechmem.tasks.base import (
     available_tasks,
     get_task,
     register_task,
+    with_reading,
 )
 from mechmem.tasks.choice import Choice
 from mechmem.tasks.facts.conflict import Conflict
@@ -56,6 +57,7 @@ __all__ = [
     "register_task",
     "rejected_pairs",
     "shuffled_options",
+    "with_reading",
 ]
 
 names_its_arguments(globals())

@@ -37,6 +37,7 @@ from mechmem.training.record import (
     write_record,
 )
 from mechmem.training.settings import TrainingSettings
+from mechmem.writing import csv_text
 
 _RECORD, _CURVES, _FIGURE = "training.json", "curves.csv", "curves.html"
 _WORK, _MADE = "work", "made"
@@ -163,7 +164,7 @@ def train(
     put_in_place(made, target, files, earlier)
     whole = {**record, "kept": kept, "rows": len(rows), "versions": versions(), "files": files}
     curves = pd.DataFrame(rows)
-    write_text(target / _CURVES, curves.to_csv(index=False))
+    write_text(target / _CURVES, csv_text(curves))
     save_figure(training_curves(curves, kept=kept["step"]), target / _FIGURE)
     digests = {name: file_digest(target / name) for name in (*files, _CURVES, _FIGURE)}
     whole = write_record(target / _RECORD, whole, digests)  # last: says it is finished

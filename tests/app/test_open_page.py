@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -21,11 +22,13 @@ from mechmem.app.callbacks import step
 from mechmem.app.downloads import report
 from mechmem.app.downloads import saved as kept
 from mechmem.app.layout import layout
+from mechmem.app.live import Live
 from mechmem.app.loading import load_live
 from mechmem.app.source import Source
 from mechmem.app.view import EDITS, View
 from mechmem.errors import ArtifactError, MechmemError, ModelError
 from mechmem.reports.saved import load_study
+from mechmem.studies.saving import write_manifest
 
 LONG = 300.0
 HOSTILE = [
@@ -354,3 +357,28 @@ def test_a_study_of_a_model_that_is_not_here_says_so_and_fetches_nothing(tmp_pat
         mm.open(tmp_path)
     with pytest.raises(MechmemError, match="nothing to open"):
         mm.open()
+
+
+def test_wordings_of_the_study_keep_answers_of_their_own(view) -> None:
+    one, two = (
+        mm.Prompt(f"q{k}", f"w{k} w1", group="entity", memorized=f"{k}", generalized=f"{k + 1}")
+        for k in (3, 7)
+    )
+    live = Live(page().live().model, None, None, None, None, mm.PromptSet([one, two]), {})
+    asked = replace(view, texts=(one.text, two.text), memorized="3", generalized="4")
+    assert live.prompts(asked) == mm.PromptSet([one, two])
+    typed = live.prompts(replace(asked, memorized="9"))  # the fields were changed
+    assert {p.memorized for p in typed} == {"9"}
+
+
+def test_a_study_by_choice_is_read_by_choice(tmp_path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(saved(), folder)
+    held = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    write_manifest({**held, "reading": "choice"}, folder)
+    live = load_live(Source(load_study(folder)))
+    assert live.task.reading == "choice"
+    assert "with_reading" in live.head["task"]
+    own = Live(live.model, None, None, None, None, None, {}, "choice")
+    prompts = live.prompts(replace(page().source.first_view(), live=True))
+    assert own.reader(prompts).reading == "choice"

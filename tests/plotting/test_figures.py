@@ -92,6 +92,27 @@ def test_margins_count_every_prompt_once() -> None:
         assert sum(flips.y) == len(seen.flips()) // 2
 
 
+def test_margins_of_a_task_with_its_own_names() -> None:
+    seen = small_study().observed["test"]
+    called = {"memorized": "safe", "generalized": "unsafe", "other": "other"}
+    outcomes = tuple(called[name] for name in seen.outcomes)
+    own = replace(seen, behaviors=("safe", "unsafe"), allowed=(*called.values(),)[:3],
+                  outcomes=outcomes)  # fmt: skip
+    fig = plotting.margins(own)
+    assert "safe likelier" in fig.layout.xaxis2.title.text
+    assert len([item for item in fig.data if item.name == "safe"]) == 2  # its flips as well
+
+
+def test_the_sweep_of_a_task_with_its_own_names_has_the_same_cells() -> None:
+    table = small_study().sweep.table()
+    own = table.rename(columns={"memorized": "safe", "generalized": "unsafe"})
+    for one, other in zip(
+        plotting.sweep_cells(table).data, plotting.sweep_cells(own).data, strict=True
+    ):
+        assert list(one.y) == list(other.y)
+        np.testing.assert_array_equal(np.asarray(one.z), np.asarray(other.z))
+
+
 def test_margins_that_were_not_measured_are_refused() -> None:
     seen = small_study().observed["test"]
     with pytest.raises(MechmemError, match=r"observe\(\.\.\., margins=True\)"):

@@ -274,6 +274,12 @@ def test_the_named_figures_are_there_and_drawn_from_the_tables() -> None:
     )
 
 
+def test_the_dose_is_explained_with_the_names_of_the_classes(saved: Path) -> None:
+    page = (saved / "report.html").read_text(encoding="utf-8")
+    assert "to the left toward memorized; alpha" in page
+    assert "that of memorized to the left" in page
+
+
 def test_everything_is_saved_and_read_back(saved: Path) -> None:
     study = small_study()
     for name, table in study.tables().items():

@@ -19,7 +19,7 @@ import mechmem as mm
 from mechmem.reports.compare import compare_studies
 from mechmem.reports.saved import load_study
 from mechmem.studies.saving import write_manifest
-from mechmem.studies.table_files import write_tables
+from mechmem.studies.table_files import read_table, write_tables
 
 
 def sealed_again(folder: Path, **changed: object) -> None:
@@ -304,3 +304,12 @@ def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):
     assert "1 of 1 changes of accuracy" in found._count()
     assert replace(load_study(folder)).kind == "reasoning"
     assert "correct, memory" in set(found.mix()["outcome"])
+
+
+def test_a_carriage_return_in_a_text_tears_no_row(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"id": ["a", "b", "c"], "completion": ["x\ry", "z\r\n", ""], "margin": [1.0, np.nan, 2.0],
+         "truncated": [True, False, True]}
+    )  # fmt: skip
+    write_tables({"one": table}, tmp_path)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "one.csv"), table)

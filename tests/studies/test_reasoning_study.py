@@ -19,6 +19,9 @@ from sklearn.metrics import roc_auc_score
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import mechmem as mm
+from mechmem.app.page import Page
+from mechmem.app.source import Source
+from mechmem.reports.saved import load_study
 from mechmem.studies.reasoning.answers import accuracy_table, mode_table, repair_table
 from mechmem.studies.reasoning.edits import ORACLE, UNLABELED
 from mechmem.studies.reasoning.reading import held_out_reading
@@ -412,3 +415,28 @@ def test_the_page_shows_questions_answers_and_the_projection_of_their_tokens(stu
     assert f">{seen.completions[first].strip()}</span>" in page
     assert f'<span class="chip {seen.outcomes[first]}">' in page
     assert "right of the bar" not in page
+
+
+def test_the_open_page_goes_by_the_answers_and_not_by_the_labels(study, tmp_path):
+    """The margin is between two answers: toward reasoning is toward the one worked out."""
+    page = Page(Source(load_study(study.save(tmp_path / "study"))))
+    view = replace(page.source.first_view(), live=True, toward="reasoning", strength=3.0)
+    try:
+        page.job("turn", view, "w", 300.0)
+        page.job("beyond", view, "w", 300.0)
+        whole = _written(page.turn(view, "w")[0].parts)
+        turned = page.done("turn", view)
+        gap = (turned.edit.margins - turned.before.margins).mean()
+        away = gap > 0.005  # of memorized minus generalized
+        assert ("away from generalized" in whole) is bool(away)
+        assert "away from reasoning" not in whole
+        assert page.done("beyond", view)["share"].isna().all()  # answers are right or wrong here
+    finally:
+        page.worker.close()
+
+
+def _written(part) -> str:
+    if isinstance(part, (list, tuple)):
+        return " ".join(map(_written, part))
+    inner = getattr(part, "children", None)
+    return str(part) if isinstance(part, (str, int, float)) else _written(inner) if inner else ""

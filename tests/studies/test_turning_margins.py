@@ -129,3 +129,9 @@ def test_the_shipped_ones_have_one_right_and_one_wrong_answer_of_a_kind() -> Non
     assert all(p.generalized in kinds[p.meta["category"]] for p in facts)
     folder = resources.files("mechmem.tasks.questions") / "data"
     assert "MIT License" in (folder / "lre_facts.licence.txt").read_text(encoding="utf-8")
+
+
+def test_more_questions_than_there_are_cannot_be_had() -> None:
+    for n in (0, 141, 257):
+        with pytest.raises(mm.TaskError, match=f"140 questions of each kind, so n={n} cannot"):
+            right_and_wrong(n)

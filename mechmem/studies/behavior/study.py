@@ -201,6 +201,9 @@ class BehaviorStudy(Study):
             "outcomes": list(self.sweep.before.allowed),
             "reading": self.sweep.before.reading,
             "flips": len(self.flips) // 2,
+            "by_flips": all(
+                len({p.behavior for p in members}) > 1 for members in self.flips.by_group().values()
+            ),
             "steered": {
                 name: {"prompts": len(part), "groups": len(set(part.groups))}
                 for name, part in (("validation", tried), ("test", self.sweep.before.prompts))

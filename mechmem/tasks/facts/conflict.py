@@ -166,8 +166,14 @@ def _wordings(given: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
                 "as a mapping from names to texts with {false} and {question}."
             )
         return {name: WORDINGS[name] for name in given}
+    if not given:
+        raise TaskError("No wordings are given; for example {'mine': '{false}? {question}'}.")
     for name, text in given.items():
-        if "{false}" not in text or not text.endswith("{question}"):
+        try:
+            filled = text.format(false="\0", question="\1")
+        except (KeyError, IndexError, ValueError):
+            filled = ""
+        if "\0" not in filled or not filled.endswith("\1"):
             raise TaskError(
                 f"Wording {name!r} must hold {{false}} and end with {{question}}, got {text!r:.80}."
             )

@@ -51,7 +51,8 @@ _NUMBER_GOES_ON = regex.compile(
     # 3 × 10^5, 1 / 2, 5 - 6, 5 ± 1, 2√3, 5 x 10
     r"|\s*(?:\*\*|[*×·⋅✕∙÷/\u2044\u2215\u2236:+^±∓√~\u301c\uff5e\u2014-])\s*[\p{Nd}(]"
     r"|\s*[xX]\s*\p{Nd}"
-    r"|\s*\\(?:times|cdot|div|frac|pm|sqrt)(?!\p{L})"
+    r"|\s*\\(?:times|cdot|div|frac|pm|sqrt|pi|alpha|beta|gamma|theta|lambda|mu|sigma|omega|phi|rho"
+    r"|tau|ln|log|sin|cos|tan)(?!\p{L})"
     rf"|\s*(?:{'|'.join(SCALE_WORDS)})(?![\p{{L}}\p{{M}}])"
     r"|\s*[百千万萬亿億兆]",
     regex.IGNORECASE,

@@ -15,6 +15,7 @@ _NO_ANSWER = re.compile(
     r"|as\s+an\s+ai\b|none\s+of\s+the\s+above)",
     re.I,
 )
+_NEGATIVE = re.compile(r"-\d")
 _ARTICLES = frozenset(("a", "an", "the"))
 _DENIALS = frozenset(
     "not isn wasn aren weren never nor neither nicht kein keine nie pas jamais nunca niet "
@@ -38,14 +39,16 @@ def match_short(completion: str, aliases: Sequence[str]) -> str:
     if not said or _NO_ANSWER.match(line):
         return "unparsed"
     spoken = [word.text for word in said]
-    wanted = [[word.text for word in _said(folded(alias))] for alias in aliases]
+    texts = [folded(alias) for alias in aliases]
+    wanted = [([word.text for word in _said(text)], bool(_NEGATIVE.match(text))) for text in texts]
     hits = [
         (at, at + len(alias))
-        for alias in wanted
+        for alias, signed in wanted
         if alias
         for at in range(len(said) - len(alias) + 1)
         if spoken[at : at + len(alias)] == alias
-        and starts_at(line, said[at].start)
+        and (not signed or line[: said[at].start].endswith("-"))
+        and starts_at(line, said[at].start - signed)
         and ends_at(line, said[at + len(alias) - 1].end)
         and not _denied(spoken, at)
         and not _DENIED.search(line[: said[at].start])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 
+from mechmem.errors import TaskError
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.prompt import Prompt
 from mechmem.tasks.prompts import PromptSet
@@ -20,6 +21,8 @@ PROBLEMS = {
 NAMES = ("Tom", "Anna", "Sam", "Lucy", "Ben", "Mary")
 THINGS = ("apples", "books", "coins", "cards", "pens", "shells")
 LEAD = "The answer is"
+MOST = 140
+"""Facts that ship; of problems there are more."""
 
 
 def right_and_wrong(n: int = 80, seed: int = 0) -> PromptSet:
@@ -33,7 +36,12 @@ def right_and_wrong(n: int = 80, seed: int = 0) -> PromptSet:
         n: Of each kind: facts of the LRE data (MIT, shipped; at most 140), labeled memory, and
             sums, differences, products and quotients of small numbers, labeled reasoning.
         seed: Keys which ones, and the wrong answers.
+
+    Raises:
+        TaskError: For more than there are.
     """
+    if not 0 < n <= MOST:
+        raise TaskError(f"There are {MOST} questions of each kind, so n={n} cannot be had.")
     return _facts(n, seed) + _problems(n, seed)
 
 

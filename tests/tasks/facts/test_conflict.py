@@ -182,6 +182,11 @@ class TestRefusals:
             mm.get_task("conflict", wordings=["shout"])
         with pytest.raises(mm.TaskError, match=r"Wording 'mine' must hold \{false\} and end"):
             mm.get_task("conflict", wordings={"mine": "{question}"})
+        for text in ("{false} {name} {question}", "{0} {false} {question}", "{{false}} {question}"):
+            with pytest.raises(mm.TaskError, match="must hold"):
+                mm.get_task("conflict", wordings={"mine": text})
+        with pytest.raises(mm.TaskError, match="No wordings are given"):
+            mm.get_task("conflict", wordings={})
         with pytest.raises(mm.TaskError, match=r"Unknown wording 'news'; this task has 'redefine'"):
             mm.get_task("conflict").prompts("news")
 

@@ -263,7 +263,9 @@ class TestWhereAnAnswerGoesOn:
 
     @pytest.mark.parametrize(("said", "language"), [
         ("The answer is 2**10", "en"), ("The answer is 5_000", "en"), ("The answer is --5", "en"),
-        ("The answer is 2π", "en"), ("\\boxed{5!}", "en"), ("The answer is 5;6", "en"),
+        ("The answer is 2π", "en"), ("The answer is \\boxed{3\\pi}", "en"),
+        ("$3\\sqrt2$", "en"), ("The answer is 3\\alpha", "en"),
+        ("\\boxed{5!}", "en"), ("The answer is 5;6", "en"),
         ("答案是5万3千", "zh"), ("The answer is 5 lakh", "en"), ("The answer is 5 bn", "en"),
         ("Die Antwort ist 5 Millionen", "de"), ("La respuesta es 5 mil", "es"),
     ])  # fmt: skip
