@@ -49,17 +49,17 @@ READING = """
 ## What it says
 
 Written for the run above. **Counterfactual** memorization and the direction go together here: an
-item that lies further toward memory depends more on having been trained on, as closely as along the
-most extreme of random directions, and no more than that. Most of it is the difference between kinds
-(facts depend on their own training prompts, computations can be worked out without them); among facts
-alone and among computations alone no relation is shown, among disputed items there is one. Moving
-along the direction does not turn the score: it falls both ways alike, and more than under any of 30
-random directions; why was not looked into. **Perturbational** memorization is something else here:
-almost nothing that is solved breaks when a number changes by one, facts least of all, because their
-stored value never depended on the numbers. It has no relation to the direction, and its rise under
-edits cannot be told from that of random directions. So one of the two meanings may be related to P2's
-direction and neither is steered by it, in a small model whose facts and sums we chose ourselves: an
-example, not a law.
+item that lies further toward memory depends more on having been trained on, as closely as along
+the most extreme of random directions, and no more. Most of it is the difference between kinds
+(facts depend on their own training prompts, computations can be worked out without them); among
+facts alone and computations alone no relation is shown, among disputed items there is one. Moving
+along the direction does not turn the score: it falls both ways alike, and more than under any of
+30 random directions; why was not looked into. **Perturbational** memorization is something else:
+almost nothing that is solved breaks when a number changes by one, facts least of all, because
+their stored value never depended on the numbers. It has no relation to the direction, and its rise
+under edits cannot be told from that of random directions. So one of the two meanings may be
+related to P2's direction and neither is steered by it, in a small model whose facts and sums we
+chose ourselves: an example, not a law.
 """
 
 

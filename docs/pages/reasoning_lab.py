@@ -75,7 +75,7 @@ def main() -> None:
     page = Path(__file__).parents[1] / "reasoning-lab.md"
     parts = [HEAD, behavior(studies), reading(studies), verdicts(studies), edits(studies)]
     text = "\n".join([*parts, modes(studies), repairs(studies)])
-    write_page(page, text, keep=(ANSWERED, APART, CLAIMS), long=4)
+    write_page(page, text, keep=(ANSWERED, APART), long=4)
     print(f"wrote {page}")
 
 
@@ -237,7 +237,10 @@ def verdicts(studies: dict) -> str:
         cells = [f"{p[claim]:.2f}" if claim in p else "" for claim in ("any", "both")]
         row = [name, study.verdict.sentence, *cells, str(study.verdict.shuffles)]
         rows.append(f"| {' | '.join(row)} |")
-    return "\n".join([*rows, ""])
+    ps = [study.verdict.p.get("any", 1.0) for _, study in studies.values()]
+    turned = sum(bool(study.verdict.turned) for _, study in studies.values())
+    told = f"{turned} of {len(ps)} are turned (p {min(ps):.2f} to {max(ps):.2f})."
+    return "\n".join([*rows, "", told, ""])
 
 
 def draws_of(studies: dict) -> str:

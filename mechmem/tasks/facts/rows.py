@@ -116,14 +116,19 @@ def _file(path: Path) -> Any:
     return files.read_user_json(path)
 
 
+def _target(given: Any) -> Any:
+    """CounterFact has targets as ``{"str": ...}``, copies of it as texts."""
+    return given.get("str") if isinstance(given, Mapping) else given
+
+
 def _fact(row: Mapping[str, Any], where: str) -> Fact:
     if isinstance(row.get("requested_rewrite"), Mapping):
         inner = row["requested_rewrite"]
         row = {
             "subject": inner.get("subject"),
             "template": inner.get("prompt"),
-            "true": (inner.get("target_true") or {}).get("str"),
-            "other": (inner.get("target_new") or {}).get("str"),
+            "true": _target(inner.get("target_true")),
+            "other": _target(inner.get("target_new")),
         }
     elif "base_prompt" in row:
         row = {
