@@ -822,7 +822,7 @@ def main() -> None:
     plotting.save_figures(figures, folder, "png", scale=1.2)
     if asked.only is not None:
         parts = replaced(page.read_text(encoding="utf-8"), parts[1])
-    write_page(page, "\n".join(parts), long=5)
+    write_page(page, "\n".join(parts), long=4)
     print(f"wrote {page}")
 
 
