@@ -145,8 +145,8 @@ def _removed_count(rows: list[dict[str, str]]) -> str:
     }
     return (
         f"everywhere at once it hurts beyond random directions: reasoning on {hurt['reasoning']}, "
-        f"memory on {hurt['memory']} of {len(SEEDS)} seeds (along a random direction there is less "
-        "to take out, so this is not the direction's alone)"
+        f"memory on {hurt['memory']} of {len(SEEDS)} seeds (random directions take out as "
+        "much)"
     )
 
 
