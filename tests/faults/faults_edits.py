@@ -289,7 +289,7 @@ FAULTS = [
         "ablate a head that the layer lacks",
         under(lambda s: mm.AblateHeads({("z", 1): [2]}, mode="zero")),
         mm.EditError,
-        "not 2",
+        "so 2 cannot be edited",
         "z[1] has heads 0 to 1",
     ),
     Fault(
