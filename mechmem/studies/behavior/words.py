@@ -49,10 +49,10 @@ def notes(found: Sweep, clean: pd.DataFrame, probes: Probes) -> list[str]:
 
 
 def negative_note(model: str, verdict: Verdict) -> str:
-    """What the same search found on the model in which no effect was expected."""
+    """What the winning family found on the model in which no effect was expected."""
     told = verdict.sentence[0].lower() + verdict.sentence[1:]
     doubt = " Read the main result with doubt." if verdict.turned else ""
-    return f"On {model}, in which no effect is expected, the same search: {told}{doubt}"
+    return f"On {model}, in which no effect is expected, the winning family alone: {told}{doubt}"
 
 
 def failed_control(reason: str) -> str:
