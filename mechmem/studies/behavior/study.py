@@ -112,7 +112,7 @@ class BehaviorStudy(Study):
         return self.plan.left_out(sizes, self.model.n_layers)
 
     def negative_note(self) -> str:
-        """What the winning family found where no effect was expected; empty without such a model."""
+        """What the winning family found where no effect was expected; empty without a control."""
         if self.failed_control:
             return words.failed_control(self.failed_control)
         inner = self.negative
