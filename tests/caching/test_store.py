@@ -295,3 +295,10 @@ class TestRefusals:
             store["resid_pre", 0]
         with pytest.raises(mm.PromptError, match=r"No states of prompts 'x'"):
             store.select(mm.PromptSet([mm.Prompt(id="x", text="w1")]))
+
+
+def test_numpy_sees_states_that_are_kept_in_bfloat16(tmp_path: Path) -> None:
+    store = mm.extract_activations(bench().model, ragged(5), tmp_path, dtype=torch.bfloat16)
+    seen = np.asarray(store["resid_post", 1])
+    assert seen.dtype == np.float32
+    np.testing.assert_array_equal(seen, store["resid_post", 1][:].float().numpy())
