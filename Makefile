@@ -21,7 +21,7 @@ PYTEST = -m pytest -n $(JOBS) --dist loadfile
 # What stands on TransformerLens itself; TL3=tests runs all of it there.
 TL3 = tests/models tests/caching tests/patching tests/evaluation tests/sweeps tests/training \
 	tests/exchange tests/studies/test_study.py
-CORE = -m "not slow and not notebook and not browser and not docs and not real and not tl4" $(TL3)
+CORE = -m "not notebook and not browser and not docs and not real and not tl4" $(TL3)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo real test check format test-fast test-tl3 test-ray peers wheel-check bench attack calibrate docs notebooks render-notebooks clean

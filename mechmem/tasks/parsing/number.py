@@ -46,7 +46,8 @@ _CLAUSE_END = re.compile(
 )
 _ATTACHED = re.compile(
     r"(?:st|nd|rd|th)\b|[kKMB]\b|\d|_\w|\s?[π√]|\s?factorial\b"
-    r"|\s?\\(?:pi|sqrt|alpha|beta|gamma|theta|lambda|mu|sigma|omega|phi|rho|tau|ln|log|sin|cos|tan)\b"
+    r"|\s?\\(?:pi|sqrt|alpha|beta|gamma|theta|lambda|mu|sigma|omega|phi|rho|tau|ln|log|sin|cos|tan)"
+    r"(?![A-Za-z])"
     rf"|\s?(?i:{'|'.join(SCALE_WORDS)})(?!\w)"
     r"|\s?(?:dozens?|score|pairs?)\b|\s?[\^:/!]|-\w|[xX](?:\b|\d)"
     r"|\s?(?:[ap]\.?m\b|o'clock|noon\b)|\s+(?:or|and)\s+(?:more|less|fewer|above|below|over|under)\b"
