@@ -197,7 +197,7 @@ def _behavior(model: mm.Model, task: mm.Task) -> dict:
     known = model.card
     return {
         **{name: _ends(rates.share(name)) for name in seen.allowed},
-        "flip_rate": _ends(group_mean([float(pair in turned) for pair in pairs], pairs, seed=0)),
+        "flip_rate": _ends(group_mean([float(pair in turned) for pair in pairs], pairs)),
         "flips": len(turned),
         "pairs": len(pairs),
         "clean": _ends(right.share("generalized")),

@@ -30,7 +30,7 @@ from mechmem.evaluation.rates import Rates, refuse_seen
 from mechmem.models import Model, Site
 from mechmem.patching import Edit, EditReport, patched
 from mechmem.patching.margins import answer_ids
-from mechmem.tasks import Prompt, PromptSet, Task
+from mechmem.tasks import Choice, Prompt, PromptSet, Task
 
 CONTROL_DRAWS = 10
 """Draws of the control in the dose-response; the first one is the control column."""
@@ -97,7 +97,7 @@ class Live:
         flips: PromptSet | None,
         known: PromptSet | None,
         head: Mapping[str, str],
-        reading: str | None = None,
+        reading: str | Choice | None = None,
     ) -> None:
         self.model, self.task = watched(model), task
         self.directions, self.scores, self.flips = directions, scores, flips
@@ -311,8 +311,8 @@ class Live:
         if self.task is None:
             reader: Any = self.reader(prompts)
             head["task"] = _OWN.format(kind=reader.kind, n=reader.max_new_tokens)
-            if reader.reading != "text":
-                head["task"] += f"\ntask = mm.tasks.with_reading(task, {reader.reading!r})"
+            if reader.choice is not None:
+                head["task"] += f"\ntask = mm.tasks.with_reading(task, mm.{reader.choice!r})"
         return python(head, prompts, edit, control)
 
     def fitted(self, what: str) -> Directions:

@@ -21,7 +21,7 @@ from mechmem.errors import MechmemError, ModelError, listed
 from mechmem.evaluation import observe
 from mechmem.models import Model, load_model
 from mechmem.studies.defaults import OWN_PROMPTS
-from mechmem.tasks import PromptSet, Task, get_task
+from mechmem.tasks import Choice, PromptSet, Task, get_task
 from mechmem.tasks.base import with_reading
 
 FITTED_PAIRS = 200
@@ -74,17 +74,26 @@ def load_live(source: Source) -> Live:
     known = [p for p in (_read(source, f"{n}_test.jsonl") for n in ("prompts", "questions")) if p]
     return Live(
         model, task, held["vector"], held["scores"], flips, known[0] if known else None, head,
-        source.reading if task is None else None,
+        _reading(source) if task is None else None,
     )  # fmt: skip
 
 
 def _task(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:
     """The task as the study read it, and the line that makes it; ``None`` for own prompts."""
     task, line = _named(source, card)
-    by = source.reading
-    if task is None or by in (None, task.reading):
+    by = _reading(source)
+    if task is None or by in (None, task.choice or task.reading):
         return task, line
-    return with_reading(task, by), f"mm.tasks.with_reading({line}, {by!r})"
+    said = f"mm.{by!r}" if isinstance(by, Choice) else repr(by)
+    return with_reading(task, by), f"mm.tasks.with_reading({line}, {said})"
+
+
+def _reading(source: Source) -> str | Choice | None:
+    """How the study read its answers."""
+    rule = None if source.study is None else source.study.manifest.get("choice")
+    if not isinstance(rule, Mapping):
+        return source.reading
+    return Choice(**{name: rule[name] for name in ("within", "length") if name in rule})
 
 
 def _named(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:

@@ -27,6 +27,7 @@ from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
 from mechmem.models.tokens import PromptsLike, TokenizedPrompt
 from mechmem.progress import Progress
+from mechmem.tasks.prompts import PromptSet
 
 
 def extract_activations(
@@ -63,7 +64,9 @@ def extract_activations(
             shards; ``progress`` then hears of whole shards.
 
     Returns:
-        The store; ``complete`` is False while other processes are still at work.
+        The store; ``complete`` is False while other processes are still at work. Its behaviors and
+        labels are those of ``prompts``; the folder keeps those that a prompt first came with, and
+        `ActivationStore.select` brings others.
 
     Raises:
         ArtifactError: When the folder was begun with other settings, or knows an id with another
@@ -106,7 +109,10 @@ def extract_activations(
         model, asked, folder, settings, make, shard_rows=shard_rows, rank=rank, world=world,
         engine=spread,
     )  # fmt: skip
-    return ActivationStore(folder)
+    store = ActivationStore(folder)
+    now = {prompt.id: prompt for prompt in asked}
+    store.prompts = PromptSet(now.get(prompt.id, prompt) for prompt in store.prompts)
+    return store
 
 
 def extract_moments(

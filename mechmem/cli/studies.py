@@ -94,7 +94,9 @@ def study(
             help="lab/ or real/ name, folder, .gguf file or hub name; default the task's lab model."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("mechmem-study"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default mechmem-study.")
+    ] = None,
     join: Annotated[
         Path | None,
         typer.Option(help="The same, shared with every worker that is started with it; goes on."),
@@ -174,6 +176,9 @@ def study(
     """
     from mechmem.cli.reasoning import REASONING_TASKS, study_reasoning
 
+    if out is not None and join is not None:
+        raise typer.BadParameter("a study is written to one folder", param_hint="--out, --join")
+    folder = out or join or Path("mechmem-study")
     if task in REASONING_TASKS:
         if budget is not None or plan is not None:
             raise typer.BadParameter("this study has no plan", param_hint="--budget, --plan")
@@ -193,7 +198,7 @@ def study(
                 param_hint="--examples, --max-new-tokens",
             )
         study_reasoning(
-            model, questions, examples, max_new_tokens, shuffles, out, seed, output,
+            model, questions, examples, max_new_tokens, shuffles, folder, seed, output,
             read_only=read_only,
         )  # fmt: skip
         return
@@ -216,7 +221,7 @@ def study(
     asked = load_asked(task, model, pairs, reading)
     tested = SHUFFLES if shuffles is None else shuffles
     steered = {"validation": validation, "test": test}
-    _study(asked, join or out, seed, tested, output, steered, limits, shared=join is not None)
+    _study(asked, folder, seed, tested, output, steered, limits, shared=join is not None)
 
 
 def _study(

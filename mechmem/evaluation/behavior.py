@@ -19,7 +19,7 @@ from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import PatchedModel
 from mechmem.patching.margins import behavior_margins, choice_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading
-from mechmem.tasks.choice import Choice
+from mechmem.tasks.choice import READINGS, Choice
 from mechmem.tasks.prompts import PromptSet
 
 
@@ -40,7 +40,7 @@ class Observations:
         tokenized: What the model was fed.
         truncated: True where the limit of new tokens ended the completion.
         behaviors: The task's names of the two behaviors, memorized first.
-        reading: ``"text"`` or ``"choice"``.
+        choice: The rule of a reading by choice; ``None`` where what was written is read.
         moved: How far the edits in force moved an activation: the mean length over all tokens and
             sites that they moved; NaN for the unedited model.
     """
@@ -55,7 +55,7 @@ class Observations:
     tokenized: tuple[TokenizedPrompt, ...]
     truncated: tuple[bool, ...]
     behaviors: tuple[str, str] = BEHAVIORS
-    reading: str = "text"
+    choice: Choice | None = None
     moved: float = math.nan
 
     def __len__(self) -> int:
@@ -64,6 +64,11 @@ class Observations:
     def __repr__(self) -> str:
         shares = {name: self.outcomes.count(name) for name in self.allowed}
         return f"Observations({len(self)} prompts: {shares})"
+
+    @property
+    def reading(self) -> str:
+        """``"text"`` or ``"choice"``."""
+        return READINGS[self.choice is not None]
 
     @cached_property
     def behaving(self) -> PromptSet:
@@ -212,7 +217,7 @@ def as_observed(
         prompts.rows,
         tuple(not completion.finished for completion in done),
         task.behaviors,
-        task.reading,
+        task.choice,
         model.edit_report().moved if isinstance(model, PatchedModel) else math.nan,
     )
 

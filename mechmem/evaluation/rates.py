@@ -193,10 +193,12 @@ def check_before(
     Raises:
         PromptError: Saying what differs.
     """
-    if task is not None and before.reading != task.reading:
+    if task is not None and before.choice != task.choice:
+        rules = before.reading == task.reading
+        was, now = (one.choice if rules else one.reading for one in (before, task))
         raise PromptError(
-            f"`before` was read by {before.reading}, and this evaluation reads by {task.reading}; "
-            f"observe with reading={task.reading!r}, or leave `before` out."
+            f"`before` was read by {was}, and this evaluation reads by {now}; observe with "
+            f"reading={now!r}, or leave `before` out."
         )
     if not _same_prompts(before, prompts, tokenized):
         raise PromptError(

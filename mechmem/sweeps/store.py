@@ -157,7 +157,7 @@ class CellStore:
         completions, outcomes, truncated = (tuple(column) for column in columns)
         seen = Observations(
             prompts, completions, outcomes, np.array(margins), task.outcomes, task.name, model,
-            prompts.rows, truncated, task.behaviors, task.reading, moved,
+            prompts.rows, truncated, task.behaviors, task.choice, moved,
         )  # fmt: skip
         return Done(seen, difference)
 

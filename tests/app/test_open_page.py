@@ -375,10 +375,12 @@ def test_a_study_by_choice_is_read_by_choice(tmp_path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(saved(), folder)
     held = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    write_manifest({**held, "reading": "choice"}, folder)
+    rule = {"within": 0.5, "length": "mean"}
+    write_manifest({**held, "reading": "choice", "choice": rule}, folder)
     live = load_live(Source(load_study(folder)))
-    assert live.task.reading == "choice"
+    assert live.task.choice == mm.Choice(**rule)
     assert "with_reading" in live.head["task"]
-    own = Live(live.model, None, None, None, None, None, {}, "choice")
+    assert "mm.Choice(within=0.5, length='mean')" in live.head["task"]
+    own = Live(live.model, None, None, None, None, None, {}, live.task.choice)
     prompts = live.prompts(replace(page().source.first_view(), live=True))
-    assert own.reader(prompts).reading == "choice"
+    assert own.reader(prompts).choice == live.task.choice

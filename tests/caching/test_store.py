@@ -106,6 +106,21 @@ class TestTheSameNumbers:
             again = acts.select(chunk.prompts)
             assert torch.equal(chunk["resid_post", 0], again["resid_post", 0])
 
+    def test_prompts_with_other_labels_are_counted_under_these(self, tmp_path) -> None:
+        first, then = (
+            mm.PromptSet(
+                mm.Prompt(id=p.id, text=p.text, label=names[k % 2])
+                for k, p in enumerate(ragged(23))
+            )
+            for names in ("ab", "ba")
+        )
+        old = mm.extract_activations(bench().model, first, tmp_path, **OPTIONS)
+        new = mm.extract_activations(bench().model, then[:9], tmp_path, **OPTIONS)
+        assert new.classes("label") == ["ba"[k % 2] if k < 9 else "ab"[k % 2] for k in range(23)]
+        here = [name == "b" for name in new.classes("label")]
+        want = old.load()["resid_post", 1][here].double().numpy()
+        close(new.moments("label").classes["b"]["resid_post", 1].mean, want.mean(0), 1e-12)
+
     def test_statistics_of_the_classes(self, tmp_path) -> None:
         prompts = mm.PromptSet(
             mm.Prompt(id=p.id, text=p.text, label="ab"[k % 2]) for k, p in enumerate(ragged(23))

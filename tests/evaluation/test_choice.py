@@ -144,6 +144,15 @@ class TestReadingByChoice:
         edit = mm.AblateNeurons({("resid_post", 1): [0]}, mode="zero")
         with pytest.raises(mm.PromptError, match=r"read by text.*reads by choice.*leave `before`"):
             mm.evaluate(lab.model, PAIRS, task=TASK, edit=edit, before=before, reading="choice")
+        before = mm.observe(lab.model, PAIRS, task=TASK, reading=Choice(within=0.5))
+        with pytest.raises(
+            mm.PromptError, match=r"read by Choice\(within=0.5.*by Choice\(within=0.1"
+        ):
+            mm.evaluate(lab.model, PAIRS, task=TASK, edit=edit, before=before, reading="choice")
+        found = mm.evaluate(
+            lab.model, PAIRS, task=TASK, edit=edit, before=before, reading=before.choice
+        )
+        assert found.after.choice == before.choice
 
 
 class TestRefusals:

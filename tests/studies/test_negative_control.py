@@ -25,12 +25,15 @@ def one_family(fit):
     return {"one direction": [mm.AddDirection(fit.directions["resid_post", 1], alpha=2.0)]}
 
 
-def test_the_control_is_read_as_the_study_is(lab_model, lab_task):
+def test_the_control_is_read_as_the_study_is(lab_model, lab_task, tmp_path):
     study = mm.run_study(
         lab_model, task=lab_task, n=100, grid=one_family, refine={}, shuffles=0, draws=2, doses=(),
-        negative=(lab_model, lab_task), reading="choice",
+        negative=(lab_model, lab_task), reading=mm.Choice(within=0.25),
     )  # fmt: skip
-    assert study.negative.sweep.before.reading == study.sweep.before.reading == "choice"
+    assert study.negative.sweep.before.choice == study.sweep.before.choice == mm.Choice(0.25)
+    saved = load_study(mm.write_report(study, tmp_path / "study").parent)
+    assert saved.manifest["choice"] == {"within": 0.25, "length": "sum"}
+    assert "closer than 0.25 nats is" in (tmp_path / "study" / "report.html").read_text("utf-8")
 
 
 def test_the_study_is_saved_first_and_says_that_its_control_failed(lab_model, lab_task, tmp_path):

@@ -200,6 +200,7 @@ class BehaviorStudy(Study):
             "classes": list(best.rates),
             "outcomes": list(self.sweep.before.allowed),
             "reading": self.sweep.before.reading,
+            "choice": asdict(choice) if (choice := self.sweep.before.choice) else None,
             "flips": len(self.flips) // 2,
             "by_flips": all(
                 len({p.behavior for p in members}) > 1 for members in self.flips.by_group().values()

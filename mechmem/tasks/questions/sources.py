@@ -112,7 +112,8 @@ def mmlu_pro(row: Row, where: str, index: int) -> Item:
     options = tuple(listed_cell(row.get("options"), f"{where}: options"))
     answer = row.get("answer")
     if not answer and row.get("answer_index") not in (None, ""):
-        answer = string.ascii_uppercase[int(row["answer_index"])]
+        said = {"options": list(options), "answer_index": row["answer_index"]}
+        answer = own_options(said, where)[1]
     letter = str(answer or "").strip().strip("()").upper()
     if letter not in string.ascii_uppercase[: len(options)] or len(letter) != 1:
         raise PromptError(

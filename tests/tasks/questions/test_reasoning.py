@@ -93,6 +93,17 @@ class TestWhatRowsBecome:
         assert {p.label for p in prompts} == {None}
         assert all("score" not in p.meta for p in prompts)
 
+    @pytest.mark.parametrize("said", ["second", 4, -1, 1.5])
+    def test_an_index_of_mmlu_pro_that_names_no_option_is_refused(self, tmp_path, said) -> None:
+        row = {"question": "?", "options": ["x", "y", "z"], "answer_index": 1}
+        (tmp_path / "q.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        assert Reasoning().read(tmp_path / "q.jsonl", "mmlu-pro")[0].answer == "B"
+        (tmp_path / "q.jsonl").write_text(
+            json.dumps({**row, "answer_index": said}), encoding="utf-8"
+        )
+        with pytest.raises(mm.PromptError, match="answer_index"):
+            Reasoning().read(tmp_path / "q.jsonl", "mmlu-pro")
+
     def test_gsm8k(self) -> None:
         prompts = read("gsm8k")
         assert [p.answer for p in prompts] == ["126", "1400", "-2"]
