@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -36,28 +35,6 @@ WAYS = {
     "Task": "task = mm.get_task('addition-cued')",
 }
 """How one gets what a function takes, by the name of its class."""
-
-
-def whole_number(
-    value: Any, name: str, least: int = 1, *, error: type[MechmemError] = MechmemError
-) -> int:
-    """``value``, if it is an integer from ``least``; True is none, and neither is 1.5.
-
-    Raises:
-        MechmemError: Or ``error``, for anything else.
-    """
-    try:
-        whole = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None or whole < least:
-        raise error(f"{name} must be an integer from {least}, got {value!r:.80}.")
-    return whole
-
-
-def natural(text: str) -> int | None:
-    """The number that a few plain digits say; of '²', a sign or 5,000 digits there is none."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def names_its_arguments(room: dict[str, Any]) -> None:

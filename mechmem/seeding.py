@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -42,11 +43,18 @@ def keyed_order(items: Iterable[str], seed: int, *names: object) -> list[str]:
     return sorted(set(items), key=lambda item: (keyed_seed(seed, *names, item), item))
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def caller_state_kept() -> Iterator[None]:
-    """Run a block that may draw random numbers, and leave the caller's generators untouched."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """Run a block that may draw random numbers, and leave the caller's generators untouched.
+
+    Other threads wait: the generators are the process's, and so is what `transformers` puts in
+    place of its own functions while it loads a model.
+    """
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             yield
         finally:

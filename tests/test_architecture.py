@@ -22,6 +22,7 @@ PACKAGE = ROOT / "mechmem"
 FLOORS = {
     "errors": 0,
     "arguments": 0,
+    "numeric": 0,
     "digests": 0,
     "seeding": 0,
     "progress": 0,

@@ -7,6 +7,7 @@ taken from there; delete it to start from nothing.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class Entry:
                     n=card["study_pairs"],
                     steered={**STEERED, **card.get("study_steered", {})},
                     token_budget=BATCHES,
+                    doses=(),  # no table here shows them
                     seed=0,
                 )
             except mm.PromptError as error:
@@ -220,7 +222,9 @@ def _write(file: Path, content: dict) -> None:
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # of the tasks named, or of all
     for entry in entries():
-        entry.behavior()
-        entry.study()
+        if entry.task in (sys.argv[1:] or TASKS):
+            entry.behavior()
+            entry.study()
+            print(f"done with {entry.title}, {time.process_time():.0f} CPU s so far", flush=True)

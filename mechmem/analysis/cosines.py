@@ -76,7 +76,6 @@ def cosine_profile(
     *,
     by: str | None = None,
     model: str | None = None,
-    seed: int = 0,
     allow_seen: bool = False,
 ) -> CosineProfile:
     """Cosine of every state with its site's direction, per class (P2, figure 2).
@@ -86,7 +85,6 @@ def cosine_profile(
         acts: Held-out states of both classes at one position.
         by: ``"behavior"`` or ``"label"``; default what the directions were fitted by.
         model: What to call the model; default its own name.
-        seed: Keys the resampling of groups.
         allow_seen: Measure on fitted prompts all the same.
 
     Raises:

@@ -20,6 +20,7 @@ from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import PROVENANCE, Provenance
 from mechmem.errors import ArtifactError, PositionError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
+from mechmem.numeric import finite_number
 
 _SHAPE = {
     "provenance": PROVENANCE,
@@ -79,6 +80,21 @@ class Direction:
                 f"The direction at {self.site} must be a tensor [d] of finite real numbers, got "
                 f"{found:.80}{why}. Make it again from finite states."
             )
+        numbers = {"toward_mean": self.toward_mean, "away_mean": self.away_mean}
+        if self.boundary is not None:
+            numbers["boundary"] = self.boundary
+        for name, number in numbers.items():
+            unknown = name != "boundary" and isinstance(number, float) and isnan(number)
+            if not unknown:
+                finite_number(number, f"{name} of the direction at {self.site}", error=SiteError)
+        pair = [one for one in (self.reader, self.center) if one is not None]
+        if len(pair) == 1 or any(
+            one.shape != value.shape or not bool(one.isfinite().all()) for one in pair
+        ):
+            raise SiteError(
+                f"reader and center of the direction at {self.site} must both be tensors of finite "
+                f"numbers as wide as its vector, {len(value)}, or both None."
+            )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.vector.numpy().astype(dtype) if dtype is not None else self.vector.numpy()
@@ -132,6 +148,18 @@ class Directions:
     """One `Direction` per site, ``directions["resid_post", 3]``."""
 
     by_site: Mapping[Site, Direction]
+
+    def __post_init__(self) -> None:
+        for site, one in self.by_site.items():
+            if tuple(site) != one.site:
+                raise SiteError(f"The direction given for {site!r} is that of {one.site}.")
+        about = {(one.toward, one.away, one.method, str(one.provenance.positions)) for one in self}
+        if len(about) > 1:
+            raise SiteError(
+                "Directions that belong together point to one class from one other, are made by "
+                "one method and read at the same positions, got (toward, away, method, positions) "
+                f"{listed(map(str, sorted(map(str, about))), 3)}. Keep them apart."
+            )
 
     def __getitem__(self, site: tuple[str, int]) -> Direction:
         if site not in self.by_site:

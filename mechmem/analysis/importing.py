@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechmem.analysis.directions import Direction, Directions
-from mechmem.arguments import natural
 from mechmem.artifacts import MANIFEST, check_vectors
 from mechmem.caching.provenance import Provenance, Seen
 from mechmem.errors import ArtifactError, PromptError, SiteError, listed
@@ -23,6 +22,7 @@ from mechmem.manifests import regular
 from mechmem.models.gguf_counts import check_counts
 from mechmem.models.model import Model
 from mechmem.models.sites import DEPTH, Site
+from mechmem.numeric import natural
 from mechmem.tasks.prompts import PromptSet
 
 LARGEST_TENSORS = 4 << 30

@@ -102,7 +102,7 @@ def extract_activations(
         return out
 
     settings = {
-        **_settings(model, "activations", wanted, positions, token_budget, share_prefixes),
+        **_settings(model, folder, "activations", wanted, positions, token_budget, share_prefixes),
         "dtype": str(dtype).removeprefix("torch."),
     }
     run_shards(
@@ -174,7 +174,7 @@ def extract_moments(
         return {"rows": torch.tensor(rows), **moments.tensors()}
 
     settings = {
-        **_settings(model, "moments", wanted, positions, token_budget, share_prefixes),
+        **_settings(model, folder, "moments", wanted, positions, token_budget, share_prefixes),
         "by": by,
         "covariance": sorted(site.key for site in full),
         "bootstrap": [bootstrap, seed] if bootstrap else None,
@@ -217,12 +217,14 @@ def merge_moments(folder: str | Path) -> Moments:
 
 def _settings(
     model: Model,
+    folder: str | Path,
     what: str,
     sites: Sequence[Site],
     positions: PositionSpec,
     token_budget: int,
     share_prefixes: bool,
 ) -> dict[str, Any]:
+    model.check_for_folder(folder)
     return {
         "what": what,
         "model": model.info.as_dict(),

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mechmem.arguments import natural, whole_number
 from mechmem.caching.parts import (
     Part,
     begin_part,
@@ -32,6 +31,7 @@ from mechmem.models.engine.plan import PassPlan
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.tokens import TokenizedPrompt
+from mechmem.numeric import natural, whole_number
 from mechmem.tasks.prompts import PromptSet
 from mechmem.work_claims import shared_out
 

@@ -14,13 +14,13 @@ from mechmem.analysis.directions import Direction, Directions, difference_of_mea
 from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.arguments import whole_number
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
+from mechmem.numeric import whole_number
 from mechmem.patching.directions import AddDirection
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import PromptAnswers, with_reading
@@ -139,7 +139,7 @@ def compare_axes(
     for tested, asked in free.items():
         say(f"pushing {tested}")
         j = names.index(tested)
-        found = _changes(model, asked, fitted, alpha, seed)
+        found = _changes(model, asked, fitted, alpha)
         for i, name in enumerate(names):
             values["change"][i, j] = found[name].mean(1)
             seen["change", i, j] = group_mean(found[name][0], asked.groups, kind="mean")
@@ -209,14 +209,14 @@ def _unseen(items: PromptSet, axes: Mapping[str, list[Direction]], name: str) ->
 
 
 def _changes(
-    model: Model, items: PromptSet, axes: Mapping[str, list[Direction]], alpha: float, seed: int
+    model: Model, items: PromptSet, axes: Mapping[str, list[Direction]], alpha: float
 ) -> dict[str, np.ndarray]:
     """Per axis and item, half the difference of the margin pushed forth and back, in nats."""
     reader = with_reading(PromptAnswers("behavior"), "choice")
     every = [axis for several in axes.values() for axis in several]
     edits = [AddDirection(axis, alpha=sign * alpha) for axis in every for sign in (1, -1)]
     before = observe(model, items, task=reader)
-    done = evaluate_each(model, items, edits, task=reader, before=before, seed=seed)
+    done = evaluate_each(model, items, edits, task=reader, before=before)
     margins = np.array([rates.after.margins for rates in done]).reshape(len(every), 2, len(items))
     halves = (margins[:, 0] - margins[:, 1]) / 2
     ends = np.cumsum([len(several) for several in axes.values()])[:-1]

@@ -28,7 +28,7 @@ class GradedAnswers:
         preference: ``1 / (1 + exp(-margin))``: how the model's probability for the two answers is
             divided, 1 for all on the memorized one. It grades what was not written; NaN without a
             margin.
-        seed: Keys the other instances and the resampling.
+        seed: Keys the other instances.
     """
 
     observed: Observations

@@ -44,7 +44,6 @@ def evaluate_each(
     allow_seen: bool = False,
     margins: bool = True,
     reuse: bool = True,
-    seed: int = 0,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
 ) -> list[Rates]:
     """`evaluate` for many edits on the same prompts, with everything shared that they have in
@@ -53,7 +52,7 @@ def evaluate_each(
     Numbers equal those of `evaluate` up to rounding (float32: about 1e-6 of the logits' spread).
 
     Args:
-        model, prompts, task, reading, before, allow_seen, margins, seed: As in `evaluate`.
+        model, prompts, task, reading, before, allow_seen, margins: As in `evaluate`.
         edits: Each an edit, or a list that composes.
         reuse: False runs every edit by itself.
         token_budget: Most tokens in one batch.
@@ -78,7 +77,7 @@ def evaluate_each(
         seen = bench.run(range(len(bench.views)))
     if before is None:
         before = seen.pop(len(views))
-    return [Rates(seen[cell], before, seed) for cell in range(len(views))]
+    return [Rates(seen[cell], before) for cell in range(len(views))]
 
 
 class Bench:

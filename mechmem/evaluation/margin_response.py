@@ -159,9 +159,7 @@ def margin_response(
         used, mixed = draws_of_one(aimed, model, draws=draws, seed=seed, name=control)
         every: list[Any] = [aimed, *mixed]
         plan = [replace(one, alpha=aimed.alpha * dose) for dose in steps if dose for one in every]
-        done = iter(
-            evaluate_each(model, asked, plan, task=task, before=start, allow_seen=True, seed=seed)
-        )
+        done = iter(evaluate_each(model, asked, plan, task=task, before=start, allow_seen=True))
         # [strength][edit or draw], each over the rows with a margin
         seen = [[next(done).after if dose else start for _ in every] for dose in steps]
         margins = [

@@ -68,7 +68,6 @@ def compare_models(
     *,
     task: Task | None = None,
     reference: str | None = None,
-    seed: int = 0,
 ) -> ModelComparison:
     """Right answers of several models to the same questions, paired item by item.
 
@@ -80,7 +79,6 @@ def compare_models(
         prompts: With an ``answer`` each, that no model was trained on.
         task: Gives length and stop strings of an answer.
         reference: The model that the others are compared with; default the first.
-        seed: Keys the resampling of groups.
 
     Raises:
         PromptError: When a prompt lacks its answer.
@@ -191,7 +189,7 @@ def effect_by_model(
         n: Pairs of prompts per model; 60 % of the groups are for fitting.
         toward: Classes to steer to; default the task's two behaviors.
         draws: Draws of the control, random neurons or a random direction of the same size.
-        seed: Keys prompts, division, control and resampling.
+        seed: Keys prompts, division and control.
     """
     info, parameters, observed = {}, {}, {}
     rates: dict[str, dict[str, Rates]] = {}
@@ -212,7 +210,11 @@ def effect_by_model(
             aimed = steered(edit, target)
             _, mixed = draws_of_one(aimed, model, draws=draws, seed=seed)
             rates[name][target], *placebo[name][target] = evaluate_each(
-                model, parts.test, [aimed, *mixed], task=task, before=before, margins=False,
-                seed=seed,
-            )  # fmt: skip
+                model,
+                parts.test,
+                [aimed, *mixed],
+                task=task,
+                before=before,
+                margins=False,
+            )
     return EffectByModel(info, parameters, observed, rates, placebo, flips)

@@ -77,7 +77,6 @@ def near_ties(
     controls: Mapping[str, Rates] | None = None,
     bins: int = 5,
     threshold: float = 1.0,
-    seed: int = 0,
 ) -> NearTies:
     """Flip rate against the answer margin, for rephrasings and for edits.
 
@@ -90,7 +89,6 @@ def near_ties(
         controls: Rates of controls, by name.
         bins: Bins with equally many prompts, made over all results together.
         threshold: Nats above which an answer counts as decided.
-        seed: Keys the resampling of groups.
 
     Raises:
         PromptError: Without margins, without a prompt that shows one of the behaviors, or for

@@ -29,14 +29,12 @@ class PerturbationalMemorization:
         solved: Whether each was solved.
         kept: Share of its perturbations that were solved.
         variants: How many perturbations it has.
-        seed: Keys the resampling.
     """
 
     items: PromptSet
     solved: Bool[np.ndarray, " item"]
     kept: Float[np.ndarray, " item"]
     variants: Int[np.ndarray, " item"]
-    seed: int = 0
 
     @property
     def scores(self) -> dict[str, float]:
@@ -84,7 +82,6 @@ class PerturbationalMemorization:
             self.solved[rows],
             self.kept[rows],
             self.variants[rows],
-            self.seed,
         )
 
     def table(self) -> pd.DataFrame:
@@ -114,7 +111,6 @@ def perturbational_memorization(
     task: Task | None = None,
     edit: Edit | Sequence[Edit] | None = None,
     solved: str = "correct",
-    seed: int = 0,
 ) -> PerturbationalMemorization:
     """Ask every item and its perturbations, and see which solved items break.
 
@@ -126,7 +122,6 @@ def perturbational_memorization(
         task: Reads the completions.
         edit: In force during all of it.
         solved: The outcome that counts as solved.
-        seed: Keys the resampling.
 
     Raises:
         PromptError: For an item without a perturbation, or a perturbation of no item.
@@ -158,4 +153,4 @@ def perturbational_memorization(
     for name, hit in zip(of, rest, strict=True):
         counts[row[name]] += 1
         sums[row[name]] += hit
-    return PerturbationalMemorization(items, first, sums / counts, counts, seed)
+    return PerturbationalMemorization(items, first, sums / counts, counts)

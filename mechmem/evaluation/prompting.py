@@ -71,7 +71,6 @@ def prompting(
     *,
     edits: Mapping[str, Edit] | None = None,
     task: Task | None = None,
-    seed: int = 0,
 ) -> Prompting:
     """Compare instructions, few-shot examples or other cues with edits, item by item.
 
@@ -84,7 +83,6 @@ def prompting(
         rewrites: By name; see `Rewrite`.
         edits: By name; evaluated on the unchanged prompts.
         task: Reads the completions.
-        seed: Keys the resampling.
 
     Raises:
         PromptError: When a rewrite changes which item a prompt is, or does not fit the context.
@@ -92,15 +90,15 @@ def prompting(
     """
     asked = model.encode(prompts, "rewrite")
     before = observe(model, asked, task=task)
-    rates: dict[str, Rates] = {"unchanged": Rates(before, before, seed)}
+    rates: dict[str, Rates] = {"unchanged": Rates(before, before)}
     kinds = {"unchanged": "rewrite"}
     for name, rewrite in rewrites.items():
-        rates[name] = Rates(observe(model, rewritten(asked, rewrite), task=task), before, seed)
+        rates[name] = Rates(observe(model, rewritten(asked, rewrite), task=task), before)
         kinds[name] = "rewrite"
     for name, edit in (edits or {}).items():
         if name in rates:
             raise PromptError(f"Two settings are named {name!r}; give every one its own name.")
-        rates[name] = evaluate(model, asked, task=task, edit=edit, before=before, seed=seed)
+        rates[name] = evaluate(model, asked, task=task, edit=edit, before=before)
         kinds[name] = "edit"
     return Prompting(rates, kinds)
 

@@ -29,12 +29,10 @@ class Rates:
     Attributes:
         after: What the (edited) model did.
         before: What the unedited model did on the same prompts; ``None`` without an edit.
-        seed: Keys the resampling.
     """
 
     after: Observations
     before: Observations | None = None
-    seed: int = 0
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{name} {self.share(name)}" for name in self.after.allowed)
@@ -143,7 +141,6 @@ def evaluate(
     before: Observations | None = None,
     allow_seen: bool = False,
     margins: bool = True,
-    seed: int = 0,
 ) -> Rates:
     """Rates of the outcomes, under an edit if one is given.
 
@@ -157,7 +154,6 @@ def evaluate(
         before: Observations of the unedited model on the same prompts, to save the time.
         allow_seen: Evaluate on fitted prompts all the same (in-sample; say so when you show it).
         margins: Also score both answers (see `observe`).
-        seed: Keys the resampling.
 
     Raises:
         LeakageError: When the edit has seen a prompt or a group of the set.
@@ -168,7 +164,7 @@ def evaluate(
     asked = model.encode(prompts, "evaluate")
     task = reader_for(asked, task, reading)
     if edit is None:
-        return Rates(observe(model, asked, task=task, margins=margins), None, seed)
+        return Rates(observe(model, asked, task=task, margins=margins))
     edits = as_edits(edit)
     if not allow_seen:
         refuse_seen(edits, asked, "evaluate an edit")
@@ -178,7 +174,7 @@ def evaluate(
         check_before(before, model, asked, asked.rows, task)
     with patched(model, edits) as view:
         after = observe(view, asked, task=task, margins=margins)
-    return Rates(after, before, seed)
+    return Rates(after, before)
 
 
 def check_before(

@@ -25,7 +25,7 @@ class Sampling:
     Attributes:
         greedy: What greedy decoding gave.
         outcomes: ``outcomes[temperature][k]`` are the outcomes of prompt ``k``, one per draw.
-        seed: Keys the draws and the resampling.
+        seed: Keys the draws.
     """
 
     greedy: Observations

@@ -264,7 +264,7 @@ def edit_transfer(
             done = iter(
                 evaluate_each(
                     model, asked, [one for part in plan for one in part], task=reader,
-                    before=before, margins=False, seed=seed,
+                    before=before, margins=False,
                 )
             )  # fmt: skip
             cells, others = {}, {}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mechmem.errors import ModelError, listed
-from mechmem.models.booting import first_words, kept_still
-from mechmem.models.complete_weights import check_whole
+from mechmem.models.booting import first_words, kept_still, placement
+from mechmem.models.complete_weights import check_whole, copy_from_file
 from mechmem.models.folders import check_folder, object_in
 from mechmem.models.shipped import shipped_folder
 from mechmem.models.sizes import longest_in
@@ -95,6 +95,8 @@ def open_adapter(
                 base, dtype=dtype, output_loading_info=True, **placed
             )
             check_whole(found, base, body)
+            if not placement(options):
+                copy_from_file(body)
             whole = PeftModel.from_pretrained(body, str(folder))
     except ModelError:
         raise

@@ -14,7 +14,7 @@ import torch
 
 from mechmem.errors import ModelError, did_you_mean, listed
 from mechmem.models.architectures import mend_rotation
-from mechmem.models.complete_weights import check_whole
+from mechmem.models.complete_weights import check_whole, copy_from_file
 from mechmem.models.faithful import Sample, check_faithful, sampled, small_of_its_kind
 from mechmem.seeding import caller_state_kept
 
@@ -43,7 +43,7 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
             "hf_config_overrides must be a dictionary of fields of the configuration, got "
             f"{changes!r:.80}; for example {{'rms_norm_eps': 1e-5}}."
         )
-    whole = _Whole(more, None if placement(options) else device, changes or {})
+    whole = _Whole(more, device, changes or {}, bool(placement(options)))
     if body is None:
         given = {"model_class": whole}
     options = {key: value for key, value in options.items() if key not in PASSED_ON}
@@ -253,10 +253,14 @@ class _Whole:
         more: Options of ``from_pretrained`` that TransformerLens does not pass on.
         device: Where the model will be, if that is known.
         changes: What the configuration shall say instead.
+        placed: Options say where every weight lies, some of them perhaps in their file.
     """
 
-    def __init__(self, more: Mapping[str, Any], device: Any, changes: Mapping[str, Any]) -> None:
-        self.more, self.device, self.changes = more, device, changes
+    def __init__(
+        self, more: Mapping[str, Any], device: Any, changes: Mapping[str, Any], placed: bool
+    ) -> None:
+        self.more, self.changes, self.placed = more, changes, placed
+        self.device = None if placed else device
         self.sample: Sample | None = None
 
     def from_pretrained(self, where: str, **options: Any) -> Any:
@@ -270,6 +274,8 @@ class _Whole:
             where, output_loading_info=True, **options, **self.more
         )
         check_whole(found, where, model)
+        if not self.placed:
+            copy_from_file(model)
         if self.device is not None and getattr(model, "hf_quantizer", None) is None:
             model.to(self.device)  # where TransformerLens puts it next: no slow pass elsewhere
         self.sample = sampled(model.eval(), usual=True)

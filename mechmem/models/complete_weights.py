@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mechmem.errors import MechmemWarning, ModelError, listed
 
 _MADE = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
@@ -51,6 +53,14 @@ def check_whole(found: Mapping[str, Any], where: str, model: Any) -> None:
         "transformers would fill gaps with random numbers and leave out the rest. Save the whole "
         "model again with model.save_pretrained(folder), or mend config.json."
     )
+
+
+def copy_from_file(model: Any) -> None:
+    """Copy weights that are maps of their file: whoever writes into that file would change the
+    model, and whoever cuts it short would end the process."""
+    for value in (*model.parameters(), *model.buffers()):
+        if value.device.type == "cpu" and type(value.data) is torch.Tensor:
+            value.data = value.data.clone()
 
 
 def _kind(name: str) -> str:

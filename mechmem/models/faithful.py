@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -81,6 +82,11 @@ def check_faithful(bridge: Any, sample: Sample | None, name: str) -> None:
             raise
         return  # it cannot run; the first pass says so
     off, allowed = apart(found, plain)
+    if math.isnan(off):
+        raise ModelError(
+            f"{name} computes numbers that are not finite: some of its weights are NaN or "
+            "infinite. Save the model again, or give other files."
+        )
     if not off <= allowed:
         raise ModelError(
             f"TransformerLens {version('transformer-lens')} does not compute {name} as "

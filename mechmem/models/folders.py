@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mechmem.errors import ArtifactError, ModelError, listed
-from mechmem.manifests import checked, read_json, regular
+from mechmem.manifests import check_digests, checked, file_digest, read_json, regular
 from mechmem.models.booting import check_causal, check_quantized, first_words
 from mechmem.models.sizes import check_held, check_size, held_in
+
+NOTES = ("training.json", "manifest.json")
+"""Files in which a folder of ours says what was written there."""
+WEIGHTS = (".safetensors", ".bin")
 
 
 def check_folder(folder: Path) -> None:
@@ -53,6 +57,33 @@ def check_folder(folder: Path) -> None:
     check_quantized(config, str(folder))
     dense = getattr(config, "quantization_config", None) is None
     check_held(config, held_in(folder, packed=not dense), str(folder))
+
+
+def check_written(folder: Path) -> None:
+    """Refuse a folder of ours of which a weight is not the one that was written.
+
+    Raises:
+        ModelError: Naming the file.
+    """
+    for note in NOTES:
+        try:
+            said = read_json(folder / note, "a record")
+        except ArtifactError:
+            continue
+        digests = said.get("digests") if isinstance(said, dict) else None
+        if isinstance(digests, dict):
+            own = {name: mark for name, mark in digests.items() if name.endswith(WEIGHTS)}
+            way = f"Make it again; if the change is yours, remove {folder / note}."
+            try:
+                check_digests(folder, own, way)
+            except ArtifactError as error:
+                raise ModelError(str(error)) from error
+
+
+def written_weights(folder: Path) -> dict[str, str]:
+    """The digest of every file of weights in a folder, for its record."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
+    return {path.name: file_digest(path) for path in files}
 
 
 def object_in(file: Path, what: str) -> dict[str, Any]:

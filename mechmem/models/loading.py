@@ -28,11 +28,12 @@ from mechmem.models.booting import (
     refuse_options,
     tokenizer_at,
 )
-from mechmem.models.folders import card_of, check_folder
+from mechmem.models.folders import card_of, check_folder, check_written
 from mechmem.models.gguf import is_gguf, open_gguf
 from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
+from mechmem.seeding import caller_state_kept
 
 _NOT_GREEDY = (
     "repetition_penalty no_repeat_ngram_size suppress_tokens begin_suppress_tokens bad_words_ids "
@@ -48,6 +49,7 @@ _OF_FILES = (
 _OPTIONS = ("tokenizer", "device", "dtype", "prepend_bos", "consume")
 
 
+@caller_state_kept()
 def load_model(
     source: Any,
     *,
@@ -163,6 +165,7 @@ def _from_name(
     if shipped is None and (name.startswith((".", "/", "~")) or folder.exists()):
         check_folder(folder)
     if folder.is_dir():
+        check_written(folder)
         refuse_options({"revision": options.get("revision")}, "a folder", ())
     where = str(folder) if folder.is_dir() else name
     own = tokenizer if tokenizer is not None else tokenizer_at(where, options)

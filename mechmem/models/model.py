@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mechmem.errors import ModelError, PromptError
 from mechmem.models.architectures import architecture, context_length
 from mechmem.models.engine.backends import Backend, backend_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
+from mechmem.models.engine.capabilities import has_hooks
 from mechmem.models.engine.generation import generate
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
@@ -153,6 +155,21 @@ class Model:
             fingerprint=self.backend.identity.fingerprint(self.backend.processing),
             tokenizer=self.tokens.fingerprint,
         )
+
+    def check_for_folder(self, folder: str | Path) -> None:
+        """Look at the model before what it computes is kept in a folder, beside what it computed
+        there before: every weight is read again, and hooks of others leave no mark in `info`.
+
+        Raises:
+            ModelError: When somebody else has hooked the model.
+        """
+        if has_hooks(self.tl):
+            raise ModelError(
+                f"{self.name} has hooks that are not mechmem's, and {folder} would mix what it "
+                "computes with and without them. Remove them (model.tl.reset_hooks()), or leave "
+                "the folder out."
+            )
+        self.backend.identity.fingerprint(self.backend.processing, anew=True)
 
     def sites(self, spec: SiteSpec) -> list[Site]:
         """Sites of this model from what users type; see `mechmem.models.sites.parse_sites`."""

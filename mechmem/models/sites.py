@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from mechmem.arguments import natural
 from mechmem.errors import SiteError, did_you_mean, listed
+from mechmem.numeric import natural
 
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 """Every stream, in the order in which a sequential block computes them."""

@@ -5,8 +5,6 @@ How to write one: docs/how-to/edit.md.
 
 from __future__ import annotations
 
-import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -17,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mechmem.caching.provenance import Provenance, Seen
-from mechmem.errors import EditError, PositionError, listed, shown
+from mechmem.errors import EditError, PositionError, listed
 from mechmem.models.engine.batching import Feed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site
+from mechmem.numeric import finite_number
 from mechmem.patching.writers import Writers
 from mechmem.seeding import keyed_rng
 
@@ -322,14 +321,7 @@ def check_number(value: Any, name: str) -> float:
     Raises:
         EditError: For anything else.
     """
-    try:
-        plain = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        number = float(value) if plain else math.nan
-    except OverflowError:  # an integer of 400 digits
-        number = math.inf
-    if not math.isfinite(number):
-        raise EditError(f"{name} must be a finite number, got {shown(value, 80)}.")
-    return number
+    return finite_number(value, name, error=EditError)
 
 
 def signed(toward: str | None, first: str, second: str) -> int:

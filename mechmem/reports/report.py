@@ -14,14 +14,14 @@ from mechmem.errors import ArtifactError, MechmemError, listed
 from mechmem.reports.page import drawn, render_page
 from mechmem.reports.saved import SavedStudy, load_study
 from mechmem.studies.base import STUDIES, Study
-from mechmem.studies.saving import seal_manifest, write_manifest, write_whole
+from mechmem.studies.saving import seal_manifest
 
 PAGE = "report.html"
 
 
 def write_report(study: Study | SavedStudy | str | Path, folder: str | Path | None = None) -> Path:
-    """Write ``report.html``: of a study with all that `Study.save` writes, whole or not at all; of
-    a saved study from its tables, figures and manifest alone, in its own folder.
+    """Write ``report.html``: of a study after `Study.save` has written all else; of a saved study
+    from its tables, figures and manifest alone, in its own folder.
 
     Args:
         study: A study, or the folder of a saved one. Whoever wrote that folder, all of it is data:
@@ -40,7 +40,9 @@ def write_report(study: Study | SavedStudy | str | Path, folder: str | Path | No
             raise MechmemError(
                 "write_report needs a folder to write a study to: write_report(study, 'out/')."
             )
-        return _written(study, folder)
+        # First, so that a page that fails takes no study with it. What is shown is what was saved.
+        study.save(folder)
+        study, folder = load_study(folder), None
     saved = study if isinstance(study, SavedStudy) else load_study(study)
     if folder is not None and Path(folder).resolve() != saved.folder.resolve():
         raise MechmemError(
@@ -52,18 +54,6 @@ def write_report(study: Study | SavedStudy | str | Path, folder: str | Path | No
     if PAGE not in files:
         seal_manifest({**saved.manifest, "files": [PAGE, *files]}, saved.folder)
     return page
-
-
-def _written(study: Study, folder: str | Path) -> Path:
-    def parts(draft: Path) -> None:
-        manifest = study.manifest()
-        study.write_parts(draft)
-        # What is shown is what was saved, so that the page can be written again from the folder.
-        write_manifest(manifest, draft)
-        write_text(draft / PAGE, _page(load_study(draft)))
-        write_manifest(manifest, draft)
-
-    return write_whole(parts, folder) / PAGE
 
 
 def _page(study: SavedStudy) -> str:

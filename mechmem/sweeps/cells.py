@@ -98,6 +98,8 @@ class CellRun:
         """
         if not settings:
             return []
+        if self.folder is not None:
+            self.model.check_for_folder(self.folder)
         asked = self.model.encode(prompts)
         check_sharing(self.folder, self.rank, self.world)
         reader = self.task if self.task is not None else PromptAnswers.for_prompts(asked)

@@ -12,7 +12,6 @@ from typing import Any, cast
 import pandas as pd
 
 from mechmem.analysis.draws import DRAWS
-from mechmem.arguments import whole_number
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe, reader_for
@@ -21,6 +20,7 @@ from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import row_of
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
+from mechmem.numeric import whole_number
 from mechmem.patching.base import Edit, as_edits
 from mechmem.seeding import keyed_seed
 from mechmem.sweeps.cells import CellRun, Setting, check_sharing
@@ -154,9 +154,7 @@ def sweep(
         cells = []
         for k, item in enumerate(tried):
             mine = done[k * len(toward) : (k + 1) * len(toward)]
-            rates = {
-                name: Rates(one.seen, start, seed) for name, one in zip(toward, mine, strict=True)
-            }
+            rates = {name: Rates(one.seen, start) for name, one in zip(toward, mine, strict=True)}
             cells.append(Cell(item.family, item.edit, rates, _score(objective, rates, item.edit)))
         return cells
 
@@ -187,7 +185,7 @@ def sweep(
         rates: dict[str, Rates] = {}
         placebo: dict[str, dict[str, list[Rates]]] = {name: {} for name in toward}
         for name, kind, _ in plan:
-            rates_of = Rates(next(results).seen, before, seed)
+            rates_of = Rates(next(results).seen, before)
             if kind:
                 placebo[name].setdefault(kind, []).append(rates_of)
             else:

@@ -83,9 +83,14 @@ def prompt_from_record(
                 f"{type(value).__name__}: {value!r:.80}. Make one row of every prompt, write the "
                 "cell as text, or rename the column."
             )
-    # A number is text from here on; an empty cell is one that was left out.
+    # A number is text from here on, 1.0 the same as 1 where it is a name; an empty cell is one that
+    # was left out.
     values = {
-        key: str(tables.finite_cell(value, f"Row {index}: column {key!r}"))
+        key: str(
+            int(value)
+            if key in ("id", "group") and isinstance(value, float) and value.is_integer()
+            else tables.finite_cell(value, f"Row {index}: column {key!r}")
+        )
         for key, value in values.items()
         if key == "text" or value != ""
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mechmem.errors import ModelError, TaskError
-from mechmem.models.complete_weights import check_whole
+from mechmem.models.complete_weights import check_whole, copy_from_file
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
 from mechmem.seeding import keyed_seed
@@ -65,6 +65,7 @@ def start(
             options: Any = {"dtype": torch.float32, "output_loading_info": True}
             body, found = causal.from_pretrained(**where, **options)
             check_whole(found, str(model), body)
+            copy_from_file(body)
     except ModelError:
         raise
     except (OSError, ValueError) as error:

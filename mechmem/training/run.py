@@ -37,6 +37,7 @@ from mechmem.training.record import (
     write_record,
 )
 from mechmem.training.settings import TrainingSettings
+from mechmem.work_claims import STALE_CLAIM, claim_of, claimed
 from mechmem.writing import csv_text
 
 _RECORD, _CURVES, _FIGURE = "training.json", "curves.csv", "curves.html"
@@ -107,19 +108,41 @@ def train(
     Raises:
         TaskError: For a task that has no training items, or settings that do not fit.
         ModelError: When the model cannot be found, or the device is not there.
-        ArtifactError: When the folder cannot be written, was changed, or holds a run with another
-            task, model, tokenizer or settings.
+        ArtifactError: When the folder cannot be written, was changed, holds a run with another
+            task, model, tokenizer or settings, or another process trains there.
     """
     chosen, wants = _task(task), parse_device(device)
     wanted = TrainingSettings(**changes) if settings is None else settings.changed(changes)
     target = Path(folder)
-    check_writable(target)
     record = {
         "task": chosen.name,
         **source_of(model, tokenizer),
         "settings": wanted.as_dict(),
         "config": {name: value for name, value in vars(chosen).items() if _plain(value)},
     }
+    check_writable(target)
+    with claimed(target / _RECORD) as mine:
+        if not mine:
+            raise ArtifactError(
+                f"Another run trains into {target}; wait for it, or choose another folder. If it "
+                f"was killed on another machine, {claim_of(target / _RECORD)} is free after "
+                f"{STALE_CLAIM:.0f} seconds."
+            )
+        return _trained(chosen, target, record, model, tokenizer, wanted, resume, wants, progress)
+
+
+def _trained(
+    chosen: OfficialTask[Any],
+    target: Path,
+    record: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    wanted: TrainingSettings,
+    resume: bool,
+    wants: torch.device | None,
+    progress: StepProgress | None,
+) -> Training:
+    """The run, in a folder that nobody else trains into."""
     work, earlier = target / _WORK, earlier_files(target / _RECORD)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mechmem.arguments import whole_number
 from mechmem.errors import TaskError, did_you_mean, listed
+from mechmem.numeric import whole_number
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("full", "lora"),

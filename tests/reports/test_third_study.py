@@ -91,8 +91,9 @@ def test_it_is_read_back_and_its_page_written_again(coin, tmp_path):
     assert mm.write_report(tmp_path / "out").read_bytes() == page
 
 
-def test_a_template_that_names_what_is_not_there_is_refused(coin, tmp_path):
+def test_a_page_that_fails_leaves_a_saved_study(coin, tmp_path):
     coin.template.write_text(TEMPLATE.replace('manifest["coin"]', 'manifest["medal"]'))
     with pytest.raises(mm.ArtifactError, match="medal"):
         mm.write_report(coin, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert load_study(tmp_path / "out").names == ["throws"]
+    assert not (tmp_path / "out" / "report.html").exists()

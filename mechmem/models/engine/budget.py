@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mechmem.arguments import whole_number
 from mechmem.errors import ModelError
+from mechmem.numeric import whole_number
 
 MAX_BATCH_ROWS = 512
 

@@ -58,7 +58,7 @@ def dose_response(
     plain = [group[0] for group in tried], [one for group in tried for one in group[1:]]
     edits, controls = (
         evaluate_each(
-            model, test, part, task=task, before=found.before, margins=margins, seed=seed,
+            model, test, part, task=task, before=found.before, margins=margins,
             token_budget=token_budget,
         )
         if part
@@ -125,11 +125,11 @@ def clean_cost(
     reader = PromptAnswers("answer")
     reader.max_new_tokens, reader.stop = task.max_new_tokens, task.stop
     plain = observe(model, items, task=reader, margins=False, token_budget=token_budget)
-    settings = {"unedited": Rates(plain, None, seed)}
+    settings = {"unedited": Rates(plain)}
     chosen: Any = found.best.edit
     edited = evaluate_each(
         model, items, [replace(chosen, toward=toward) for toward in found.best.rates], task=reader,
-        before=plain, margins=False, seed=seed, token_budget=token_budget,
+        before=plain, margins=False, token_budget=token_budget,
     )  # fmt: skip
     settings |= {
         f"toward {name}": rates for name, rates in zip(found.best.rates, edited, strict=True)

@@ -15,7 +15,6 @@ from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.geometry import separation
 from mechmem.analysis.neurons import neuron_mean_difference
 from mechmem.analysis.probes import fit_probes
-from mechmem.arguments import whole_number
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import MechmemError, MechmemWarning, PromptError, TaskError, listed
@@ -24,6 +23,7 @@ from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.models_compared import MIN_FLIPS
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
+from mechmem.numeric import whole_number
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
 from mechmem.studies.behavior.pace import fitting_plan, measure_pace, spoken
 from mechmem.studies.behavior.plan import REFINE, Fit, GridRule, Plan
@@ -104,7 +104,7 @@ def run_study(
             on. Processes that share the work (``RANK``, ``WORLD_SIZE``) meet there; each of them
             returns the whole study.
         progress: Called with a line for every step.
-        finished: Called with the study before its negative control runs, so that it can be saved.
+        finished: Called with the study, before its negative control runs, so that it can be saved.
 
     Raises:
         ArtifactError: When processes share the work without a folder.
@@ -235,10 +235,13 @@ def run_study(
         time.monotonic() - started,
         whole if grid is None else None,
     )
+    if finished is not None:
+        try:
+            finished(study)
+        except Exception as error:  # the study is worth more than its copy on disk
+            _warn(f"Saving the study failed ({_reason(error)}); it goes on and is returned.")
     if negative is None:
         return study
-    if finished is not None:
-        finished(study)
     say("the same on the model without a shared mode")
     try:
         inner = run_study(
@@ -256,16 +259,20 @@ def run_study(
             token_budget=token_budget,
             folder=place,
         )
-    except Exception as error:  # whatever it is, hours of the main study must not go with it
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        warnings.warn(
-            f"The negative control failed ({reason:.300}); the main study is whole without it.",
-            MechmemWarning,
-            stacklevel=2,
-        )
-        study = replace(study, failed_control=reason[:300])
+    except (Exception, KeyboardInterrupt) as error:  # hours of the main study must not go with it
+        reason = _reason(error)
+        _warn(f"The negative control failed ({reason}); the main study is whole without it.")
+        study = replace(study, failed_control=reason)
         inner = None
     return replace(study, negative=inner, seconds=time.monotonic() - started)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, MechmemWarning, stacklevel=3)
 
 
 def _check_steered(steered: Mapping[str, int]) -> None:

@@ -82,7 +82,7 @@ class BehaviorStudy(Study):
         return self.verdict.headline
 
     def answer(self) -> str:
-        return words.answer(self.sweep, self.card, self.verdict, self.seed)
+        return words.answer(self.sweep, self.card, self.verdict)
 
     def notes(self) -> list[str]:
         negative = self.negative_note()
@@ -119,7 +119,7 @@ class BehaviorStudy(Study):
         return "" if inner is None else words.negative_note(inner.model.name, inner.verdict)
 
     def summary(self) -> pd.DataFrame:
-        return summary_table(self.sweep, self.clean, self.seed)
+        return summary_table(self.sweep, self.clean)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         best, top = self.sweep.best, self._top()

@@ -16,14 +16,14 @@ from mechmem.sweeps.result import Sweep, Tested
 CLEAN, BEYOND = "clean accuracy %", "edit minus control, points"
 
 
-def summary_table(found: Sweep, clean: pd.DataFrame, seed: int) -> pd.DataFrame:
+def summary_table(found: Sweep, clean: pd.DataFrame) -> pd.DataFrame:
     """What the terminal shows: unedited, the chosen edit both ways, each control, the paper's edit.
 
     Cells are text: percentages with 95 % intervals. The edit minus a control is the share steered
     to, paired by prompt; for families that were not chosen, the control that they beat by least.
     """
     best = found.best
-    plain = Rates(found.before, seed=seed)
+    plain = Rates(found.before)
     accuracy = {str(row["setting"]): row for row in clean.to_dict("records")}
     outcomes = plain.after.allowed
     rows = [_row("unedited", plain.share, outcomes, clean=_clean(accuracy, "unedited"))]

@@ -20,9 +20,9 @@ P1 = "P1"
 """Families of edits whose name begins like this are the published form."""
 
 
-def answer(found: Sweep, card: Mapping[str, Any], verdict: Verdict, seed: int) -> str:
+def answer(found: Sweep, card: Mapping[str, Any], verdict: Verdict) -> str:
     """The result in two sentences: behavior and effect, and the verdict."""
-    plain = Rates(found.before, seed=seed)
+    plain = Rates(found.before)
     first = plain.share(plain.after.allowed[0])
     shares = joined(
         [f"{whole_percent(plain.share(name).value)} {name}" for name in plain.after.allowed[:2]]

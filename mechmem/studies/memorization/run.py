@@ -78,7 +78,7 @@ def run_memorization_study(
     say("perturbing")
     variants = world.perturbations(scored)
     perturbational = {
-        name: perturbational_memorization(model, scored, variants, task=world, edit=edit, seed=seed)
+        name: perturbational_memorization(model, scored, variants, task=world, edit=edit)
         for name, edit in {"": None, **_edits(model, direction, alpha, draws, seed)}.items()
     }
 

@@ -20,7 +20,7 @@ ANSWER_MODES = ("stored", "worked out", "other")
 MOST_CASES = 12
 
 
-def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
+def accuracy_table(trial: Trial) -> pd.DataFrame:
     """Accuracy of both classes under both signs of every chosen edit, beside random directions.
 
     ``beyond_random`` is the edit minus the random directions, which are a sample like the questions
@@ -54,7 +54,7 @@ def accuracy_table(trial: Trial, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def mode_table(trial: Trial, seed: int) -> pd.DataFrame:
+def mode_table(trial: Trial) -> pd.DataFrame:
     """What was answered where both routes have an answer: the stored value, the computed one.
 
     Empty when no question carries both.

@@ -175,9 +175,7 @@ def _test(
         edit = setting.edit(one)
         others = [controls(edit, model, seed=_draw(seed, k)) for k in range(draws)]
         edits += [edit, *(named[RANDOM] for named in others)]
-    rates = evaluate_each(
-        model, prompts, edits, task=reader, before=before, margins=False, seed=seed
-    )
+    rates = evaluate_each(model, prompts, edits, task=reader, before=before, margins=False)
     seen = [item.after for item in rates]
     parts = {
         one: seen[k * (draws + 1) : (k + 1) * (draws + 1)] for k, one in enumerate(setting.signs)
@@ -205,7 +203,7 @@ def _removed(
     edits = [setting.edit(0) for setting in settings]
     placebos = [controls(edit, model, seed=seed)[RANDOM] for edit in edits]
     rates = evaluate_each(
-        model, prompts, [*edits, *placebos], task=reader, before=before, margins=False, seed=seed
+        model, prompts, [*edits, *placebos], task=reader, before=before, margins=False
     )
     plain, rows = correct(before), []
     for k, item in enumerate(rates):

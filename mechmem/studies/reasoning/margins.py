@@ -11,11 +11,11 @@ import pandas as pd
 
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.layer_choice import choose_layers
-from mechmem.arguments import whole_number
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.model import Model
+from mechmem.numeric import whole_number
 from mechmem.seeding import keyed_order
 from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import LAST

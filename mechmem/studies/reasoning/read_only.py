@@ -19,12 +19,12 @@ import pandas as pd
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.layer_choice import cross_fitted_auroc
-from mechmem.arguments import whole_number
 from mechmem.caching.activations import Activations
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
+from mechmem.numeric import whole_number
 from mechmem.plotting.data import each_row
 from mechmem.plotting.question_reading import question_reading
 from mechmem.plotting.refits import refits

@@ -71,8 +71,8 @@ def judge_edits(
         unit: What a gain is, in words.
     """
     gain = gain or _gain
-    found, chosen = _effects(model, real, parts, before, reader, strengths, seed, gain)
-    null = [_effects(model, one, parts, before, reader, strengths, seed, gain)[0] for one in refits]
+    found, chosen = _effects(model, real, parts, before, reader, strengths, gain)
+    null = [_effects(model, one, parts, before, reader, strengths, gain)[0] for one in refits]
     beyond: dict[str, tuple[float, int]] = {}
     if chosen is not None and refits:
         for label, sign in SIGNS.items():
@@ -82,7 +82,7 @@ def judge_edits(
             if drawn:
                 gains = [
                     gain(seen, before["test"], label)
-                    for seen in _answers(model, drawn, parts, before, "test", reader, seed)
+                    for seen in _answers(model, drawn, parts, before, "test", reader)
                 ]
                 own = found[chosen.family][label]
                 beyond[label] = (rank_p(own, gains), len(gains))
@@ -96,7 +96,6 @@ def _effects(
     before: Mapping[str, Observations],
     reader: Task,
     strengths: Mapping[str, Sequence[float]],
-    seed: int,
     gain: Gain,
 ) -> tuple[Effects, SignedEdit | None]:
     """Gains on test by family, the best family on validation first, and its setting."""
@@ -110,7 +109,7 @@ def _effects(
     if not settings:
         return {}, None
     edits = [setting.edit(sign) for setting in settings for sign in SIGNS.values()]
-    seen = _answers(model, edits, parts, before, "validation", reader, seed)
+    seen = _answers(model, edits, parts, before, "validation", reader)
     held = before["validation"]
     scores = [
         float(np.mean([gain(seen[2 * k + j], held, name) for j, name in enumerate(SIGNS)]))
@@ -128,7 +127,7 @@ def _effects(
             best[family] = max(mine, key=rank)
     order = sorted(best, key=lambda family: -scores[best[family]])
     edits = [settings[best[family]].edit(sign) for family in order for sign in SIGNS.values()]
-    seen = _answers(model, edits, parts, before, "test", reader, seed)
+    seen = _answers(model, edits, parts, before, "test", reader)
     effects = {
         family: {
             label: gain(seen[2 * k + j], before["test"], label) for j, label in enumerate(SIGNS)
@@ -145,10 +144,9 @@ def _answers(
     before: Mapping[str, Observations],
     part: str,
     reader: Task,
-    seed: int,
 ) -> list[Observations]:
     rates = evaluate_each(
-        model, parts[part], list(edits), task=reader, before=before[part], margins=False, seed=seed
+        model, parts[part], list(edits), task=reader, before=before[part], margins=False
     )
     return [item.after for item in rates]
 

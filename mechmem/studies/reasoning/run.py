@@ -10,11 +10,11 @@ import pandas as pd
 
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.draws import DRAWS
-from mechmem.arguments import whole_number
 from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
 from mechmem.models.model import Model
+from mechmem.numeric import whole_number
 from mechmem.patching.margins import behavior_margins
 from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import ALPHAS, SCALES, try_edits

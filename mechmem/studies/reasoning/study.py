@@ -82,7 +82,7 @@ class ReasoningStudy(Study):
         return words.headline(self.reading, self.verdict)
 
     def answer(self) -> str:
-        return words.answer(self.reading, self.trial, self.unanswered, self.verdict, self.seed)
+        return words.answer(self.reading, self.trial, self.unanswered, self.verdict)
 
     def notes(self) -> list[str]:
         told = words.notes(
@@ -96,7 +96,7 @@ class ReasoningStudy(Study):
         return list(words.limits(groups, planted=planted, seed=self.seed))
 
     def summary(self) -> pd.DataFrame:
-        return summary_table(self.reading, self.trial, self.seed)
+        return summary_table(self.reading, self.trial)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         held, train = self._states("test"), self._states("train")
@@ -110,7 +110,7 @@ class ReasoningStudy(Study):
             "separation_parts": self.reading.parts,
             "methods": self.reading.methods,
             "selection": self.selection,
-            "cosines": cosine_profile(self.directions, held, by="label", seed=self.seed).table(),
+            "cosines": cosine_profile(self.directions, held, by="label").table(),
             "halves": self.halves,
             "direction_cosines": compared.table(),
             "principal_cosines": principal_cosines(self.directions, train).table(),
@@ -126,8 +126,8 @@ class ReasoningStudy(Study):
         if self.trial is not None:
             out |= {
                 "validation": self.trial.validation,
-                "accuracy": accuracy_table(self.trial, self.seed),
-                "modes": mode_table(self.trial, self.seed),
+                "accuracy": accuracy_table(self.trial),
+                "modes": mode_table(self.trial),
                 "repairs": repair_table(self.trial),
                 "cases": case_examples(self.trial),
                 **{f"answers_{name}": seen.table() for name, seen in self.trial.before.items()},
@@ -145,7 +145,7 @@ class ReasoningStudy(Study):
                 self.reading.separation, theme=theme
             ).update_layout(title_text="How far reasoning and memory lie apart"),
             "cosine_profile": plotting.cosine_profile(
-                cosine_profile(self.directions, held, by="label", seed=self.seed), theme=theme
+                cosine_profile(self.directions, held, by="label"), theme=theme
             ),
             "direction_cosines": plotting.direction_cosines(compared, theme=theme),
             "principal_cosines": plotting.principal_cosines(

@@ -10,7 +10,7 @@ from mechmem.studies.reasoning.reading import HeldOutReading
 from mechmem.studies.words import DASH, estimate_of, hundredths
 
 
-def summary_table(reading: HeldOutReading, trial: Trial | None, seed: int) -> pd.DataFrame:
+def summary_table(reading: HeldOutReading, trial: Trial | None) -> pd.DataFrame:
     """What the terminal shows: test accuracy of both classes, or the separation without answers."""
     if trial is None:
         frame = reading.table()
@@ -18,7 +18,7 @@ def summary_table(reading: HeldOutReading, trial: Trial | None, seed: int) -> pd
             ["stream", "layer", "auroc", "auroc_low", "auroc_high", "input_only", "n"]
         ].round(3)
     rows = []
-    for row in accuracy_table(trial, seed).to_dict("records"):
+    for row in accuracy_table(trial).to_dict("records"):
         edited = row["family"] != "unedited"
         rows.append(
             {

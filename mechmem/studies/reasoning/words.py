@@ -39,9 +39,7 @@ def headline(reading: HeldOutReading, verdict: Verdict) -> str:
     return f"Reasoning and memory are {apart}. {verdict.headline}"
 
 
-def answer(
-    reading: HeldOutReading, trial: Trial | None, unanswered: str, verdict: Verdict, seed: int
-) -> str:
+def answer(reading: HeldOutReading, trial: Trial | None, unanswered: str, verdict: Verdict) -> str:
     """The result in two sentences: what can be read and done, and the verdict."""
     site = reading.chosen
     found, given = reading.separation.auroc[site], reading.input_only
@@ -57,7 +55,7 @@ def answer(
     told = joined(
         [
             f"{_change(row)} on {label} questions when pushed {TOWARD[label]} ({_beyond(row)})"
-            for label, row in oracle_gains(trial, seed).items()
+            for label, row in oracle_gains(trial).items()
         ]
     )
     item = next(t for t in trial.tested if t.setting.family == PAPER_FAMILY and t.pick == ORACLE)
@@ -82,7 +80,7 @@ def notes(
     if turning is not None:
         yield from _turning(turning)
     if trial is not None:
-        yield from _modes(mode_table(trial, seed))
+        yield from _modes(mode_table(trial))
         yield from _repairs(repair_table(trial))
     yield from _topics(topics)
     if trial is not None:
@@ -129,10 +127,10 @@ def separated(reading: HeldOutReading) -> bool:
     return bool(found.low > max(reading.input_only.value, 0.5) and found.value > shuffled)
 
 
-def oracle_gains(trial: Trial, seed: int, family: str = PAPER_FAMILY) -> dict[str, dict[str, Any]]:
+def oracle_gains(trial: Trial, family: str = PAPER_FAMILY) -> dict[str, dict[str, Any]]:
     """The rows of the oracle's pick in which each class is pushed with its own sign."""
     out = {}
-    for row in _records(accuracy_table(trial, seed)):
+    for row in _records(accuracy_table(trial)):
         own = row["family"] == family and row["pick"] == ORACLE
         if own and row["sign"] == TOWARD[row["label"]]:
             out[str(row["label"])] = row
@@ -140,7 +138,7 @@ def oracle_gains(trial: Trial, seed: int, family: str = PAPER_FAMILY) -> dict[st
 
 
 def _edits(trial: Trial, seed: int) -> Iterator[str]:
-    frame = accuracy_table(trial, seed)
+    frame = accuracy_table(trial)
     plain = frame[frame["family"] == "unedited"].set_index("label")["accuracy"]
     shares = joined([f"{whole_percent(plain[label])} on {label} questions" for label in LABELS])
     yield sentence(f"unedited accuracy was {shares}")

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from mechmem.arguments import whole_number
 from mechmem.errors import ModelError
+from mechmem.numeric import whole_number
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 LOCAL_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))

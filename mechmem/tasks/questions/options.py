@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mechmem.arguments import natural
 from mechmem.errors import PromptError, listed
+from mechmem.numeric import natural
 from mechmem.tasks.questions.rows import listed_cell
 from mechmem.tasks.tables import is_missing
 

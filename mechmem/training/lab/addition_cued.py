@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechmem.arguments import whole_number
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
+from mechmem.models.folders import written_weights
 from mechmem.models.loading import load_model
 from mechmem.models.quiet import quiet_transformers
+from mechmem.numeric import whole_number
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.base import PromptAnswers
 from mechmem.tasks.lab.addition_cued import VOCABULARY, AdditionCued
@@ -109,6 +110,7 @@ def train_addition_cued(
         },
         "measured": _measured(folder, cued),
         "versions": versions(),
+        "digests": written_weights(folder),
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 

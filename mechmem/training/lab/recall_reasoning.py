@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mechmem.arguments import whole_number
 from mechmem.artifacts import versions, write_text
 from mechmem.errors import ArtifactError, TaskError
 from mechmem.evaluation.behavior import observe
+from mechmem.models.folders import written_weights
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
+from mechmem.numeric import whole_number
 from mechmem.seeding import caller_state_kept
 from mechmem.tasks.lab.recall_reasoning import KINDS, RECALL_VOCABULARY, RecallReasoning
 from mechmem.tasks.parsing.answers import starts_with_answer
@@ -90,6 +91,7 @@ def train_recall_reasoning(
         },
         "measured": _measured(folder, task),
         "versions": versions(),
+        "digests": written_weights(folder),
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 

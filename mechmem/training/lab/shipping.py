@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from mechmem.artifacts import versions, write_text
 from mechmem.evaluation.behavior import observe
+from mechmem.models.folders import written_weights
 from mechmem.models.loading import load_model
 from mechmem.tasks.paper1.official import OfficialTask
 from mechmem.training.run import Training
@@ -66,6 +67,7 @@ def write_card(
         },
         "measured": measured(model, task, pairs or MEASURED_PAIRS),
         "versions": versions(),
+        "digests": written_weights(run.folder),
     }
     write_text(run.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for name in ("curves.html", "training.json"):  # the one is large, the other is said above
