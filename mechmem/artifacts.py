@@ -90,18 +90,30 @@ def manifest_text(kind: str, tensors: Mapping[str, torch.Tensor], about: Mapping
     """A manifest as JSON, with the digest of every tensor and of itself.
 
     Raises:
-        ArtifactError: For numbers that are not finite.
+        ArtifactError: For numbers that are not finite, and for what JSON cannot hold.
     """
     for name, value in tensors.items():
         _check_finite(value, name)
     entries = {"format": FORMAT, "kind": kind, **about}
     entries["tensors"] = {name: _described(value) for name, value in tensors.items()}
-    return json_text(sealed(entries, allow_nan=False), indent=1) + "\n"
+    try:
+        return json_text(sealed(entries, allow_nan=False), indent=1) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"The settings of these {kind} cannot be written: {error}. Keep to text, finite "
+            "numbers, lists and mappings."
+        ) from error
 
 
 def write_tensors(partial: Path, tensors: Mapping[str, torch.Tensor], text: str) -> None:
     """Write tensors and their manifest into a file of `whole_file`."""
-    held = {name: value.detach().contiguous() for name, value in tensors.items()}
+    held, places = {}, set()
+    for name, value in tensors.items():
+        own = value.detach().contiguous()
+        if (place := own.untyped_storage().data_ptr()) in places:
+            own = own.clone()  # safetensors refuses two that share their memory
+        held[name] = own
+        places.add(place)
     held[MANIFEST] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     partial.touch()
     mode = partial.stat().st_mode & 0o777

@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,8 +165,13 @@ def draft_in(folder: str | Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, parts: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to fill, whose files take their places in ``path`` at the end; others there stay.
+
+    Args:
+        path: The folder.
+        parts: Patterns of files that belong together: earlier ones go before the first of the new
+            ones comes, unless there is one of each, of the same name.
 
     Raises:
         ArtifactError: When it cannot be written; what was there stays as it was.
@@ -174,6 +179,12 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     with draft_in(target, "files") as draft:
         yield draft
+        old, new = (
+            {file.name for part in parts for file in folder.glob(part)}
+            for folder in (target, draft)
+        )
+        for name in old if old != new or len(new) > 1 else ():
+            (target / name).unlink()
         for file in sorted(file for file in draft.rglob("*") if file.is_file()):
             there = inside(target, file.relative_to(draft))
             if there is None:

@@ -240,7 +240,7 @@ def _private(tokenizer: Any) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             tokenizer.save_pretrained(folder)
-            private = AutoTokenizer.from_pretrained(folder)
+            private = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception:  # a class that AutoTokenizer does not know
             private = copy.deepcopy(tokenizer)
         yield private

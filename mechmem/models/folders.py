@@ -13,6 +13,8 @@ from mechmem.models.sizes import check_held, check_size, held_in
 NOTES = ("training.json", "manifest.json")
 """Files in which a folder of ours says what was written there."""
 WEIGHTS = (".safetensors", ".bin")
+WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
+"""What `save_pretrained` calls weights, whole or in parts."""
 
 
 def check_folder(folder: Path) -> None:

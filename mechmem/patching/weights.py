@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mechmem.errors import EditError
+from mechmem.models.folders import WEIGHT_FILES
 from mechmem.models.model import Model
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits
@@ -80,7 +81,7 @@ def _save_whole(model: Any, folder: str | Path, *more: Any, **options: Any) -> A
     own = type(model).save_pretrained
     if options.get("push_to_hub"):  # it names the repository by the folder
         return own(model, folder, *more, **options)
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, WEIGHT_FILES) as draft:
         return own(model, draft, *more, **options)
 
 

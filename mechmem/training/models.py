@@ -12,6 +12,7 @@ import torch
 
 from mechmem.errors import ModelError, TaskError
 from mechmem.models.complete_weights import check_whole, copy_from_file
+from mechmem.models.folders import check_folder, check_written
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
 from mechmem.seeding import keyed_seed
@@ -57,6 +58,9 @@ def start(
             raise TaskError("An in-memory model needs its tokenizer: train(..., tokenizer=...).")
         return copy.deepcopy(model), tokenizer
     place = str(shipped_folder(str(model)) or model)
+    if Path(place).is_dir():
+        check_folder(Path(place))
+        check_written(Path(place))
     try:
         with quiet_transformers():
             where: Any = {"pretrained_model_name_or_path": place, "trust_remote_code": False}
@@ -68,7 +72,7 @@ def start(
             copy_from_file(body)
     except ModelError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"Cannot load {model!r} to train it: {str(error).splitlines()[0]} Give 'scratch', a "
             "configuration, a folder, a hub name or a transformers model."

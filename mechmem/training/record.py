@@ -77,6 +77,18 @@ def write_record(
     return whole
 
 
+def refuse_links(work: Path) -> None:
+    """Refuse a work folder that is a link, or holds one: what lies behind it is not the run's, and
+    would be written over or removed.
+
+    Raises:
+        ArtifactError: Naming the link.
+    """
+    for path in (work, *(sorted(work.iterdir()) if work.is_dir() else ())):
+        if path.is_symlink():
+            raise ArtifactError(f"{path} is a link, which no run makes. Remove it.")
+
+
 def earlier_files(path: Path) -> list[str]:
     """Files beside a record that the runs so far have written, as far as it can be read."""
     try:

@@ -32,6 +32,7 @@ from mechmem.training.models import start, with_adapters, write_model
 from mechmem.training.record import (
     earlier_files,
     put_in_place,
+    refuse_links,
     same_run,
     source_of,
     write_record,
@@ -144,6 +145,7 @@ def _trained(
 ) -> Training:
     """The run, in a folder that nobody else trains into."""
     work, earlier = target / _WORK, earlier_files(target / _RECORD)
+    refuse_links(work)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
         (target / _RECORD).unlink(missing_ok=True)

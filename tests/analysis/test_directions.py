@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from helpers import bench, close, contrast_set, made_states
+from helpers import as_users_run_it, bench, close, contrast_set, made_states
 
 import mechmem as mm
 
@@ -91,6 +93,43 @@ class TestDifferenceOfMeans:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"toward_mean": float("inf")}, "toward_mean of the direction"),
+            ({"away_mean": torch.tensor(1.0)}, "away_mean of the direction"),
+            ({"boundary": float("nan")}, "boundary of the direction"),
+            ({"reader": torch.zeros(3)}, "reader and center"),
+            ({"reader": torch.zeros(3), "center": torch.zeros(3)}, "reader and center"),
+        ],
+    )
+    def test_numbers_that_are_none(self, changes, message) -> None:
+        first = next(iter(mm.difference_of_means(made_states(*_case()), toward="memorized")))
+        with as_users_run_it(), pytest.raises(mm.SiteError, match=message):
+            replace(first, **changes)
+
+    def test_what_does_not_belong_together(self) -> None:
+        acts = made_states(*_case())
+        there, back = (mm.difference_of_means(acts, toward=t) for t in ("memorized", "generalized"))
+        one, other = there.sites[:2]
+        with pytest.raises(mm.SiteError, match="one class from one other"):
+            mm.Directions({one: there[one], other: back[other]})
+        with pytest.raises(mm.SiteError, match="one method"):
+            mm.Directions({one: there[one], other: replace(there[other], method="mine")})
+        with pytest.raises(mm.SiteError, match="is that of"):
+            mm.Directions({one: there[other]})
+
+    def test_settings_that_no_file_holds(self, tmp_path) -> None:
+        first = next(iter(mm.difference_of_means(made_states(*_case()), toward="memorized")))
+        for value in (float("nan"), torch.zeros(1)):
+            odd = mm.Directions({first.site: replace(first, settings={"a": value})})
+            with pytest.raises(mm.ArtifactError, match="cannot be written"):
+                odd.save(tmp_path / "r")
+        assert list(tmp_path.iterdir()) == []
+        same = replace(first, reader=first.vector, center=first.vector)
+        kept = mm.Directions({first.site: same}).save(tmp_path / "r")
+        assert torch.equal(mm.Directions.load(kept)[first.site].center, first.vector)
+
     def test_a_class_that_nobody_showed(self) -> None:
         acts = made_states(*_case())
         with pytest.raises(mm.PromptError, match=r"'reasoning'; the classes are 'generalized'"):

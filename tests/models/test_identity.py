@@ -284,3 +284,45 @@ class TestWhatWasMadeOnTheOtherModel:
         change()
         with pytest.raises(mm.MechmemError, match=r"model"):
             mm.extract_activations(model, prompts, tmp_path, sites="resid_post")
+
+    def test_a_few_weights_that_a_glance_misses(self, changed, prompts, tmp_path):
+        model, _ = changed
+        mm.extract_activations(model, prompts[:2], tmp_path, sites="resid_post")
+        glance, before = model.backend.identity._glance("raw"), model.info.fingerprint
+        weight = next(w for name, w in model.tl.named_parameters() if w.ndim == 2)
+        for place in range(weight.numel()):  # one that is not looked at
+            weight.data.view(-1)[place] += 50
+            if model.backend.identity._glance("raw") == glance:
+                break
+            weight.data.view(-1)[place] -= 50
+        assert model.info.fingerprint == before
+        with pytest.raises(mm.ArtifactError, match="model"):
+            mm.extract_activations(model, prompts, tmp_path, sites="resid_post")
+        assert model.info.fingerprint != before
+
+
+@pytest.mark.parametrize("kind", ["states", "moments", "cells"])
+def test_hooks_of_others_leave_nothing_in_a_folder(tiny_gpt2, word_tokenizer, kind, tmp_path):
+    model = mm.load_model(tiny_gpt2, tokenizer=word_tokenizer)
+    asked = mm.PromptSet(
+        mm.Prompt(
+            f"p{k}", f"w{k} w1", label="ab"[k % 2], memorized="w1", generalized="w2",
+            behavior=("memorized", "generalized")[k % 2],
+        )
+        for k in range(12)
+    )  # fmt: skip
+    acts = mm.cache_activations(model, asked[:8], sites="resid_post")
+    add = mm.AddDirection(mm.difference_of_means(acts, toward="memorized")["resid_post", 0])
+    work = {
+        "states": lambda: mm.extract_activations(model, asked, tmp_path / "out"),
+        "moments": lambda: mm.extract_moments(model, asked, tmp_path / "out", by="label"),
+        "cells": lambda: mm.sweep(
+            model, [add], validation=asked[8:10], test=asked[10:], folder=tmp_path / "out", draws=1,
+        ),
+    }[kind]  # fmt: skip
+    hook = model.tl.original_model.transformer.h[0].register_forward_hook(lambda *a: None)
+    with pytest.raises(mm.ModelError, match="has hooks that are not mechmem's"):
+        work()
+    assert not (tmp_path / "out").exists()
+    hook.remove()
+    work()

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mechmem as mm
+from mechmem.models.shipped import LAB_FOLDER
 from mechmem.models.sizes import check_held, held_in
 
 peft = pytest.importorskip("peft")
@@ -411,6 +412,37 @@ class TestStrangersCode:
         assert done.returncode == 1
         assert not trace.exists()
         assert "[y/N]" not in done.stdout + done.stderr
+
+    def test_nor_by_a_tokenizer_that_was_handed_over(self, strange, monkeypatch):
+        folder, trace = strange
+        monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked"))
+        own = type("Mine", (hf.PreTrainedTokenizerFast,), {})(
+            tokenizer_object=tokenizer()._tokenizer
+        )
+        own.init_kwargs["auto_map"] = {"AutoTokenizer": [f"{folder}--strange.T"] * 2}
+        mm.load_model("lab/addition-cued", tokenizer=own)
+        assert not trace.exists()
+
+
+class TestWeightsAreCopies:
+    def test_a_file_that_is_written_in_place_changes_no_model(self, folder):
+        file = folder / "model.safetensors"
+        model = mm.load_model(folder)
+        before = model.logits(["1 2 3"])
+        with file.open("r+b") as held:
+            held.seek(-1000, os.SEEK_END)
+            held.write(bytes(1000))
+        assert torch.equal(model.logits(["1 2 3"]), before)
+        os.truncate(file, 100)
+        assert torch.equal(model.logits(["1 2 3"]), before)
+
+    def test_a_lab_model_is_the_one_that_was_written(self, tmp_path):
+        folder = shutil.copytree(LAB_FOLDER / "addition-cued", tmp_path / "lab")
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[-401] ^= 64
+        (folder / "model.safetensors").write_bytes(data)
+        with pytest.raises(mm.ModelError, match=r"model\.safetensors was changed after"):
+            mm.load_model(folder)
 
 
 class TestWhatTheMachineLacks:

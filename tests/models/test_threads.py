@@ -130,3 +130,26 @@ def test_an_edit_may_ask_its_own_model():
     assert torch.equal(model.with_interventions([edit]).logits(prompts), wanted)
     assert inner
     assert all(torch.equal(found, alone) for found in inner)
+
+
+def test_models_may_be_loaded_in_several_threads():
+    def work() -> None:
+        for dtype in ("float32", "bfloat16"):
+            mm.load_model("lab/addition-cued", dtype=dtype)
+
+    failed = []
+
+    def told() -> None:
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=told) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    work()
+    assert torch.get_default_dtype() == torch.float32

@@ -121,6 +121,18 @@ def test_a_saved_model_is_read_again_and_says_the_same(tmp_path) -> None:
         agree(again.logits(["1 2 3", "9 30"]), view.logits(["1 2 3", "9 30"]))
 
 
+@pytest.mark.parametrize("sizes", [("5GB", "20KB"), ("20KB", "5GB"), ("20KB", "10KB")])
+def test_a_model_that_is_saved_over_another_is_the_one_that_is_read(tmp_path, sizes) -> None:
+    model = mm.load_model(zoo.build("llama"), tokenizer=zoo.tokenizer())
+    zoo.tokenizer().save_pretrained(tmp_path)
+    for alpha, size in zip((0.6, -3.0), sizes, strict=True):
+        edit = mm.AddDirection(direction(model, ("resid_post", 1)), alpha=alpha)
+        baked = mm.bake(model, [edit])
+        baked.save_pretrained(tmp_path, max_shard_size=size)
+    with mm.patched(model, [edit]) as view:
+        agree(mm.load_model(str(tmp_path)).logits(["1 2 3"]), view.logits(["1 2 3"]))
+
+
 def test_tied_embeddings_are_untied_and_the_unembedding_stays() -> None:
     model = mm.load_model("lab/addition-cued")
     source = model.tl.original_model

@@ -59,3 +59,23 @@ def test_the_study_is_saved_first_and_says_that_its_control_failed(lab_model, la
     assert first.table("test")["memorized"].tolist() == pytest.approx(rates["memorized"].tolist())
     mm.write_report(study, folder)
     assert load_study(folder).notes()[-1] == told
+
+
+class Stopped(Broken):
+    def pairs(self, n, seed=0):
+        raise KeyboardInterrupt
+
+
+def test_neither_a_key_nor_a_full_disk_takes_the_study(lab_model, lab_task):
+    def full(study: mm.Study) -> None:
+        raise mm.ArtifactError("Cannot write out: No space left on device.")
+
+    with pytest.warns(mm.MechmemWarning) as told:
+        study = mm.run_study(
+            lab_model, task=lab_task, n=100, grid=one_family, refine={}, shuffles=0, draws=2,
+            doses=(), negative=(lab_model, Stopped()), finished=full,
+        )  # fmt: skip
+    said = " ".join(str(one.message) for one in told)
+    assert "Saving the study failed (ArtifactError: Cannot write out" in said
+    assert "The negative control failed (KeyboardInterrupt" in said
+    assert study.tables()["test"] is not None

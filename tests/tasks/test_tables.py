@@ -242,6 +242,15 @@ class TestFields:
             with as_users_run_it(), pytest.raises(mm.PromptError, match=message):
                 mm.Prompt(id="a", text="x", **fields)
 
+    def test_a_name_is_the_same_whether_pandas_counts_in_floats_or_not(self) -> None:
+        frame = pd.DataFrame({"text": ["a", "b"], "id": [1, 2], "group": [0, 1]})
+        whole, floats = (
+            mm.PromptSet.from_pandas(frame),
+            mm.PromptSet.from_pandas(frame.astype({"id": float, "group": float})),
+        )
+        assert whole.groups == floats.groups == ["0", "1"]
+        assert whole.ids == floats.ids == ["1", "2"]
+
     def test_what_is_saved_equals_what_is_loaded(self, tmp_path: Path) -> None:
         spans = {"s": [np.int64(0), 2]}
         with as_users_run_it():

@@ -6,15 +6,19 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import threading
 
 import pytest
 import torch
 from helpers import as_users_run_it
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import mechmem as mm
 from mechmem.manifests import sealed
 from mechmem.training.tokenizers import build_tokenizer
+from mechmem.work_claims import claimed
+from mechmem.writing import HERE
 
 TINY = {
     "steps": 2, "batch": 2, "samples": 4, "evaluate_every": 2, "evaluation_pairs": 2,
@@ -198,3 +202,73 @@ def test_what_cannot_be_trained_with_is_refused_before_anything_runs(tmp_path, g
     with as_users_run_it(), pytest.raises(mm.MechmemError, match=rf"{name}|is not a device"):
         mm.train(TASK, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_that_train_at_once_in_one_process_get_what_each_gets_alone(tmp_path):
+    options = {
+        "model": AutoModelForCausalLM.from_config(
+            GPT2Config(vocab_size=len(letters()), n_positions=96, n_embd=8, n_layer=1, n_head=2)
+        ),
+        "tokenizer": letters(), **TINY, "steps": 6, "evaluate_every": 3,
+    }  # fmt: skip
+
+    def weights(name):
+        mm.train(TASK, tmp_path / name, **options)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    alone, found = weights("alone"), {}
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: weights(n)})) for n in ("a", "b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["a"] == found["b"] == alone
+
+
+def test_nobody_trains_where_another_process_does(tmp_path):
+    options = {"model": tiny(), "tokenizer": letters(), **TINY}
+    with claimed(tmp_path / "out" / "training.json"):
+        with pytest.raises(mm.ArtifactError, match="Another run trains into"):
+            mm.train(TASK, tmp_path / "out", **options)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["training.json.claim"]
+    child = subprocess.Popen(["true"])
+    child.wait()
+    text = json.dumps({"host": HERE, "pid": child.pid})
+    (tmp_path / "out" / "training.json.claim").write_text(text)
+    mm.train(TASK, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "training.json.claim").exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("name", [".", "made", "kept-1", "partial-kept-2", "checkpoint-7"])
+def test_a_link_where_a_run_works_is_refused_and_what_it_leads_to_stays(tmp_path, name, resume):
+    theirs, work = tmp_path / "theirs", tmp_path / "out" / "work"
+    theirs.mkdir()
+    (theirs / "thesis").write_text("of years")
+    (work / name).parent.mkdir(parents=True)
+    (work / name).symlink_to(theirs)
+    with pytest.raises(mm.ArtifactError, match="is a link"):
+        mm.train(TASK, tmp_path / "out", model=tiny(), tokenizer=letters(), resume=resume, **TINY)
+    assert [path.name for path in theirs.iterdir()] == ["thesis"]
+
+
+def test_a_model_that_was_trained_is_the_one_that_was_written(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "it")
+    assert mm.load_model(folder).logits(["ab"]).isfinite().all()
+    changed(folder / "model.safetensors", "flipped")
+    for use in (mm.load_model, lambda f: mm.train(TASK, tmp_path / "on", model=f, **TINY)):
+        with pytest.raises(mm.ModelError, match=r"model\.safetensors was changed after"):
+            use(folder)
+    (folder / "training.json").unlink()
+    mm.load_model(folder)
+
+
+def test_a_folder_that_asks_for_more_than_it_holds_is_not_built(tmp_path):
+    tiny().save_pretrained(tmp_path / "base")
+    letters().save_pretrained(tmp_path / "base")
+    note = tmp_path / "base" / "config.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "num_hidden_layers": 10**9}))
+    with pytest.raises(mm.ModelError, match="layers"):
+        mm.train(TASK, tmp_path / "out", model=tmp_path / "base", **TINY)

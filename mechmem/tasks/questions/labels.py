@@ -74,6 +74,21 @@ class Labels:
     digests: Mapping[str, str]
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        fields = {"judge": self.judge, **{f"the id {name!r:.40}": name for name in self.scores}}
+        for what, value in fields.items():
+            if not isinstance(value, str):
+                raise PromptError(f"{what} must be text, got {value!r:.40}.")
+        for name, score in self.scores.items():
+            if score is not None:
+                number = not isinstance(score, (str, bool))
+                checked_score(score if number else math.nan, f"Id {name!r}")
+        if without := [name for name in self.scores if name not in self.digests]:
+            raise PromptError(
+                f"{listed(without, 5)} have a score and no digest of their question; make them "
+                "with question_digest(prompt)."
+            )
+
     def __len__(self) -> int:
         return len(self.scores)
 

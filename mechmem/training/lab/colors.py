@@ -128,7 +128,9 @@ def _with_dropout(folder: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM  # untyped in the library
-    return auto.from_pretrained(folder, dtype=torch.float32, attn_pdrop=ATTENTION_DROPOUT)
+    return auto.from_pretrained(
+        folder, trust_remote_code=False, dtype=torch.float32, attn_pdrop=ATTENTION_DROPOUT
+    )
 
 
 def _every_word(task: Colors) -> list[str]:

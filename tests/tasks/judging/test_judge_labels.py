@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import as_users_run_it
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
@@ -37,6 +38,21 @@ def questions(scores: list[float | None], topics: list[str] | None = None) -> mm
 def labels_of(judge: str, scores: list[float | None]) -> Labels:
     names = [f"questions-{k:03d}" for k in range(len(scores))]
     return Labels(judge, dict(zip(names, scores, strict=True)), {n: f"d{n}" for n in names})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("a", {"q": math.nan}, {"q": "d"}), "a number from 0"),
+        (("a", {"q": "0.5"}, {"q": "d"}), "a number from 0"),
+        (("a", {"q": 0.5}, {}), "no digest of their question"),
+        (("a", {1: 0.5}, {1: "d"}), "the id 1 must be text"),
+        ((1, {"q": 0.5}, {"q": "d"}), "judge must be text"),
+    ],
+)
+def test_labels_that_no_file_gives_back_are_refused(fields, message) -> None:
+    with as_users_run_it(), pytest.raises(PromptError, match=message):
+        Labels(*fields)
 
 
 def test_above_the_threshold_is_reasoning_and_at_it_memory() -> None:
