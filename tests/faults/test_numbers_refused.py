@@ -25,7 +25,7 @@ def scene() -> SimpleNamespace:
     return SimpleNamespace(
         model=model, fit=fit, acts=acts, directions=directions, test=others(),
         edit=mm.AddDirection(r), shift=mm.ShiftNeurons(mm.neuron_mean_difference(acts), top=9),
-        seen=mm.observe(model, fit),
+        seen=mm.observe(model, fit), moments=mm.caching.Moments.from_activations(acts, "behavior"),
     )  # fmt: skip
 
 
@@ -97,6 +97,10 @@ CALLS: dict[str, Any] = {
     "extract_moments": lambda s: partial(
         mm.caching.extract_moments, s.model, s.fit, "/dev/null/no", by="behavior"
     ),
+    "histograms": lambda s: partial(
+        mm.caching.Histograms.around, s.moments, {("resid_post", 1): [0]}
+    ),
+    "questions": lambda s: mm.get_task("recall-reasoning").questions,
     "evaluate_each": lambda s: partial(mm.evaluate_each, s.model, s.test),
     "sweep": lambda s: partial(
         mm.sweep, s.model, [s.edit], validation=s.test[:8], test=s.test[8:], reading="choice"
@@ -136,6 +140,7 @@ COUNTS: dict[tuple[str, str], tuple[type[mm.MechmemError], int, tuple[Any, ...]]
     ("compare_axes", "shuffles"): (mm.MechmemError, 0, FEW[1:]),
     ("cache_moments", "bootstrap"): (mm.MechmemError, 0, (*FEW[1:], "", [], {}, False, 2**40)),
     ("extract_moments", "bootstrap"): (mm.MechmemError, 0, (*FEW[1:], "", [], {}, False, 2**40)),
+    ("histograms", "bins"): (mm.MechmemError, 1, FEW),
     ("sweep", "draws"): (mm.EditError, 1, FEW),
     ("run_study", "shuffles"): (mm.MechmemError, 0, FEW[1:]),
     ("run_reasoning_study", "draws"): (mm.MechmemError, 1, FEW),
@@ -152,7 +157,7 @@ COUNTS: dict[tuple[str, str], tuple[type[mm.MechmemError], int, tuple[Any, ...]]
 
 OTHERS: dict[tuple[str, str], tuple[type[mm.MechmemError], str, tuple[Any, ...]]] = {
     ("learning_curve", "sizes"): (
-        mm.PromptError, "sizes must be a", (*TEXTS[:5], [], ["x"], [1], [2.5], [True], [HUGE])
+        mm.PromptError, "sizes must be", (*TEXTS[:5], [], ["x"], [1], [2.5], [True], [HUGE])
     ),
     ("state_map", "site"): (mm.SiteError, "A site is", ("x", b"x", "ab", ("a",), 3, None, (1, 2))),
     ("probe_transfer", "site"): (mm.SiteError, "A site is", ("x", "ab", ("a", "b"), 3)),
@@ -188,6 +193,9 @@ OTHERS: dict[tuple[str, str], tuple[type[mm.MechmemError], str, tuple[Any, ...]]
     ("run_reasoning_study", "alphas"): (mm.EditError, "alphas must be a", BELOW),
     ("run_reasoning_study", "scales"): (mm.EditError, "scales must be a", BELOW),
     ("turn_margins", "alphas"): (mm.EditError, "alphas must be a", BELOW),
+    ("histograms", "reach"): (mm.MechmemError, "reach must be a finite", (*NUMBERS, 0, -1)),
+    ("questions", "n"): (mm.TaskError, "n must be an integer from 1 to 20,000", (*FEW, 20_001)),
+    ("run_study", "draws"): (mm.MechmemError, "A plan needs numbers from 1", FEW),
     ("run_memorization_study", "alpha"): (mm.EditError, "alpha must be a finite", NUMBERS),
     ("run_memorization_study", "models"): (mm.PromptError, "models must be even", (3,)),
     ("counterfactual_memorization", "solved"): (

@@ -14,7 +14,7 @@ from mechmem.analysis.layer_choice import choose_layers
 from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
 from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
-from mechmem.errors import ArtifactError, MechmemError, listed
+from mechmem.errors import ArtifactError, MechmemError, listed, shown
 from mechmem.manifests import read_json
 from mechmem.numeric import MOST, finite_number, finite_numbers, whole_number
 from mechmem.patching.base import Edit
@@ -142,11 +142,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         numbers = (self.layers, self.draws, self.validation, self.test)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
+        whole = all(type(n) is int and 0 < n <= MOST for n in numbers)
         if not whole or not self.families or not set(self.families) <= set(FAMILIES):
             raise MechmemError(
-                f"A plan needs numbers from 1 and some of the families {listed(FAMILIES)}, got "
-                f"{asdict(self)}."
+                f"A plan needs numbers from 1 to {MOST:,} and some of the families "
+                f"{listed(FAMILIES)}, got {shown(asdict(self), 200)}."
             )
 
     def grid(self, fit: Fit) -> dict[str, list[Edit]]:
