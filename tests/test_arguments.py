@@ -179,7 +179,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "budget object": (lambda r: mm.caching.plan_extraction(
         r["model"], r["prompts"], token_budget=object()), "token_budget must be"),
     "bootstrap": (lambda r: mm.cache_moments(
-        r["model"], r["prompts"], by="behavior", bootstrap=object()), "must be a whole number"),
+        r["model"], r["prompts"], by="behavior", bootstrap=object()), "bootstrap must be"),
     "draws None": (lambda r: mm.depth_profile(r["acts"], draws=None), "draws must be"),
     "draws -1": (lambda r: mm.depth_profile(r["acts"], draws=-1), "draws must be"),
     "method": (lambda r: mm.fit_directions(r["acts"], toward="generalized", method=[]), "method"),

@@ -20,6 +20,7 @@ from mechmem.analysis.contrasts import (
 from mechmem.analysis.neurons import NeuronScores
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, ModelError, PromptError, listed
+from mechmem.numeric import MOST, whole_number
 from mechmem.seeding import keyed_rng
 
 
@@ -219,9 +220,10 @@ def split_halves(
         seed: Keys divisions and shuffles.
 
     Raises:
-        MechmemError: For an unknown ranking or scope, or an impossible ``top``.
+        MechmemError: For an unknown ranking or scope, an impossible ``top``, or no splits.
         PromptError: With fewer than four groups.
     """
+    whole_number(splits, "splits", most=MOST)
     if ranking not in RESAMPLED_RANKINGS:
         raise MechmemError(
             f"Unknown ranking {ranking!r}; allowed are {listed(RESAMPLED_RANKINGS)}."

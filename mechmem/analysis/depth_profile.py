@@ -12,6 +12,7 @@ from mechmem.analysis.contrasts import CHUNK, StackedStates
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, whole_number
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def depth_profile(
         PromptError: When a class is missing, states are not finite, no group shows both, or no
             shuffle is asked for.
     """
-    if not draws >= 1:
-        raise PromptError(f"draws must be a whole number from 1, got {draws!r}; 200 is usual.")
+    whole_number(draws, "draws", most=MOST, error=PromptError)
     contrast = StackedStates.of(acts, first, second, by)
     plain = contrast.statistics(np.ones((1, len(contrast.values))))
     raw = _sizes(contrast, plain["mean_difference"])[0]

@@ -19,6 +19,7 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.caching.activations import Activations
 from mechmem.errors import MechmemError, listed
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, whole_number
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ def layer_distribution(
         seed: Keys both.
 
     Raises:
-        MechmemError: For an unknown ranking or an impossible ``top``.
+        MechmemError: For an unknown ranking, an impossible ``top``, or no draws.
         PromptError: When a class is missing or no group shows both.
     """
+    whole_number(draws, "draws", most=MOST)
     unknown = [name for name in rankings if name not in RESAMPLED_RANKINGS]
     if unknown or not rankings:
         raise MechmemError(

@@ -12,8 +12,9 @@ from mechmem.analysis.classifiers import CLASSIFIERS
 from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.probes import INPUT_ONLY, ProbeData, one_thread, probe_data
 from mechmem.caching.activations import Activations
-from mechmem.errors import MechmemError, PromptError, listed
+from mechmem.errors import MechmemError, PromptError, listed, shown
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, several, whole_number
 from mechmem.seeding import keyed_order
 
 SMALLEST_SIZE = 4
@@ -96,19 +97,22 @@ def learning_curve(
         repeats: Draws of training groups per size, averaged; all groups are drawn once.
 
     Raises:
-        PromptError: As `mechmem.fit_probes`, or for a size that no fold has.
+        PromptError: As `mechmem.fit_probes`, or for a size that no fold has and repeats below 1.
         MechmemError: For an unknown classifier.
     """
     if classifier not in CLASSIFIERS:
         raise MechmemError(f"Unknown classifier {classifier!r}; allowed are {listed(CLASSIFIERS)}.")
+    whole_number(repeats, "repeats", most=MOST, error=PromptError)
+    given = None if sizes is None else several(sizes, "sizes", error=PromptError)
+    for size in given or ():
+        whole_number(size, "every number of sizes", 2, error=PromptError)
     data = probe_data(acts, by, seed, folds)
     most = max(len(set(data.groups[train].tolist())) for train, _ in data.parts)
-    asked = _sizes(most) if sizes is None else sorted(set(sizes))
-    wrong = [size for size in asked if not 2 <= size <= most]
-    if wrong or not asked or repeats < 1:
+    asked = _sizes(most) if given is None else sorted(set(given))
+    wrong = [size for size in asked if size > most]
+    if wrong:
         raise PromptError(
-            f"Sizes are numbers of training groups from 2 to {most} and repeats at least 1, got "
-            f"sizes {listed(wrong or asked) or 'none'} and repeats={repeats}."
+            f"sizes must be numbers of training groups from 2 to {most}, got {shown(wrong, 80)}."
         )
     draws = {size: _drawn(data, size, 1 if size == most else repeats) for size in asked}
 

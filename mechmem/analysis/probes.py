@@ -21,6 +21,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, whole_number
 from mechmem.progress import tracked
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.prompts import PromptSet
@@ -261,8 +262,7 @@ def one_thread(features: np.ndarray) -> threadpool_limits:
 
 def probe_data(acts: Activations, by: str, seed: int, folds: int) -> ProbeData:
     """Check and lay out what classifiers read; see `fit_probes`."""
-    if folds < 2:
-        raise PromptError(f"folds must be at least 2, so that something is held out; got {folds}.")
+    whole_number(folds, "folds", 2, most=MOST, error=PromptError)
     for site, state in acts.states.items():
         if not torch.isfinite(state).all():
             raise PromptError(

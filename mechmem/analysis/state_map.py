@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.activations import Activations, class_names
 from mechmem.errors import PositionError, PromptError, SiteError, listed
-from mechmem.models.sites import Site
+from mechmem.models.sites import Site, as_site
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def state_map(
     What it does not prove: two dimensions show where the largest variance is, which need not be
     where the classes differ; the boundary is fitted to the states drawn, so it is not a test.
     """
-    place = Site(*site)
+    place = as_site(site)
     states = _flat(acts, place)
     if len(states) < 3:
         raise PromptError(f"A plane needs at least three states, got {len(states)}; cache more.")
@@ -118,7 +118,7 @@ def state_map(
     arrow, in_plane, toward = None, 0.0, ""
     start = (0.0, 0.0)
     if direction is not None:
-        one = direction[site] if isinstance(direction, Directions) else direction
+        one = direction[place] if isinstance(direction, Directions) else direction
         if one.site != place:
             raise SiteError(
                 f"The direction belongs to {one.site}, the map is of {place}; pass the direction "

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import MechmemError, PromptError, listed
-from mechmem.models.sites import Site
-from mechmem.seeding import keyed_rng
+from mechmem.models.sites import Site, as_site
+from mechmem.numeric import MOST, whole_number
+from mechmem.seeding import keyed_rng, keyed_seed
 
 
 def group_weights(
@@ -77,10 +78,22 @@ class Bootstrap:
     classes: dict[str, dict[Site, WeightedMean]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.replicates < 2:
+        keyed_seed(self.seed)
+        if whole_number(self.replicates, "bootstrap", 0, most=MOST) < 2:
             raise MechmemError(
                 f"An interval needs replicates to compare, got {self.replicates}; 200 is usual."
             )
+
+    @classmethod
+    def asked(cls, replicates: int, seed: int) -> Bootstrap | None:
+        """One in which nothing was drawn yet; ``None`` for 0 replicates.
+
+        Raises:
+            MechmemError: For what is no number of replicates, or no seed.
+        """
+        keyed_seed(seed)
+        wanted = whole_number(replicates, "bootstrap", 0, most=MOST)
+        return cls(replicates, seed) if wanted else None
 
     def update(
         self, states: Mapping[Site, Tensor], names: Sequence[str | None], groups: Sequence[str]
@@ -120,13 +133,14 @@ class Bootstrap:
         Raises:
             PromptError: For a class or site that is not there.
         """
+        place = as_site(site)
         for name in (toward, away):
-            if Site(*site) not in self.classes.get(name, {}):
+            if place not in self.classes.get(name, {}):
                 raise PromptError(
-                    f"No means of class {name!r} at {Site(*site)}; the classes are "
+                    f"No means of class {name!r} at {place}; the classes are "
                     f"{listed(sorted(self.classes))}."
                 )
-        one, other = self.classes[toward][Site(*site)], self.classes[away][Site(*site)]
+        one, other = self.classes[toward][place], self.classes[away][place]
         drawn = (one.weight > 0) & (other.weight > 0)
         return one.mean[drawn] - other.mean[drawn]
 

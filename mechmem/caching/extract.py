@@ -114,7 +114,9 @@ def cache_moments(
 
     Raises:
         PromptError: When no prompt carries a class.
+        MechmemError: For a ``bootstrap`` of 1, or of more than 1,000,000 replicates.
     """
+    Bootstrap.asked(bootstrap, seed)  # refuses what cannot be drawn
     wanted = model.sites(sites)
     full = covariance_sites(model, covariance, wanted)
     moments: Moments | None = None
@@ -125,7 +127,7 @@ def cache_moments(
             continue
         part = moments_of(
             model, asked, by=by, sites=wanted, positions=positions, covariance=full,
-            bootstrap=Bootstrap(bootstrap, seed) if bootstrap else None,
+            bootstrap=Bootstrap.asked(bootstrap, seed),
             token_budget=token_budget, share=share_prefixes, progress=progress,
         )  # fmt: skip
         moments = part if moments is None else moments.merge(part)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mechmem.caching.moments import Moments
 from mechmem.errors import MechmemError, PromptError, SiteError, listed
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, finite_number, whole_number
 
 
 @dataclass
@@ -45,7 +46,13 @@ class Histograms:
         Args:
             moments: Of the same prompts, from a first pass.
             units: Coordinates by site.
+
+        Raises:
+            SiteError: For a coordinate that is not there.
+            MechmemError: For ``bins`` or a ``reach`` that are no numbers above 0.
         """
+        whole_number(bins, "bins", most=MOST)
+        reach = finite_number(reach, "reach", above=0)
         chosen, low, high = {}, {}, {}
         for key, indices in units.items():
             site, parts = Site(*key), [sites[Site(*key)] for sites in moments.classes.values()]

@@ -145,14 +145,13 @@ def extract_moments(
         The merged moments, or ``None`` while shards of other processes are missing.
     """
     spread = engine_for(extract_moments, locals())
+    Bootstrap.asked(bootstrap, seed)  # refuses what cannot be drawn
     asked = model.encode(prompts, "extract")
     if not any(class_names(asked, by)):
         raise PromptError(f"None of {len(asked)} prompts carries a {by}.")
     wanted = model.sites(sites)
     require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
     full = covariance_sites(model, covariance, wanted)
-    if bootstrap:
-        Bootstrap(bootstrap, seed)  # refuses what cannot be drawn, before anything is written
 
     def make(
         part: Part,
@@ -162,7 +161,7 @@ def extract_moments(
         rows: list[int],
     ) -> dict[str, Tensor]:
         names, groups = class_names(part.prompts, by), part.prompts.groups
-        drawn = Bootstrap(bootstrap, seed) if bootstrap else None
+        drawn = Bootstrap.asked(bootstrap, seed)
         moments = Moments(part.provenance, tuple(part.index["columns"]), {}, full, drawn)
         for taken in take_states(
             model.backend, tokenized, wanted, Positions.parse(positions),

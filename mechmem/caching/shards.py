@@ -26,6 +26,7 @@ from mechmem.caching.parts import (
 from mechmem.digests import Digests
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
 from mechmem.models.engine.batching import PlannedBatch
+from mechmem.models.engine.budget import MOST_TOKENS, check_budget
 from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.model import Model
@@ -85,8 +86,8 @@ def run_shards(
         PositionError: When the positions mean more or fewer tokens than in the prompts before.
     """
     mine, every = share_of_work(rank, world)
-    whole_number(shard_rows, "shard_rows", error=ArtifactError)
-    whole_number(settings["token_budget"], "token_budget", error=ModelError)
+    whole_number(shard_rows, "shard_rows", most=MOST_TOKENS, error=ArtifactError)
+    check_budget(settings["token_budget"])
     jobs: list[Job] = []
     own = json.loads(json.dumps({**settings, "shard_rows": shard_rows}))
     known = parts_of(folder)

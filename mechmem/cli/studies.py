@@ -254,7 +254,8 @@ def _run(
     limits: Mapping[str, Any] | None = None,
 ) -> BehaviorStudy:
     from mechmem.models import load_model
-    from mechmem.studies.behavior.run import STEERED, run_study
+    from mechmem.studies.behavior.plan import STEERED
+    from mechmem.studies.behavior.run import run_study
     from mechmem.tasks import get_task
 
     model, task = asked.load()

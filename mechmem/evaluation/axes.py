@@ -15,12 +15,12 @@ from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.held_out import refuse_seen_states
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations, class_names
-from mechmem.errors import PromptError, listed
+from mechmem.errors import EditError, PromptError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
-from mechmem.models.sites import Site
-from mechmem.numeric import whole_number
+from mechmem.models.sites import Site, as_site
+from mechmem.numeric import MOST, finite_number, whole_number
 from mechmem.patching.directions import AddDirection
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import PromptAnswers, with_reading
@@ -99,8 +99,10 @@ def compare_axes(
             exchanged.
         LeakageError: When two sets share a group or a prompt.
         ModelError: For states of another model.
+        EditError: For an ``alpha`` that is no number.
     """
-    whole_number(shuffles, "shuffles", 0)
+    whole_number(shuffles, "shuffles", 0, most=MOST)
+    alpha = finite_number(alpha, "alpha", error=EditError)
     say = progress or (lambda line: None)
     if len(sets) < 2 or set(toward) != set(sets) or not set(items or {}) <= set(sets):
         raise PromptError(
@@ -109,7 +111,7 @@ def compare_axes(
         )
     for name, acts in sets.items():
         acts.provenance.check_model(model, f"The set of states {name!r}")
-    here = Site(*site) if site is not None else _default_site(model)
+    here = as_site(site) if site is not None else _default_site(model)
     kinds = {name: _kind(acts, toward[name], name) for name, acts in sets.items()}
     fitted: dict[str, list[Direction]] = {}
     held: dict[str, Activations] = {}

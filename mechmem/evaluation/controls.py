@@ -16,6 +16,7 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import Observations, hits
 from mechmem.models.model import Model
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 
 CONTROL_NAMES = {
@@ -74,8 +75,7 @@ def control_draws(
     Raises:
         EditError: For fewer than one draw, or an edit without controls.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise EditError(f"draws must be a whole number from 1, got {draws!r}; default is {DRAWS}.")
+    whole_number(draws, "draws", most=MOST, error=EditError)
     many = [controls(edit, model, seed=seed + k) for k in range(draws)]
     return {
         name: [draw[name] for draw in (many[:1] if name in edit.settled else many)]

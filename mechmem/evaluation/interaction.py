@@ -19,6 +19,7 @@ from mechmem.evaluation.rows import behaviors_of, need_margins, refuse_seen, sig
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.models.tokens import PromptsLike
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import Task
 
@@ -84,12 +85,17 @@ def split_shift(
             ``resid_post[2][17]``.
 
     Raises:
-        EditError: For a part that is empty, or has a coordinate that the edit does not shift.
+        EditError: For no part, one that is empty, or has a coordinate that the edit does not shift.
     """
     whole = replace(edit, alpha=1.0, toward=edit.scores.first).shift(model)
     moved = {site: value.flatten().nonzero()[:, 0].tolist() for site, value in whole.items()}
     if parts is None:
         parts = {f"{site}[{k}]": {site: [k]} for site, index in moved.items() for k in index}
+    if not parts:
+        raise EditError(
+            "parts is empty; name some, for example {'one': {Site('resid_post', 1): [0, 3]}}, or "
+            "leave it out for every neuron by itself."
+        )
     out = {}
     for name, part in parts.items():
         wrong = [
@@ -143,8 +149,10 @@ def interaction(
 
     Raises:
         LeakageError: When the edit has seen a prompt or a group of the set.
-        EditError: For parts that share a neuron, or that the edit does not have.
+        EditError: For parts that share a neuron, or that the edit does not have, no parts, or no
+            draws.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
     asked = model.encode(prompts, "measure the interaction")
     if not allow_seen:
         refuse_seen(edit, asked, "measure an interaction")

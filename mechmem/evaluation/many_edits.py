@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechmem.errors import PromptError
+from mechmem.errors import EditError, PromptError
 from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe, reader_for
 from mechmem.evaluation.rates import Rates, check_before
 from mechmem.evaluation.rows import refuse_seen
@@ -20,6 +20,7 @@ from mechmem.models.engine.scoring import many_generate, many_logprobs, one_toke
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
+from mechmem.numeric import several
 from mechmem.patching.apply import PatchedModel, patched_each
 from mechmem.patching.base import Edit
 from mechmem.patching.margins import (
@@ -61,6 +62,7 @@ def evaluate_each(
         LeakageError, EditError, PromptError: As in `evaluate`, for any of the edits.
     """
     check_kinds(model, task)
+    edits = several(edits, "edits", "edits", empty=True, error=EditError)
     asked = model.encode(prompts, "evaluate")
     task = reader_for(asked, task, reading)
     if not allow_seen:

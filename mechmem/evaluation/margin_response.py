@@ -24,6 +24,7 @@ from mechmem.evaluation.rows import (
 )
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
+from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task
 
@@ -131,8 +132,13 @@ def margin_response(
 
     Raises:
         LeakageError: When the edit has seen a prompt or a group of the set.
-        EditError: For an edit without ``alpha`` or ``toward``, or fewer than two strengths.
+        EditError: For an edit without ``alpha`` or ``toward``, fewer than two strengths, or
+            no draws.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
+    steps = sorted({0.0, *finite_numbers(doses, "doses", error=EditError)})
+    if len(steps) < 2 or steps[0] < 0:
+        raise EditError(f"doses must be positive multiples of alpha, got {tuple(steps)}.")
     asked = model.encode(prompts, "measure the response")
     dosed: Any = edit
     if not hasattr(dosed, "alpha") or not dosed.alpha:
@@ -140,9 +146,6 @@ def margin_response(
             f"{type(edit).__name__} needs an alpha other than 0 to be dosed; for example "
             "mm.ShiftNeurons(scores, alpha=1.0)."
         )
-    steps = sorted({0.0, *(float(dose) for dose in doses)})
-    if len(steps) < 2 or steps[0] < 0:
-        raise EditError(f"doses must be positive multiples of alpha, got {tuple(doses)}.")
     if not allow_seen:
         refuse_seen(edit, asked, "measure the response to an edit")
     start = observe(model, asked, task=task)

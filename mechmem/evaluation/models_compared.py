@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechmem.analysis.draws import DRAWS
 from mechmem.analysis.intervals import Estimate, IntervalKind, group_mean
-from mechmem.errors import ModelError, PromptError
+from mechmem.errors import EditError, ModelError, PromptError
 from mechmem.evaluation.behavior import Observations, hits, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
 from mechmem.evaluation.many_edits import evaluate_each
@@ -19,6 +19,7 @@ from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import behaviors_of, steered
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import PromptAnswers, Task
 from mechmem.tasks.prompts import PromptSet
@@ -190,7 +191,11 @@ def effect_by_model(
         toward: Classes to steer to; default the task's two behaviors.
         draws: Draws of the control, random neurons or a random direction of the same size.
         seed: Keys prompts, division and control.
+
+    Raises:
+        EditError: For no draws.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
     info, parameters, observed = {}, {}, {}
     rates: dict[str, dict[str, Rates]] = {}
     placebo: dict[str, dict[str, list[Rates]]] = {}

@@ -13,6 +13,7 @@ from mechmem.errors import MechmemError, PromptError
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import need_margins
+from mechmem.numeric import MOST, finite_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,12 @@ def near_ties(
     Raises:
         PromptError: Without margins, without a prompt that shows one of the behaviors, or for
             rates without a ``before``.
+        MechmemError: For ``bins`` below 1, or a ``threshold`` below 0 or without end.
     """
-    if bins < 1:
-        raise MechmemError(f"bins must be an integer from 1, got {bins}.")
+    whole_number(bins, "bins", most=MOST)
+    threshold = finite_number(threshold, "threshold")
+    if threshold < 0:
+        raise MechmemError(f"threshold must be a number from 0, in nats, got {threshold}.")
     named = dict(results) if isinstance(results, Mapping) else {_name(results): results}
     kinds = {
         name: "unedited" if isinstance(one, Observations) else "edit" for name, one in named.items()

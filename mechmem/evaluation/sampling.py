@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.errors import MechmemError
+from mechmem.errors import ModelError
 from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Sampler, generate
 from mechmem.models.model import Model
 from mechmem.models.tokens import EncodedPrompts, PromptsLike
+from mechmem.numeric import MOST, finite_numbers, whole_number
+from mechmem.seeding import keyed_seed
 from mechmem.tasks.base import Task
 
 
@@ -101,15 +103,16 @@ def sampling(
 
     Raises:
         MechmemError: For fewer than two draws.
-        ModelError: For a temperature that is not above 0.
+        ModelError: For a temperature that is not above 0, or none.
     """
-    if draws < 2:
-        raise MechmemError(f"Agreement between draws needs at least two, got {draws}; 10 is usual.")
+    whole_number(draws, "draws", 2, most=MOST)  # one draw agrees with nothing
+    temperatures = finite_numbers(temperatures, "temperatures", above=0, error=ModelError)
+    keyed_seed(seed)
     asked = model.encode(prompts, "sample")
     reader = reader_for(asked, task, "text")
     greedy = observe(model, asked, task=reader, margins=False, token_budget=token_budget)
     found = {
-        float(temperature): _drawn(model, asked, reader, temperature, draws, seed, token_budget)
+        temperature: _drawn(model, asked, reader, temperature, draws, seed, token_budget)
         for temperature in temperatures
     }
     return Sampling(greedy, found, seed)

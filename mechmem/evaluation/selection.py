@@ -19,6 +19,7 @@ from mechmem.errors import EditError, PromptError, listed
 from mechmem.evaluation.rows import behaviors_of, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, finite_number
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
@@ -153,11 +154,26 @@ def select_direction(
     Raises:
         LeakageError: When a candidate has seen a validation or neutral prompt.
         PromptError: When validation prompts lack a class, or two answers for the margin.
-        EditError: For no candidates, or candidates of several contrasts.
+        EditError: For no candidates, candidates of several contrasts, or a rule that no number
+            makes.
 
     What it does not prove: the winner of many candidates looks better on validation than it is;
     report it on prompts that took no part, which ``Selection.direction`` enforces.
     """
+    alpha = finite_number(alpha, "alpha", error=EditError)
+    if abs(alpha) > MOST:
+        raise EditError(
+            f"alpha must be at most {MOST:,} lengths of the direction either way, got {alpha:g}."
+        )
+    without = math.inf  # -inf and inf leave a limit out; NaN would do so unsaid
+    if induce_minimum != -without:
+        finite_number(induce_minimum, "induce_minimum", error=EditError)
+    if kl_limit != without:
+        finite_number(kl_limit, "kl_limit", error=EditError)
+    if not 0 <= finite_number(drop_last, "drop_last", error=EditError) < 1:
+        raise EditError(
+            f"drop_last must be a share of the layers, from 0 to less than 1, got {drop_last!r}."
+        )
     sets = {"": directions} if isinstance(directions, Directions) else dict(directions)
     flat = [(name, one) for name, many in sets.items() for one in many]
     if not flat:

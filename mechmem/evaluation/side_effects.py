@@ -11,13 +11,14 @@ import pandas as pd
 
 from mechmem.analysis.draws import DRAWS, Beyond, beyond_draws, mean_of_draws
 from mechmem.analysis.intervals import Estimate, IntervalKind, group_ratio
-from mechmem.errors import PromptError, listed
+from mechmem.errors import EditError, PromptError, listed
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one
 from mechmem.evaluation.rows import behaviors_of, can_steer, refuse_seen, row_of, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
 from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import PromptAnswers, Task
@@ -122,7 +123,9 @@ def side_effects(
     Raises:
         LeakageError: When a clean prompt was seen in making the edit.
         PromptError: With neither clean prompts nor texts.
+        EditError: For no draws.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
     if clean is None and texts is None:
         raise PromptError(
             "side_effects measures on clean= prompts, on texts=, or on both; for example "

@@ -25,6 +25,7 @@ from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import check_before
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike
+from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.projections import ScaleProjection
@@ -114,14 +115,13 @@ def steering_grid(
 
     Raises:
         LeakageError: When the directions have seen a prompt or a group of the set.
-        EditError: For strengths that are not above 0.
+        EditError: For strengths that are not above 0, or draws that are no number of them.
         TaskError: For an unknown outcome.
         PromptError: When ``before`` was observed on other prompts or on another model.
     """
+    sizes = sorted(set(finite_numbers(alphas, "alphas", above=0, error=EditError)))
+    whole_number(draws, "draws", 0, most=MOST, error=EditError)
     asked = model.encode(prompts, "steer")
-    sizes = sorted({float(alpha) for alpha in alphas})
-    if not sizes or sizes[0] <= 0:
-        raise EditError(f"alphas must be numbers above 0, got {list(alphas)!r}; both signs follow.")
     fitted = directions.provenance.seen
     if not allow_seen:
         fitted.refuse(asked, asked.rows, "evaluate an edit")

@@ -10,11 +10,12 @@ import torch
 
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.extract import cache_activations
-from mechmem.errors import PromptError, SiteError, listed
+from mechmem.errors import EditError, PromptError, SiteError, listed
 from mechmem.evaluation.controls import draws_of_one
 from mechmem.models.final_norm import final_norm, unembedded
 from mechmem.models.model import Model
 from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.margins import answer_ids
@@ -82,10 +83,11 @@ def projection_map(
         seed: Keys them.
 
     Raises:
-        EditError: For a control that is not there.
+        EditError: For a control that is not there, or no draws.
         PromptError: For more than one prompt.
         SiteError: When the classes coincide at every site.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
     asked = _one(prompt)
     acts = cache_activations(model, asked, sites=directions.sites, positions="all")
     frames = []
@@ -133,7 +135,9 @@ def margin_map(
     Raises:
         PromptError: For more than one prompt, one that lacks an answer, or answers that begin with
             the same token.
+        EditError: For no draws.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
     asked = _one(prompt)
     (first,), (second,) = answer_ids(model, asked, task)
     if first[0] == second[0]:

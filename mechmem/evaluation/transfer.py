@@ -16,15 +16,16 @@ from mechmem.analysis.draws import DRAWS, Beyond
 from mechmem.analysis.exchange import Exchange
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.caching.activations import Activations, class_names
-from mechmem.errors import MechmemError, PromptError, SiteError, listed
+from mechmem.errors import EditError, MechmemError, PromptError, SiteError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import beyond, draws_of_one
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import behaviors_of, steered
 from mechmem.models.model import Model
-from mechmem.models.sites import Site
+from mechmem.models.sites import Site, as_site
 from mechmem.models.tokens import TokenizedPrompt
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import Task
@@ -93,7 +94,7 @@ def probe_transfer(
         PromptError: Unless every set shows the same two classes, in at least five groups.
         MechmemError: For sets of different models or shapes.
     """
-    here = Site(*site)
+    here = as_site(site)
     if len({acts.provenance.model.fingerprint for acts in sets.values()}) != 1:
         raise MechmemError(
             "Probes transfer between sets of states of one model; these are of "
@@ -247,7 +248,9 @@ def edit_transfer(
 
     Raises:
         LeakageError: When an edit has seen a prompt, or a rephrasing of one, of any set.
+        EditError: For no draws.
     """
+    whole_number(draws, "draws", most=MOST, error=EditError)
     rates: dict[str, dict[str, dict[str, Rates]]] = {name: {} for name in edits}
     placebo: dict[str, dict[str, dict[str, list[Rates]]]] = {name: {} for name in edits}
     used = ""

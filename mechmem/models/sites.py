@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from mechmem.errors import SiteError, did_you_mean, listed
+from mechmem.errors import SiteError, did_you_mean, listed, shown
 from mechmem.numeric import natural
 
 STREAMS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
@@ -117,6 +117,20 @@ def parse_sites(spec: SiteSpec, n_layers: int) -> list[Site]:
     if not sites:
         raise SiteError("No sites given; for example sites='resid_post' for every layer.")
     return list(sites)
+
+
+def as_site(value: Any) -> Site:
+    """The one site that a user names.
+
+    Raises:
+        SiteError: For anything but the name of a stream and a layer.
+    """
+    pair = tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else ("", "")
+    if not (isinstance(pair[0], str) and hasattr(pair[1], "__index__")) or pair[1] is True:
+        raise SiteError(
+            f"A site is a stream and a layer, such as ('resid_post', 3), got {shown(value, 80)}."
+        )
+    return Site(pair[0], int(pair[1]))
 
 
 def named(spec: SiteSpec) -> str:

@@ -190,12 +190,12 @@ class AddDirection(DirectionEdit):
         return NOWHERE if self.alpha == 0 else super().where
 
     def changes(self, model: Model) -> dict[Site, Change]:
-        if check_number(self.alpha, "alpha") == 0:
+        if (alpha := check_number(self.alpha, "alpha")) == 0:
             return self.moving(model, lambda direction: lambda h: h)
-        sign = signed(self.toward, self.first.toward, self.first.away)
+        size = signed(self.toward, self.first.toward, self.first.away) * alpha
 
         def add(direction: Direction) -> Move:
-            vector = CachedTensor(direction.vector * (sign * self.alpha))
+            vector = CachedTensor(direction.vector * size)
             return lambda h: h + vector.like(h)
 
         return self.moving(model, add)
@@ -220,7 +220,8 @@ class AddDirection(DirectionEdit):
         if self.preserve_norm:
             raise EditError("preserve_norm=True adds no fixed vector; export without it.")
         sign = signed(self.toward, self.first.toward, self.first.away)
-        return {site: self.of(site).vector * (sign * self.alpha) for site in self.sites(model)}
+        size = sign * check_number(self.alpha, "alpha")
+        return {site: self.of(site).vector * size for site in self.sites(model)}
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from mechmem.caching.shards import share_of_work
 from mechmem.digests import Digests
-from mechmem.errors import ArtifactError, ModelError
+from mechmem.errors import ArtifactError, EditError, ModelError, shown
 from mechmem.evaluation.many_edits import Bench
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model
 from mechmem.models.tokens import TokenizedPrompt
+from mechmem.numeric import finite_numbers
 from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, refuse_silent
 from mechmem.patching.base import Edit
 from mechmem.progress import tracked
@@ -212,6 +213,21 @@ class CellRun:
                 )
             out[cell] = Done(seen[cell], found)
         return out
+
+
+def check_refine(refine: Mapping[str, Sequence[float]] | None) -> None:
+    """Refuse multiples of a strength that are no numbers; a family may have none.
+
+    Raises:
+        EditError: Naming them.
+    """
+    if not isinstance(refine or {}, Mapping):
+        raise EditError(
+            f"refine must be numbers by the name of a family, got {shown(refine, 80)}; for example "
+            "{'one direction': (0.6, 1.7)}."
+        )
+    for family, factors in (refine or {}).items():
+        finite_numbers(factors, f"refine[{family!r}]", empty=True, error=EditError)
 
 
 def check_sharing(folder: Path | None, rank: int | None = None, world: int | None = None) -> None:

@@ -20,10 +20,10 @@ from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.rows import row_of
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
-from mechmem.numeric import whole_number
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit, as_edits
 from mechmem.seeding import keyed_seed
-from mechmem.sweeps.cells import CellRun, Setting, check_sharing
+from mechmem.sweeps.cells import CellRun, Setting, check_refine, check_sharing
 from mechmem.sweeps.result import Cell, Sweep, Tested
 from mechmem.sweeps.store import Done
 from mechmem.tasks.base import BEHAVIORS, Task
@@ -101,12 +101,13 @@ def sweep(
 
     Raises:
         LeakageError: When test, validation and fitting share a group or a prompt.
-        EditError: For an empty grid, an edit without ``toward``, one that never acted, or an
-            objective that does not fit the task's outcomes.
+        EditError: For an empty grid, no draws, a factor that is no number, an edit without
+            ``toward``, one that never acted, or an objective that does not fit the task's outcomes.
         ModelError: When edits do not give the same side by side as alone.
         ArtifactError: When processes share the work without a folder, or it cannot be used.
     """
     grids = [_families(one) for one in (grid, *refits)]
+    check_refine(refine)
     _check_asked(objective, draws, seed, folder, progress, token_budget)
     edits = [edit for families in grids for members in families.values() for edit in members]
     if not any(grids[0].values()):
@@ -230,7 +231,7 @@ def _check_asked(
     Raises:
         EditError: Naming it.
     """
-    whole_number(draws, "draws", error=EditError)
+    whole_number(draws, "draws", most=MOST, error=EditError)
     whole_number(budget, "token_budget", error=EditError)
     keyed_seed(seed)
     if not callable(objective):

@@ -223,10 +223,16 @@ class TestLearningCurve:
         assert not one.equals(other)
 
     @pytest.mark.parametrize(
-        "options", [{"sizes": [1]}, {"sizes": [33]}, {"sizes": []}, {"repeats": 0}]
+        ("options", "says"),
+        [
+            ({"sizes": [1]}, "every number of sizes must be an integer from 2, got 1"),
+            ({"sizes": [4, 33]}, r"numbers of training groups from 2 to 32, got \[33\]"),
+            ({"sizes": []}, "sizes must be a sequence of numbers"),
+            ({"repeats": 0}, "repeats must be an integer from 1"),
+        ],
     )
-    def test_impossible_sizes(self, states, options) -> None:
-        with pytest.raises(mm.PromptError, match=r"from 2 to 32 and repeats at least 1"):
+    def test_impossible_sizes(self, states, options, says) -> None:
+        with pytest.raises(mm.PromptError, match=says):
             mm.learning_curve(states, **options)
 
     def test_the_figure_draws_what_was_measured_also_from_the_saved_table(self, curve) -> None:

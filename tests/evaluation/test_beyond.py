@@ -88,6 +88,6 @@ def test_a_margin_is_compared_at_every_strength(here, edit) -> None:
 def test_no_draw_is_no_control(here, edit, draws) -> None:
     with (
         as_users_run_it(),
-        pytest.raises(mm.EditError, match="draws must be a whole number from 1"),
+        pytest.raises(mm.EditError, match="draws must be an integer from 1"),
     ):
         control_draws(edit, here.lab.model, draws=draws)

@@ -42,6 +42,14 @@ def _rows(edit, model):
 
 
 class TestControls:
+    def test_its_arguments_have_names(self, lab, direction) -> None:
+        edit = mm.AddDirection(direction, alpha=2.0)
+        named = mm.controls(edit=edit, model=lab.model, seed=1)
+        plain = mm.controls(edit, lab.model, seed=1)
+        assert list(named) == list(plain)
+        for name, one in plain.items():
+            assert torch.equal(named[name].direction.vector, one.direction.vector)
+
     def test_of_a_neuron_shift_match_it_per_site_and_position(self, lab, scores) -> None:
         edit = mm.ShiftNeurons(scores, top=30, alpha=2.0, toward="memorized")
         made = mm.controls(edit, lab.model, seed=0)

@@ -143,5 +143,5 @@ class TestSampling:
         assert got.as_greedy(1.0).value == usual.as_greedy(1.0).value
 
     def test_one_draw_is_refused(self) -> None:
-        with pytest.raises(mm.MechmemError, match=r"at least two, got 1"):
+        with pytest.raises(mm.MechmemError, match=r"draws must be an integer from 2 .*got 1"):
             mm.evaluation.sampling(scene().lab.model, scene().test, draws=1)

@@ -181,7 +181,7 @@ FAULTS = [
         lambda s: mm.fit_probes(s.acts, folds=1),
         mm.PromptError,
         "got 1",
-        "folds must be at least 2, so that something is held out",
+        "folds must be an integer from 2",
     ),
     Fault(
         "fit probes on fewer groups than folds",

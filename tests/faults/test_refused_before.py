@@ -15,12 +15,15 @@ from mechmem.seeding import keyed_rng
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch):
-    bench()
+    ran = []
 
     def forward(*args, **options):
+        ran.append("the model ran")
         raise AssertionError("the model ran")
 
     monkeypatch.setattr(type(bench().model.backend), "forward", forward)
+    yield
+    assert not ran  # a refusal may come of that error: of an argument that is of the wrong kind
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,9 @@ def test_a_sweep_without_draws_or_with_an_empty_family(monkeypatch, request) -> 
     with pytest.raises(mm.EditError, match="families 'mlp' hold no edit"):
         mm.sweep(bench().model, {"residual": [edit], "mlp": []}, **given)
     for draws in (0, -1, 2.5, True, "3"):
-        with pytest.raises(mm.EditError, match=rf"draws must be an integer from 1, got {draws!r}"):
+        with pytest.raises(
+            mm.EditError, match=rf"draws must be an integer from 1 to .*got {draws!r}"
+        ):
             mm.sweep(bench().model, [edit], draws=draws, **given)
     for name, value in {
         "objective": "x", "progress": 5, "folder": 5, "token_budget": "x", "seed": 1.5,
@@ -61,10 +66,10 @@ def test_a_study_with_refits_or_draws_that_are_no_counts(nothing_runs, study) ->
     task = mm.get_task("recall-reasoning" if study == "run_reasoning_study" else "addition-cued")
     given = {} if study == "read_labels" else {"task": task}
     for wrong in (-1, True, 1.5, "3", None):
-        with pytest.raises(mm.MechmemError, match="shuffles must be an integer from 0, got"):
+        with pytest.raises(mm.MechmemError, match="shuffles must be an integer from 0 to"):
             getattr(mm, study)(bench().model, shuffles=wrong, **given)
     if study == "run_reasoning_study":
-        with pytest.raises(mm.MechmemError, match="draws must be an integer from 1, got 0"):
+        with pytest.raises(mm.MechmemError, match=r"draws must be an integer from 1 to .*got 0"):
             mm.run_reasoning_study(bench().model, draws=0, **given)
 
 
@@ -95,7 +100,9 @@ def test_a_stop_that_is_no_text(nothing_runs) -> None:
         bench().model.generate("w1", 3, stop=5)
 
 
-@pytest.mark.parametrize("budget", [0, -1, "x", 1.5, True, None])
+@pytest.mark.parametrize(
+    "budget", [0, -1, "x", 1.5, True, None, 10**400], ids=lambda b: f"{b!r:.6}"
+)
 def test_a_token_budget_that_is_none(nothing_runs, tmp_path, budget) -> None:
     model = bench().model
     for call in (
@@ -104,7 +111,10 @@ def test_a_token_budget_that_is_none(nothing_runs, tmp_path, budget) -> None:
         lambda: mm.cache_activations(model, "w1", token_budget=budget),
         lambda: mm.plan_extraction(model, "w1", token_budget=budget),
         lambda: mm.extract_activations(model, "w1", tmp_path / "s", token_budget=budget),
+        lambda: mm.cache_moments(model, contrast_set(8), by="behavior", token_budget=budget),
         lambda: mm.observe(model, contrast_set(8), token_budget=budget),
+        lambda: mm.activation_patching(model, contrast_set(8), token_budget=budget),
+        lambda: mm.attribution_patching(model, contrast_set(8), token_budget=budget),
     ):
         with pytest.raises(mm.MechmemError, match="token_budget must be"):
             call()

@@ -12,12 +12,25 @@ MAX_PAIRS = 1 << 22
 scores: 0.5 GB per layer with 32 heads in 4 bytes. One prompt always fits."""
 
 
+MOST_TOKENS = 1 << 62
+"""A budget of so many is no limit; more tokens than that are no number that a machine counts."""
+
+
+def check_budget(token_budget: int) -> None:
+    """Refuse what is no number of tokens.
+
+    Raises:
+        ModelError: Naming it.
+    """
+    whole_number(token_budget, "token_budget", most=MOST_TOKENS, error=ModelError)
+
+
 def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
     """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch.
 
     Raises:
         ModelError: For a budget that is not a number of tokens.
     """
-    whole_number(token_budget, "token_budget", error=ModelError)
+    check_budget(token_budget)
     pairs = width * (width if keys is None else keys)
     return max(1, min(MAX_BATCH_ROWS, token_budget // width, MAX_PAIRS // pairs))

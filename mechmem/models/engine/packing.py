@@ -63,7 +63,7 @@ def pack(
         n_ctx: No row of several prompts is wider.
     """
     pool = _Pool(lengths)
-    largest = min(float(token_budget), ENOUGH * pass_cost)
+    largest = min(token_budget, ENOUGH * pass_cost)
     widest = min(largest, n_ctx, math.isqrt(MAX_PAIRS))
 
     def fill(width: int) -> list[list[int]]:

@@ -14,12 +14,14 @@ from mechmem.analysis.layer_choice import choose_layers
 from mechmem.analysis.neurons import NeuronScores, neuron_mean_difference
 from mechmem.artifacts import write_text
 from mechmem.caching.activations import Activations
-from mechmem.errors import ArtifactError, MechmemError, listed
+from mechmem.errors import ArtifactError, MechmemError, listed, shown
 from mechmem.manifests import read_json
+from mechmem.numeric import MOST, finite_number, finite_numbers, whole_number
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.presets import p1_preset
 from mechmem.patching.shifting import ShiftNeurons
+from mechmem.sweeps.cells import check_refine
 from mechmem.tasks.base import BEHAVIORS
 from mechmem.tasks.prompts import PromptSet
 
@@ -31,6 +33,38 @@ PUBLISHED, SHIFT, ADD = (
 )
 REFINE = {SHIFT: (0.7, 1.4), ADD: (0.6, 1.7)}
 """Multiples of the best strength of a family that are tried after the grid."""
+
+
+STEERED = {"validation": 240, "test": 480}
+"""Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
+LEAST_STEERED = 20
+
+
+def check_asked(
+    shuffles: int,
+    steered: Mapping[str, int],
+    doses: Sequence[float],
+    refine: Mapping[str, Sequence[float]],
+    budget: float | None,
+) -> None:
+    """Refuse what would fail only after a study has run.
+
+    Raises:
+        MechmemError: Naming it.
+    """
+    whole_number(shuffles, "shuffles", 0, most=MOST)
+    good = set(steered) == set(STEERED) and all(
+        isinstance(most, int) and most >= LEAST_STEERED for most in steered.values()
+    )
+    if not good:
+        raise MechmemError(
+            f"steered must say how many prompts of {listed(STEERED)} edits are tried on, at least "
+            f"{LEAST_STEERED} each, got {steered!r}; the default is {STEERED}."
+        )
+    finite_numbers(doses, "doses", empty=True)
+    check_refine(refine)
+    if budget is not None:
+        finite_number(budget, "budget", above=0)
 
 
 @dataclass(frozen=True)
@@ -108,11 +142,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         numbers = (self.layers, self.draws, self.validation, self.test)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
+        whole = all(type(n) is int and 0 < n <= MOST for n in numbers)
         if not whole or not self.families or not set(self.families) <= set(FAMILIES):
             raise MechmemError(
-                f"A plan needs numbers from 1 and some of the families {listed(FAMILIES)}, got "
-                f"{asdict(self)}."
+                f"A plan needs numbers from 1 to {MOST:,} and some of the families "
+                f"{listed(FAMILIES)}, got {shown(asdict(self), 200)}."
             )
 
     def grid(self, fit: Fit) -> dict[str, list[Edit]]:

@@ -23,10 +23,9 @@ from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.models_compared import MIN_FLIPS
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
-from mechmem.numeric import whole_number
 from mechmem.studies.behavior.costs import DOSES, clean_cost, dose_response
 from mechmem.studies.behavior.pace import fitting_plan, measure_pace, spoken
-from mechmem.studies.behavior.plan import REFINE, Fit, GridRule, Plan
+from mechmem.studies.behavior.plan import REFINE, STEERED, Fit, GridRule, Plan, check_asked
 from mechmem.studies.behavior.study import BehaviorStudy
 from mechmem.studies.behavior.words import too_few
 from mechmem.studies.defaults import OWN_PROMPTS, PLAN_LINE, SHUFFLES
@@ -40,10 +39,6 @@ from mechmem.tasks.own_prompts import check_own_pairs
 from mechmem.tasks.prompts import PromptSet
 
 SHARES = {"train": 0.4, "validation": 0.2, "test": 0.4}
-
-STEERED = {"validation": 240, "test": 480}
-"""Most prompts of a part on which edits are tried; flips are rare, so fitting takes more."""
-LEAST_STEERED = 20
 
 
 def run_study(
@@ -109,11 +104,11 @@ def run_study(
     Raises:
         ArtifactError: When processes share the work without a folder.
         PromptError: When there are too few prompts, or too few flips to contrast the behaviors.
-        MechmemError: For a ``steered`` that does not say how many prompts of both parts, or a
-            budget that no plan fits.
+        MechmemError: For a ``steered`` that does not say how many prompts of both parts, doses or
+            factors of ``refine`` that are no numbers, or a budget that no plan fits.
     """
     started = time.monotonic()
-    whole_number(shuffles, "shuffles", 0)
+    check_asked(shuffles, steered, doses, refine, budget)
     say = progress or (lambda line: None)
     place = None if folder is None else Path(folder)
     check_sharing(place)
@@ -124,7 +119,6 @@ def run_study(
         )
     if isinstance(task, str):
         raise TaskError(f"task must be a task, got {task!r}; use mm.get_task({task!r}).")
-    _check_steered(steered)
     if grid is not None and (plan is not None or budget is not None):
         raise MechmemError("A grid of your own is a plan by itself; leave out plan= and budget=.")
     whole = plan or Plan(draws=draws, validation=steered["validation"], test=steered["test"])
@@ -273,17 +267,6 @@ def _reason(error: BaseException) -> str:
 
 def _warn(text: str) -> None:
     warnings.warn(text, MechmemWarning, stacklevel=3)
-
-
-def _check_steered(steered: Mapping[str, int]) -> None:
-    good = set(steered) == set(STEERED) and all(
-        isinstance(most, int) and most >= LEAST_STEERED for most in steered.values()
-    )
-    if not good:
-        raise MechmemError(
-            f"steered must say how many prompts of {listed(STEERED)} edits are tried on, at least "
-            f"{LEAST_STEERED} each, got {steered!r}; the default is {STEERED}."
-        )
 
 
 def _planned(plan: Plan, parts: Mapping[str, PromptSet], model: Model, shuffles: int) -> str:

@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float
 from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.artifacts import check_writable, load_artifact, save_artifact, versions
 from mechmem.digests import Digests
-from mechmem.errors import ArtifactError, PromptError, listed
+from mechmem.errors import ArtifactError, PromptError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.models.model import Model
+from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_rng
 from mechmem.sweeps.digests import task_digest
@@ -118,6 +119,16 @@ class CounterfactualMemorization:
         return self.performance[edit]
 
 
+def check_models(models: int) -> None:
+    """Refuse a number of models that is not made of pairs.
+
+    Raises:
+        PromptError: For an odd number, fewer than two, or none at all.
+    """
+    if whole_number(models, "models", 2, most=MOST, error=PromptError) % 2:
+        raise PromptError(f"models must be even and at least 2, got {models}.")
+
+
 def left_out(groups: Sequence[str], models: int, seed: int = 0) -> list[frozenset[str]]:
     """Which items each model is trained without: every item by exactly half of the models.
 
@@ -126,8 +137,7 @@ def left_out(groups: Sequence[str], models: int, seed: int = 0) -> list[frozense
     Raises:
         PromptError: For an odd number of models, or fewer than two.
     """
-    if models < 2 or models % 2:
-        raise PromptError(f"models must be even and at least 2, got {models}.")
+    check_models(models)
     names = sorted(set(groups))
     out = []
     for pair in range(models // 2):
@@ -168,6 +178,7 @@ def counterfactual_memorization(
 
     Raises:
         PromptError: For an odd number of models.
+        TaskError: For a ``solved`` that is no outcome of the task.
         ArtifactError: When the folder holds another study: other models, items, task, ``solved`` or
             ``settings``, with or without edits, or made by another mechmem; or when a setting has
             no content that can be compared.
@@ -176,6 +187,11 @@ def counterfactual_memorization(
     What it does not prove: a high score says that this item's answer came from its own training
     prompts; a low score, that others lead to it as well, whether by a rule or by resemblance.
     """
+    if solved not in task.outcomes:
+        raise TaskError(
+            f"Unknown outcome {solved!r:.80}; this task has {listed(task.outcomes)}."
+            f"{did_you_mean(str(solved), task.outcomes)}"
+        )
     groups = sorted(set(items.require("leave out").groups))
     kind = {p.group: str(p.meta.get("item", "")) for p in items}
     without = left_out(groups, models, seed)

@@ -18,15 +18,17 @@ from mechmem.analysis.directions import Direction, Directions, difference_of_mea
 from mechmem.analysis.draws import DRAWS
 from mechmem.analysis.geometry import separation
 from mechmem.caching.extract import cache_activations
+from mechmem.errors import EditError, TaskError
 from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.perturbation import perturbational_memorization
 from mechmem.evaluation.steering import RANDOM
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
+from mechmem.numeric import MOST, finite_number, whole_number
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
-from mechmem.seeding import keyed_order
-from mechmem.studies.memorization.counterfactual import counterfactual_memorization
+from mechmem.seeding import keyed_order, keyed_seed
+from mechmem.studies.memorization.counterfactual import check_models, counterfactual_memorization
 from mechmem.studies.memorization.study import TRAINED, MemorizationStudy
 from mechmem.tasks.lab.recall_reasoning import KINDS, RecallReasoning
 from mechmem.tasks.prompts import PromptSet
@@ -62,12 +64,21 @@ def run_memorization_study(
         progress: Called with a line per step.
 
     Raises:
+        PromptError: For an odd number of models.
+        TaskError: For no steps, or no prompts.
+        EditError: For an ``alpha`` that is no number, or no draws.
         ArtifactError: When the folder holds small models of another study: another world, other
             items, steps, strength, seed or site, or made by another mechmem.
 
     What it does not prove: both scores are measured where their cause is known, in a world of one
     question format; a correlation there is an example, not a law.
     """
+    check_models(models)
+    whole_number(steps, "steps", most=MOST, error=TaskError)
+    whole_number(prompts, "prompts", most=MOST, error=TaskError)
+    finite_number(alpha, "alpha", error=EditError)
+    whole_number(draws, "draws", most=MOST, error=EditError)
+    keyed_seed(seed)
     world = task or RecallReasoning(**model.card.get("task_options", {}))
     say = progress or (lambda line: None)
     fitting, scored = _halves(world, prompts, seed)

@@ -12,10 +12,10 @@ import pandas as pd
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.layer_choice import choose_layers
 from mechmem.caching.activations import Activations
-from mechmem.errors import PromptError
+from mechmem.errors import EditError, PromptError
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.model import Model
-from mechmem.numeric import whole_number
+from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.seeding import keyed_order
 from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import LAST
@@ -84,9 +84,12 @@ def turn_margins(
     Raises:
         PromptError: When a label or an answer is missing.
         LeakageError: When an item was fitted on.
+        EditError: For strengths that are not above 0, or none.
     """
-    whole_number(shuffles, "shuffles", 0)
-    whole_number(draws, "draws")
+    whole_number(shuffles, "shuffles", 0, most=MOST)
+    whole_number(draws, "draws", most=MOST)
+    whole_number(layers, "layers", most=MOST)
+    alphas = finite_numbers(alphas, "alphas", above=0, error=EditError)
     say = progress or (lambda line: None)
     lacking = [p.id for p in items if p.memorized is None or p.generalized is None]
     if lacking or {p.label for p in items} != set(LABELS):

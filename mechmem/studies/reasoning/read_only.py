@@ -24,7 +24,7 @@ from mechmem.caching.extract import cache_activations
 from mechmem.errors import PromptError
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
-from mechmem.numeric import whole_number
+from mechmem.numeric import MOST, whole_number
 from mechmem.plotting.data import each_row
 from mechmem.plotting.question_reading import question_reading
 from mechmem.plotting.refits import refits
@@ -193,7 +193,7 @@ def read_labels(
         LeakageError: When a question of another set was fitted on.
     """
     started = time.monotonic()
-    whole_number(shuffles, "shuffles", 0)
+    whole_number(shuffles, "shuffles", 0, most=MOST)
     say = progress or (lambda line: None)
     whole = shipped_questions("mmlu-pro") if questions is None else questions
     fitting, held = _halves(whole.filter(lambda p: p.label in LABELS), seed)

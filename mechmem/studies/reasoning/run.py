@@ -11,10 +11,10 @@ import pandas as pd
 from mechmem.analysis.directions import Directions, difference_of_means
 from mechmem.analysis.draws import DRAWS
 from mechmem.caching.extract import cache_activations
-from mechmem.errors import PromptError, TaskError
+from mechmem.errors import EditError, PromptError, TaskError
 from mechmem.evaluation.selection import select_direction
 from mechmem.models.model import Model
-from mechmem.numeric import whole_number
+from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.patching.margins import behavior_margins
 from mechmem.studies.defaults import SHUFFLES
 from mechmem.studies.reasoning.edits import ALPHAS, SCALES, try_edits
@@ -77,10 +77,15 @@ def run_reasoning_study(
 
     Raises:
         PromptError: Without both labels in every part.
-        TaskError: Without questions.
+        TaskError: Without questions, or with fewer shots than 0.
+        EditError: For strengths that are not above 0, or none.
     """
-    whole_number(shuffles, "shuffles", 0)
-    whole_number(draws, "draws")
+    whole_number(shuffles, "shuffles", 0, most=MOST)
+    whole_number(draws, "draws", most=MOST)
+    if shots is not None:
+        whole_number(shots, "shots", 0, most=MOST, error=TaskError)
+    alphas = finite_numbers(alphas, "alphas", above=0, error=EditError)
+    scales = finite_numbers(scales, "scales", above=0, error=EditError)
     say = progress or (lambda line: None)
     started = time.monotonic()
     reader = task if task is not None else Reasoning()

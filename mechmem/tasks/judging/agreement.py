@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from mechmem.errors import PromptError
+from mechmem.numeric import MOST, finite_number, whole_number
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.questions.labels import THRESHOLD, Labels
 
@@ -57,7 +58,10 @@ def agreement(
 
     Raises:
         PromptError: When they share no scored question, or one id names two questions.
+        MechmemError: For no draws, or a threshold that is no number.
     """
+    whole_number(draws, "draws", most=MOST)
+    finite_number(threshold, "threshold")
     asked = [name for name in one.scores if name in other.scores]
     moved = [name for name in asked if one.digests.get(name) != other.digests.get(name)]
     if moved:

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mechmem.errors import TaskError
+from mechmem.numeric import whole_number
 from mechmem.seeding import keyed_order, keyed_rng
 from mechmem.tasks.base import QuestionTask, register_task
 from mechmem.tasks.parsing.answers import folded, starts_with_answer
@@ -157,10 +158,9 @@ class RecallReasoning(QuestionTask):
         the right one of the two.
 
         Raises:
-            TaskError: When ``n`` is below 1 or above 20,000, or a kind is unknown.
+            TaskError: When ``n`` is no number from 1 to 20,000, or a kind is unknown.
         """
-        if not 1 <= n <= 20_000:
-            raise TaskError(f"recall-reasoning makes 1 to 20000 questions, got n={n}.")
+        whole_number(n, "n", most=20_000, error=TaskError)
         if not kinds or set(kinds) - set(KINDS):
             raise TaskError(f"kinds must be some of {list(KINDS)}, got {list(kinds)!r:.80}.")
         wanted = [KINDS.index(kind) for kind in kinds]

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 
 from mechmem.errors import PromptError, TaskError
+from mechmem.numeric import MOST, whole_number
 from mechmem.tasks.prompts import Prompt, PromptSet
 from mechmem.tasks.questions.kinds import QUESTION_KINDS, question_of
 from mechmem.tasks.questions.reader import extraction_text, read_questions
@@ -48,9 +49,11 @@ def evaluation_prompts(
         shots: How many; the set's own habit when left out (MMLU-Pro 5, GSM8K 8, PopQA 0).
 
     Raises:
-        TaskError: When there are fewer examples than shots.
+        TaskError: When there are fewer examples than shots, or shots are no number.
         PromptError: For code, which is never run.
     """
+    if shots is not None:
+        whole_number(shots, "shots", 0, most=MOST, error=TaskError)
     return PromptSet(_asked(prompt, examples, shots) for prompt in prompts)
 
 
