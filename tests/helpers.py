@@ -32,7 +32,7 @@ from transformers import (
 
 import mechmem as mm
 from mechmem.caching import Provenance, Seen
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 N_CTX = 32
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mechmem as mm
 from mechmem import plotting
-from mechmem.analysis.fitters import METHODS, Contrast, Fitted, Options, register_method
+from mechmem.analysis.direction_methods import METHODS, Contrast, Fitted, Options, register_method
 from mechmem.patching.base import Change, at_random, kept_to, tokens_of
 from mechmem.seeding import keyed_rng
 

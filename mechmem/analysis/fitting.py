@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from mechmem.analysis.covariance import Scatter
+from mechmem.analysis.direction_methods import Contrast, Fitted, method_of
 from mechmem.analysis.directions import Direction, Directions, difference_of_means
-from mechmem.analysis.fitters import Contrast, Fitted, method_of
 from mechmem.caching.activations import Activations
 from mechmem.caching.moments import Moments
 from mechmem.errors import MechmemWarning, PromptError, listed

@@ -7,7 +7,7 @@ import numpy as np
 from mechmem.analysis.directions import Directions
 from mechmem.caching.activations import Activations
 from mechmem.errors import PromptError
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 
 def refuse_seen_states(directions: Directions, acts: Activations, purpose: str) -> None:

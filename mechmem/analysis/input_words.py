@@ -12,7 +12,7 @@ from mechmem.analysis.classifiers import input_only_scores
 from mechmem.caching.activations import class_names
 from mechmem.errors import PromptError, listed
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokenizing import PromptsLike, as_prompts
 from mechmem.tasks.prompts import PromptSet
 
 

@@ -15,7 +15,7 @@ from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt
+from mechmem.models.tokenizing import PromptsLike, TokenizedPrompt
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokenizing import PromptsLike, as_prompts
 from mechmem.progress import Progress
 from mechmem.tasks.prompts import Prompt, PromptSet
 

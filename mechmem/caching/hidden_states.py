@@ -12,7 +12,7 @@ from mechmem.models.final_norm import final_norm
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import NORMED, Site
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 
 
 def hidden_states(

@@ -25,7 +25,7 @@ from mechmem.models.engine.site_check import require_sites
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt
+from mechmem.models.tokenizing import PromptsLike, TokenizedPrompt
 from mechmem.progress import Progress
 from mechmem.tasks.prompts import PromptSet
 

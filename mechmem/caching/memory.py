@@ -18,7 +18,7 @@ from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 LONG, SHORT = 1024, 32
 """Tokens of the passes that are measured."""

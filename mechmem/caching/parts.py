@@ -31,7 +31,7 @@ from mechmem.manifests import (
 )
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.tasks.prompts import PromptSet
 from mechmem.writing import new_folder, whole_file, write_text
 

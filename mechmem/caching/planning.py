@@ -16,7 +16,7 @@ from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import SiteSpec
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from mechmem.errors import LeakageError, ModelError, listed
 from mechmem.manifests import shape_of
 from mechmem.models.model import Model, ModelInfo
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.tasks.prompts import Prompt, PromptSet
 
 PROVENANCE = {

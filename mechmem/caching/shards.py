@@ -31,7 +31,7 @@ from mechmem.models.engine.forward import pass_cost, plan_passes
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.numeric import natural, whole_number
 from mechmem.tasks.prompts import PromptSet
 from mechmem.work_claims import shared_out

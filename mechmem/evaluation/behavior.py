@@ -15,7 +15,7 @@ from mechmem.errors import ModelError, PromptError, TaskError, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model, ModelInfo
-from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
+from mechmem.models.tokenizing import EncodedPrompts, PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import PatchedModel
 from mechmem.patching.margins import behavior_margins, choice_margins
 from mechmem.tasks.base import BEHAVIORS, PromptAnswers, Task, with_reading

@@ -11,7 +11,7 @@ from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.evaluation.behavior import Observations, observe
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import Task
 

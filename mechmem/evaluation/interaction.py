@@ -15,10 +15,10 @@ from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import controls, draws_of_one, size_of
 from mechmem.evaluation.many_edits import evaluate_each
-from mechmem.evaluation.rows import behaviors_of, need_margins, refuse_seen, sign_toward
+from mechmem.evaluation.shared import behaviors_of, need_margins, refuse_seen, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.numeric import MOST, whole_number
 from mechmem.patching.shifting import ShiftNeurons
 from mechmem.tasks.base import Task

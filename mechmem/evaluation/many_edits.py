@@ -12,14 +12,14 @@ from torch import Tensor
 from mechmem.errors import EditError, PromptError
 from mechmem.evaluation.behavior import Observations, as_observed, check_kinds, observe, reader_for
 from mechmem.evaluation.rates import Rates, check_before
-from mechmem.evaluation.rows import refuse_seen
+from mechmem.evaluation.shared import refuse_seen
 from mechmem.models.engine.batched_edits import touched_positions
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.grid import Grid, Next, many_next
 from mechmem.models.engine.scoring import many_generate, many_logprobs, one_token
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.numeric import several
 from mechmem.patching.apply import PatchedModel, patched_each
 from mechmem.patching.base import Edit

@@ -15,7 +15,7 @@ from mechmem.errors import EditError
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one, size_of
 from mechmem.evaluation.many_edits import evaluate_each
-from mechmem.evaluation.rows import (
+from mechmem.evaluation.shared import (
     behaviors_of,
     need_margins,
     refuse_seen,
@@ -23,7 +23,7 @@ from mechmem.evaluation.rows import (
     steered,
 )
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task

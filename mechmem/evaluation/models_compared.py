@@ -16,9 +16,9 @@ from mechmem.evaluation.behavior import Observations, hits, observe
 from mechmem.evaluation.controls import beyond, change_of_draws, draws_of_one
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import behaviors_of, steered
+from mechmem.evaluation.shared import behaviors_of, steered
 from mechmem.models.model import Model, ModelInfo
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokenizing import PromptsLike, as_prompts
 from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import PromptAnswers, Task

@@ -12,7 +12,7 @@ from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
 from mechmem.errors import MechmemError, PromptError
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import need_margins
+from mechmem.evaluation.shared import need_margins
 from mechmem.numeric import MOST, finite_number, whole_number
 
 

@@ -12,7 +12,7 @@ from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.patching.base import Edit
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import Prompt, PromptSet

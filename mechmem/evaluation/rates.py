@@ -12,9 +12,9 @@ import pandas as pd
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import PromptError, TaskError, did_you_mean, listed
 from mechmem.evaluation.behavior import Observations, check_kinds, hits, observe, reader_for
-from mechmem.evaluation.rows import refuse_seen
+from mechmem.evaluation.shared import refuse_seen
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, TokenizedPrompt
+from mechmem.models.tokenizing import PromptsLike, TokenizedPrompt
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import Task

@@ -13,7 +13,7 @@ from mechmem.errors import PromptError, listed
 from mechmem.evaluation.graded import similarity
 from mechmem.models.engine.token_scores import token_scores
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokenizing import PromptsLike, as_prompts
 from mechmem.tasks.prompts import PromptSet
 
 RECITED, NOT_RECITED = "recited", "not recited"

@@ -14,7 +14,7 @@ from mechmem.evaluation.behavior import Observations, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Sampler, generate
 from mechmem.models.model import Model
-from mechmem.models.tokens import EncodedPrompts, PromptsLike
+from mechmem.models.tokenizing import EncodedPrompts, PromptsLike
 from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.seeding import keyed_seed
 from mechmem.tasks.base import Task

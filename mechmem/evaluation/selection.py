@@ -16,7 +16,7 @@ from mechmem.analysis.directions import Direction, Directions
 from mechmem.caching.activations import class_names
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, PromptError, listed
-from mechmem.evaluation.rows import behaviors_of, sign_toward
+from mechmem.evaluation.shared import behaviors_of, sign_toward
 from mechmem.models.model import Model
 from mechmem.models.sites import Site
 from mechmem.numeric import MOST, finite_number

@@ -14,10 +14,10 @@ from mechmem.analysis.intervals import Estimate, IntervalKind, group_ratio
 from mechmem.errors import EditError, PromptError, listed
 from mechmem.evaluation.behavior import hits, observe
 from mechmem.evaluation.controls import draws_of_one
-from mechmem.evaluation.rows import behaviors_of, can_steer, refuse_seen, row_of, steered
+from mechmem.evaluation.shared import behaviors_of, can_steer, refuse_seen, row_of, steered
 from mechmem.models.engine.scoring import answer_logprobs
 from mechmem.models.model import Model
-from mechmem.models.tokens import EncodedPrompts, PromptsLike, TokenizedPrompt
+from mechmem.models.tokenizing import EncodedPrompts, PromptsLike, TokenizedPrompt
 from mechmem.numeric import MOST, whole_number
 from mechmem.patching.apply import patched
 from mechmem.patching.base import Edit

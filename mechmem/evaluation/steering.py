@@ -24,7 +24,7 @@ from mechmem.evaluation.controls import (
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import check_before
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.numeric import MOST, finite_numbers, whole_number
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection

@@ -14,7 +14,7 @@ from mechmem.errors import EditError, PromptError, SiteError, listed
 from mechmem.evaluation.controls import draws_of_one
 from mechmem.models.final_norm import final_norm, unembedded
 from mechmem.models.model import Model
-from mechmem.models.tokens import PromptsLike, as_prompts
+from mechmem.models.tokenizing import PromptsLike, as_prompts
 from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection

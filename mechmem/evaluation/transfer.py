@@ -21,10 +21,10 @@ from mechmem.evaluation.behavior import observe
 from mechmem.evaluation.controls import beyond, draws_of_one
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import behaviors_of, steered
+from mechmem.evaluation.shared import behaviors_of, steered
 from mechmem.models.model import Model
 from mechmem.models.sites import Site, as_site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.numeric import MOST, whole_number
 from mechmem.patching.base import Edit
 from mechmem.seeding import keyed_order, keyed_rng

@@ -23,7 +23,7 @@ from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.identity import settle_weights
 from mechmem.models.sites import Site, SiteSpec, parse_sites
-from mechmem.models.tokens import (
+from mechmem.models.tokenizing import (
     EncodedPrompts,
     PromptsLike,
     TokenizedPrompt,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechmem.errors import MechmemWarning, PositionError, did_you_mean, listed
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 PositionSpec = str | int | Sequence[str | int]
 

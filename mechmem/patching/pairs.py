@@ -9,7 +9,7 @@ from mechmem.caching.activations import class_names
 from mechmem.errors import PositionError, PromptError, listed
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
-from mechmem.models.tokens import EncodedPrompts, PromptsLike
+from mechmem.models.tokenizing import EncodedPrompts, PromptsLike
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.prompts import PromptSet
 

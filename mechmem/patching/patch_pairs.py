@@ -16,7 +16,7 @@ from mechmem.models.engine.gradients import margin_gradients
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.patching.apply import patched
 from mechmem.patching.interchange import PatchActivations
 from mechmem.patching.margins import answer_ids, behavior_margins

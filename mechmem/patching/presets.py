@@ -13,7 +13,7 @@ from mechmem.caching.hidden_states import hidden_states
 from mechmem.errors import EditError, MechmemError, listed
 from mechmem.models.model import Model
 from mechmem.models.sites import NORMED, Site
-from mechmem.models.tokens import PromptsLike
+from mechmem.models.tokenizing import PromptsLike
 from mechmem.patching.shifting import ShiftNeurons
 
 

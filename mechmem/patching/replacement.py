@@ -14,7 +14,7 @@ from mechmem.caching.moments import Moments
 from mechmem.errors import EditError, listed
 from mechmem.models.engine.batching import Feed
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 MODES = ("zero", "mean", "resample")

@@ -89,7 +89,7 @@ def baking_error(model: Model, edit: Edit | Sequence[Edit], baked: Any, seed: in
     """Largest difference between baked and hooked logits on random tokens, as a share of the
     logits' standard deviation."""
     from mechmem.models.engine.scoring import last_logits
-    from mechmem.models.tokens import TokenizedPrompt
+    from mechmem.models.tokenizing import TokenizedPrompt
 
     generator = torch.Generator().manual_seed(seed)
     longest = min(12, model.info.n_ctx or 12)

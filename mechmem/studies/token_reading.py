@@ -10,7 +10,7 @@ from mechmem.analysis.token_projections import TokenProjections, project_tokens
 from mechmem.errors import PromptError
 from mechmem.evaluation.behavior import Observations
 from mechmem.models.model import Model
-from mechmem.models.tokens import EncodedPrompts
+from mechmem.models.tokenizing import EncodedPrompts
 from mechmem.patching.directions import AddDirection
 from mechmem.sweeps.result import Sweep
 from mechmem.tasks.prompts import Prompt, PromptSet

@@ -24,7 +24,7 @@ from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.numeric import finite_numbers
 from mechmem.patching.apply import Firing, PatchedModel, patched, patched_each, refuse_silent
 from mechmem.patching.base import Edit

@@ -16,7 +16,7 @@ from mechmem.caching.provenance import Seen
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.controls import beyond, share_of_draws
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import row_of
+from mechmem.evaluation.shared import row_of
 from mechmem.patching.base import Edit
 
 

@@ -17,7 +17,7 @@ from mechmem.errors import ArtifactError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.manifests import checked, json_text, opened, read_json, sealed
 from mechmem.models.model import ModelInfo
-from mechmem.models.tokens import EncodedPrompts
+from mechmem.models.tokenizing import EncodedPrompts
 from mechmem.tasks.base import Task
 from mechmem.writing import write_text
 

@@ -17,7 +17,7 @@ from mechmem.errors import EditError, listed
 from mechmem.evaluation.behavior import observe, reader_for
 from mechmem.evaluation.controls import control_draws
 from mechmem.evaluation.rates import Rates
-from mechmem.evaluation.rows import row_of
+from mechmem.evaluation.shared import row_of
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.model import Model
 from mechmem.numeric import MOST, whole_number

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mechmem.errors import TaskError
-from mechmem.models.tokens import Tokens
+from mechmem.models.tokenizing import Tokens
 from mechmem.tasks.paper1.official import OfficialTask, TrainingText
 from mechmem.tasks.prompts import Prompt
 from mechmem.training.settings import TrainingSettings

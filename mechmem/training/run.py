@@ -19,7 +19,7 @@ from mechmem.evaluation.behavior import observe
 from mechmem.manifests import file_digest
 from mechmem.models.booting import parse_device
 from mechmem.models.loading import load_model
-from mechmem.models.tokens import Tokens
+from mechmem.models.tokenizing import Tokens
 from mechmem.plotting.save import save_figure
 from mechmem.plotting.training import training_curves
 from mechmem.seeding import caller_state_kept, keyed_seed

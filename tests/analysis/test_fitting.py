@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import mechmem as mm
 from mechmem.analysis.covariance import oas_shrinkage
-from mechmem.analysis.fitters import METHODS, Fitted, register_method
+from mechmem.analysis.direction_methods import METHODS, Fitted, register_method
 
 SITE = ("resid_post", 0)
 METHOD_NAMES = ("difference_of_means", "mass_mean", "lda", "logistic", "pca", "leace")

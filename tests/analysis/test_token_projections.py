@@ -70,7 +70,7 @@ def test_pieces_of_words_keep_their_blanks() -> None:
     tokens = helpers.bpe_tokenizer()
     model = mm.load_model(helpers.tiny_gpt2(), tokenizer=helpers.word_tokenizer())
     assert model.tokens.pieces(lab.ids("w1 w2")) == ["<bos>", " w1", " w2"]
-    pieces = mm.models.tokens.Tokens(tokens).pieces(tokens("the answer is 1234")["input_ids"])
+    pieces = mm.models.tokenizing.Tokens(tokens).pieces(tokens("the answer is 1234")["input_ids"])
     assert "".join(pieces) == "the answer is 1234"
     assert len(pieces) == len(tokens("the answer is 1234")["input_ids"])
 

@@ -16,7 +16,7 @@ import mechmem as mm
 from benchmarks.setting import Options, clock, result
 from mechmem.caching import Provenance, Seen
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 ROWS, WIDTH, COLUMNS, BATCH = 29, 3072, 1000, 64
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import mechmem as mm
 from mechmem.models.engine.budget import MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.plan import make_plan
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 
 def alike(n: int = 9) -> list[str]:

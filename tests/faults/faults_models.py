@@ -12,7 +12,7 @@ from fault_scene import Fault, Scene, word_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
 import mechmem as mm
-from mechmem.models.tokens import Tokens
+from mechmem.models.tokenizing import Tokens
 
 
 def prompt(words: int, **fields: Any) -> mm.Prompt:

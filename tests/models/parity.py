@@ -28,7 +28,7 @@ from mechmem.models.engine.capabilities import choose_attention
 from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 STEPS = 3
 LENGTHS = (11, 4, 8)

@@ -22,7 +22,7 @@ from mechmem.models.engine.plan import PassPlan, make_plan
 from mechmem.models.engine.reading import last_block, take_states
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from tests.models.plain import PARALLEL, plain_pass
 from tests.models.test_grid import Add, vector
 from tests.models.zoo import FAMILIES, SLIDING, VOCAB, WINDOW, build, tokenizer

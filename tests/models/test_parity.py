@@ -18,7 +18,7 @@ from mechmem.models.engine.gradients import margin_gradients
 from mechmem.models.engine.invariants import Finding
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 
 @pytest.mark.parametrize("dtype", parity.DTYPES)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import mechmem as mm
 from mechmem.models.engine.batching import Batch, Feed, plan_batches
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 WORDS = ["last", "prompt", "generated", "each_step", "all"]
 

@@ -24,7 +24,7 @@ from mechmem.models.engine.prefixes import shareable_lengths
 from mechmem.models.engine.reading import take_states
 from mechmem.models.engine.scoring import answer_logprobs, last_logits
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from tests.models.plain import greedy, plain_pass
 from tests.models.zoo import FAMILIES, SLIDING, VOCAB, build, tokenizer
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 import mechmem as mm
-from mechmem.models.tokens import Tokens
+from mechmem.models.tokenizing import Tokens
 
 CORPUS = [
     "A: Paris and London",

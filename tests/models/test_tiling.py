@@ -14,7 +14,7 @@ from mechmem.models.engine.grid import Grid, many_logits
 from mechmem.models.engine.prefixes import PrefixCache
 from mechmem.models.engine.scoring import last_logits
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from tests.models.test_grid import Add, prompts, vector
 from tests.models.zoo import FAMILIES, SLIDING, build, tokenizer
 

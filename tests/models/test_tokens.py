@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
-from mechmem.models.tokens import Tokens, as_prompts
+from mechmem.models.tokenizing import Tokens, as_prompts
 
 BOS = 0
 

@@ -12,7 +12,7 @@ from mechmem.models.engine.reading import can_trim, last_block, take_states
 from mechmem.models.engine.site_check import require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from tests.models.plain import plain_pass
 from tests.models.test_grid import Add, prompts, vector
 from tests.models.zoo import FAMILIES, build, tokenizer

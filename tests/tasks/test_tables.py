@@ -16,7 +16,7 @@ from helpers import as_users_run_it
 
 import mechmem as mm
 from mechmem.caching.provenance import Seen
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.tasks import Cipher
 from mechmem.tasks.facts.rows import read_facts
 from mechmem.tasks.own_prompts import check_own_pairs

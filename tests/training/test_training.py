@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import mechmem as mm
-from mechmem.models.tokens import Tokens
+from mechmem.models.tokenizing import Tokens
 from mechmem.training.data import Items, collate, encode
 from mechmem.training.loop import kept_row
 from mechmem.training.settings import TrainingSettings

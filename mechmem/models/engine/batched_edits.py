@@ -23,7 +23,7 @@ from mechmem.models.engine.prefixes import PrefixCache, prefix_prompts, run_pref
 from mechmem.models.engine.shared_forward import SharedForward
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 Cell = Sequence[Intervention]

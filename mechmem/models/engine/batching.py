@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem.models.engine.budget import rows_that_fit
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 DEFAULT_TOKEN_BUDGET = 8192
 

@@ -41,7 +41,7 @@ from mechmem.models.engine.prefixes import (
     shareable_lengths,
 )
 from mechmem.models.engine.site_check import checked_hooks
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 T = TypeVar("T")
 

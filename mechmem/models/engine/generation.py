@@ -25,7 +25,7 @@ from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve
 from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion, Decode, StoppingCriteria
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told
 from mechmem.seeding import keyed_rng
 

@@ -19,7 +19,7 @@ from mechmem.models.engine.lock import held
 from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 Answers = Sequence[tuple[int, ...]]
 

@@ -44,7 +44,7 @@ from mechmem.models.engine.shared_forward import (
 )
 from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 Taker = Callable[[int, Sequence[int], Tensor], None]
 """Called with a cell, the prompts by their place, and their logits ``[prompt, vocab]``."""

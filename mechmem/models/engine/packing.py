@@ -19,7 +19,7 @@ from mechmem.models.engine.backends import Backend, additive_mask, model_device,
 from mechmem.models.engine.batching import Batch
 from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.capabilities import holds, same_logits, tried
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 ENOUGH = 16

@@ -25,7 +25,7 @@ from mechmem.models.engine.batching import (
 from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.packing import pack
 from mechmem.models.engine.prefixes import best_prefixes
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 
 PASS_COST = 128.0
 """What starting a forward pass costs, in tokens, when the model is not known."""

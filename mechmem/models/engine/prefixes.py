@@ -20,7 +20,7 @@ from mechmem.models.engine.capabilities import has_hooks, holds, same_logits, tr
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.kv_cache import PrefixedLayer
 from mechmem.models.positions import Positions
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 MIN_PREFIX = 8

@@ -24,7 +24,7 @@ from mechmem.models.engine.shared_forward import ActivationReader
 from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told
 from mechmem.seeding import keyed_rng
 

@@ -16,7 +16,7 @@ from mechmem.models.engine.generation import generate
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion, Decode
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told
 
 

@@ -22,7 +22,7 @@ from mechmem.models.engine.kv_cache import PrefixedLayer
 from mechmem.models.engine.prefixes import PrefixCache
 from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.sites import Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 Form = Callable[[Tensor], Any]

@@ -35,7 +35,7 @@ from mechmem.models.engine.invariants import (
 )
 from mechmem.models.engine.lock import held
 from mechmem.models.sites import STREAMS, Site
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
 
 

@@ -13,7 +13,7 @@ from mechmem.models.engine.batching import PlannedBatch
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.site_check import checked_hooks
-from mechmem.models.tokens import TokenizedPrompt
+from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import told
 
 BUDGET = 1024

@@ -10,7 +10,7 @@ import numpy as np
 
 from mechmem.caching.provenance import Seen
 from mechmem.errors import EditError, MechmemError, PromptError, listed
-from mechmem.models.tokens import EncodedPrompts
+from mechmem.models.tokenizing import EncodedPrompts
 from mechmem.patching.base import Edit, as_edits
 from mechmem.tasks.base import BEHAVIORS, Task
 
