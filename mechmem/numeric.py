@@ -24,7 +24,7 @@ def whole_number(
     except TypeError:
         whole = None
     if whole is None or whole < least:
-        raise error(f"{name} must be an integer from {least}, got {value!r:.80}.")
+        raise error(f"{name} must be an integer from {least}, got {shown(value, 80)}.")
     return whole
 
 
