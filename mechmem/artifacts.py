@@ -147,7 +147,23 @@ def load_artifact(
 
 
 def _opened(path: Path) -> Any:
-    return safe_open(str(regular(path)), framework="pt")
+    """The file as one save left it: safe_open reads its header, and torch then maps it by name."""
+    for attempt in range(10):
+        before = _identity(path)
+        try:
+            held = safe_open(str(path), framework="pt")
+        except (RuntimeError, SafetensorError):
+            if attempt == 9 or _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return held
+    raise OSError("it is written again and again")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = regular(path).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class TensorFile:
@@ -171,7 +187,7 @@ class TensorFile:
                 f"{path} is missing; an artifact is two files, {path.name} and "
                 f"{path.with_suffix('.json').name}, of which this one holds the numbers."
             ) from error
-        except (OSError, TypeError, SafetensorError) as error:
+        except (OSError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(
                 f"{path} cannot be read, it may be cut off: {error}. Save it again. Nothing is "
                 "ever unpickled."

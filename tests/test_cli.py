@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -97,6 +98,26 @@ def test_debug_shows_the_traceback(tmp_path):
     done = run("train", "subtraction", "--out", str(tmp_path / "x"), "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [("tasks", 1), ("tasks --format json", 1), ("--help", 1), ("tasks > /dev/full 2>&1", 1),
+     ("tasks >&-", 0)],
+)  # fmt: skip
+def test_a_full_disk_or_no_output_at_all_is_no_traceback(
+    monkeypatch, arguments, status, unbuffered
+):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    shell = f"{shlex.quote(sys.executable)} -m mechmem.cli {arguments}"
+    shell += "" if ">" in arguments else " > /dev/full"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
+    assert done.returncode == status
+    if ">" in arguments:
+        assert done.stderr == ""
+    else:
+        assert done.stderr == "mechmem: cannot write the result: No space left on device\n"
 
 
 def test_an_unwritable_folder_is_found_out_before_the_work(tmp_path):

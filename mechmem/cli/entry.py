@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -15,6 +17,8 @@ from mechmem.cli.output import clean, say
 from mechmem.errors import MechmemError
 
 ERROR, USAGE, STOPPED, PIPE = 1, 2, 130, 141
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a file that is open already: nobody's own are left to here, so it is stdout."""
 
 
 def main() -> None:
@@ -22,11 +26,14 @@ def main() -> None:
     debug = "--debug" in sys.argv
     own = warnings.formatwarning
     warnings.formatwarning = lambda *found: clean(own(*found))
-    sys.excepthook = lambda *found: say("".join(traceback.format_exception(*found)), err=True)
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        status: Any = app(args=arguments, prog_name="mechmem", standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            status: Any = app(args=arguments, prog_name="mechmem", standalone_mode=False)
+        finally:  # typer has put one of its own there
+            sys.excepthook = _uncaught
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except MechmemError as error:
         if debug:
             raise
@@ -44,11 +51,34 @@ def main() -> None:
         # Python flushes stdout once more at the end, which must find somebody who listens.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = PIPE
+    except OSError as error:
+        _settle()
+        if debug or error.filename is not None or error.errno not in FULL:
+            raise
+        with suppress(OSError):  # stderr may lie on the same disk
+            say(f"mechmem: cannot write the result: {error.strerror}", err=True)
+        _settle()
+        status = ERROR
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
         status = _usage(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _uncaught(*found: Any) -> None:
+    """A traceback, which may quote strangers."""
+    say("".join(traceback.format_exception(*found)), err=True)
+
+
+def _settle() -> None:
+    """What can no longer be written is not tried again at Python's end, which would be told."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _usage(error: Any) -> int:

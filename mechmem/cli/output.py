@@ -27,6 +27,7 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    spreadsheet = "spreadsheet"
 
 
 Output = Annotated[Format, typer.Option("--format", help="How to print the result.")]
@@ -67,14 +68,16 @@ def print_result(
 ) -> None:
     """One table, and what is said about it.
 
-    CSV is the table alone, JSON has all: ``{"answer": ..., "notes": [...], "table": [...]}``, or
-    the list of rows where nothing is said. Numbers are printed whole in both. What a terminal would
-    obey is written out; only CSV that another program reads keeps it as it is.
+    CSV is the table alone (no cell of it a formula for a spreadsheet), JSON has all: ``{"answer":
+    ..., "notes": [...], "table": [...]}``, or the list of rows where nothing is said. Numbers are
+    printed whole in both. What a terminal would obey is written out; only CSV that another program
+    reads keeps it as it is.
     """
-    if output is Format.csv:
+    if output in (Format.csv, Format.spreadsheet):
+        from mechmem.tasks.files import inert
         from mechmem.writing import csv_text
 
-        text = csv_text(table)
+        text = csv_text(inert(table) if output is Format.spreadsheet else table)
         typer.echo(clean(text) if sys.stdout.isatty() else text, nl=False)
     elif output is Format.json:
         rows: Any = json.loads(table.to_json(orient="records"))

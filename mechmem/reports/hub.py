@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 from mechmem.analysis.directions import Directions
@@ -26,6 +29,10 @@ NAME = "result"
 PROMPTS = "prompts.jsonl"
 FILES = ["*.json", "*.jsonl", "*.safetensors", "*.csv", "*.html", "*.md"]
 """What is fetched: no format that can run code."""
+QUIET = 60.0
+"""Seconds in which a hub says what it has, or makes a repository."""
+UPLOAD, SLOWEST = 300.0, 20_000
+"""Seconds that an upload may take, and besides as many as it takes at so many bytes a second."""
 
 
 def push_to_hub(
@@ -52,7 +59,7 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        ArtifactError: When there is nothing to upload, or the hub refuses.
+        ArtifactError: When there is nothing to upload, or the hub refuses or does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(what, (str, Path)):
@@ -67,9 +74,17 @@ def push_to_hub(
             _lay_out(what, folder)
         api = _hub("HfApi")(token=token, endpoint=endpoint)
         try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            done = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=FILES
+            _in_time(lambda: api.create_repo(repo_id, private=private, exist_ok=True), QUIET)
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            done = _in_time(
+                lambda: api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    commit_message=message,
+                    allow_patterns=FILES,
+                ),
+                UPLOAD + size / SLOWEST,
+                but="; it may have arrived all the same",
             )
         except Exception as error:  # the client raises its own and httpx's errors
             raise ArtifactError(_refused("pushed to", repo_id, error)) from error
@@ -99,15 +114,21 @@ def from_hub(
     Raises:
         ArtifactError: When it cannot be fetched, or holds no result of mechmem.
     """
+    fetch, begun = _hub("snapshot_download"), Event()
     try:
         found = Path(
-            _hub("snapshot_download")(
-                repo_id,
-                revision=revision,
-                token=token,
-                endpoint=endpoint,
-                local_dir=folder,
-                allow_patterns=FILES,
+            _in_time(
+                lambda: fetch(
+                    repo_id,
+                    revision=revision,
+                    token=token,
+                    endpoint=endpoint,
+                    local_dir=folder,
+                    allow_patterns=FILES,
+                    tqdm_class=_telling_bar(begun),
+                ),
+                QUIET,
+                begun=begun,
             )
         )
     except ArtifactError:
@@ -166,6 +187,48 @@ def _lay_out(what: Any, folder: Path) -> None:
         f"---\nlibrary_name: mechmem\ntags: [mechmem]\n---\n\n{card}\n\nLoad it with "
         "`mechmem.from_hub`.\n",
     )
+
+
+def _in_time(
+    work: Callable[[], Any], seconds: float, *, begun: Event | None = None, but: str = ""
+) -> Any:
+    """What the work returns or raises: the hub's client waits for an answer for ever.
+
+    It is done in a thread, which goes on when it is given up.
+
+    Raises:
+        TimeoutError: When it is neither over in time nor ``begun``, from where the client has
+            limits of its own.
+    """
+    ended: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((work(), None))
+        except BaseException as error:
+            ended.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        result, error = ended.get(timeout=seconds)
+    except Empty:
+        if begun is None or not begun.is_set():
+            raise TimeoutError(f"no answer in {seconds:.0f} seconds{but}.") from None
+        result, error = ended.get()
+    if error is not None:
+        raise error
+    return result
+
+
+def _telling_bar(begun: Event) -> Any:
+    """The client's progress bar, which is there once it knows what to fetch."""
+    own = _hub("utils").tqdm
+
+    def begin(bar: Any, *given: Any, **options: Any) -> None:
+        begun.set()
+        own.__init__(bar, *given, **options)
+
+    return type("Bar", (own,), {"__init__": begin})
 
 
 def _hub(name: str) -> Any:

@@ -18,6 +18,7 @@ from helpers import bench, close, contrast_set, ragged
 from safetensors.torch import load_file, save_file
 
 import mechmem as mm
+from mechmem import artifacts
 from mechmem.artifacts import load_artifact, save_artifact
 from mechmem.caching import parts, shards
 from mechmem.cli.status import _table
@@ -173,9 +174,13 @@ class TestASaveIsOneStep:
         assert not list(tmp_path.glob(".*"))  # what the killed one left is swept by the next save
 
     def test_a_reader_beside_a_writer_sees_one_save(self, tmp_path):
+        def save(k: int) -> None:  # of another size every time
+            x = torch.full((500 + 400 * (k % 3),), k)
+            save_artifact(tmp_path / "a", "note", {"x": x}, {"k": k})
+
         def write() -> None:
             for k in range(150):
-                save_artifact(tmp_path / "a", "note", {"x": torch.full((500,), k)}, {"k": k})
+                save(k)
             write_text(tmp_path / "done", "")
 
         def read() -> None:
@@ -186,8 +191,37 @@ class TestASaveIsOneStep:
                 seen.add(about["k"])
             assert len(seen) > 3
 
-        save_artifact(tmp_path / "a", "note", {"x": torch.full((500,), 0)}, {"k": 0})
+        save(0)
         together(write, read)
+
+    def test_a_save_in_the_middle_of_opening_is_opened_anew(self, tmp_path, monkeypatch):
+        """torch maps the file by its name, after its header was read."""
+        sizes, own = [2000, 10], artifacts.safe_open
+
+        def save(size: int) -> None:
+            save_artifact(tmp_path / "a", "note", {"x": torch.full((size,), size)}, {"k": size})
+
+        def opens(path, framework):
+            held = own(path, framework=framework)
+            if sizes:
+                save(sizes.pop())
+                if not sizes:
+                    raise RuntimeError("file <a> size <9> is smaller than the required mapping")
+            return held
+
+        save(500)
+        monkeypatch.setattr(artifacts, "safe_open", opens)
+        tensors, about = load_artifact(tmp_path / "a", "note")
+        assert (about["k"], len(tensors["x"])) == (2000, 2000)
+
+    def test_a_file_that_changes_whenever_it_is_opened_is_refused(self, tmp_path, monkeypatch):
+        def breaks(path, framework):
+            raise RuntimeError("file <a> size <9> is smaller than the required mapping")
+
+        save_artifact(tmp_path / "a", "note", {"x": torch.ones(3)}, {})
+        monkeypatch.setattr(artifacts, "safe_open", breaks)
+        with pytest.raises(mm.ArtifactError, match="cannot be read, it may be cut off: file <a>"):
+            load_artifact(tmp_path / "a", "note")
 
     def test_threads_that_save_to_one_path_do_not_share_a_file(self, tmp_path):
         with whole_file(tmp_path / "a") as one, whole_file(tmp_path / "a") as other:

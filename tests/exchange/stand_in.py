@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ class Hub:
     private: dict[str, bool] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
+    pauses: tuple[float, ...] = ()
+    """Seconds before each of the first bytes of a file, or of the answer to a commit."""
     url: str = ""
 
     def commit(self, repo: str) -> str:
@@ -46,6 +49,16 @@ def running() -> Iterator[Hub]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data)
+
+        def drip(self, data: bytes, **headers: str) -> None:
+            self.answer(b"", **{"Content-Length": str(len(data)), **headers})
+            if self.command == "HEAD":
+                return
+            for place, pause in enumerate(hub.pauses):
+                time.sleep(pause)
+                self.wfile.write(data[place : place + 1])
+                self.wfile.flush()
+            self.wfile.write(data[len(hub.pauses) :])
 
         def handle_any(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -77,7 +90,8 @@ def running() -> Iterator[Hub]:
                         files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 sha = hub.commit(repo)
                 where = f"{hub.url}/{repo}/commit/{sha}"
-                return self.answer({"success": True, "commitUrl": where, "commitOid": sha})
+                said = {"success": True, "commitUrl": where, "commitOid": sha}
+                return self.drip(json.dumps(said).encode())
             if api and (len(parts) == 4 or parts[4] == "revision"):
                 names = [{"rfilename": name} for name in sorted(files)]
                 return self.answer({"id": repo, "sha": hub.commit(repo), "siblings": names})
@@ -97,7 +111,7 @@ def running() -> Iterator[Hub]:
             if parts[2:3] == ["resolve"] and "/".join(parts[4:]) in files:
                 data = files["/".join(parts[4:])]
                 etag = hashlib.sha1(data).hexdigest()
-                return self.answer(data, ETag=f'"{etag}"', X_Repo_Commit=hub.commit(repo))
+                return self.drip(data, ETag=f'"{etag}"', X_Repo_Commit=hub.commit(repo))
             hub.unknown.append(f"{self.command} {self.path}")
             return self.answer({"error": "not here"}, 404, X_Error_Code="EntryNotFound")
 

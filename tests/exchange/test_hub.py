@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import huggingface_hub
@@ -12,6 +15,7 @@ from exchange.stand_in import Hub, running
 from helpers import bench, contrast_set, made_states
 
 import mechmem as mm
+from mechmem.reports import hub as ours
 
 
 @pytest.fixture
@@ -104,3 +108,47 @@ def test_what_cannot_be_pushed_or_fetched_is_said_in_words(hub, tmp_path):
         hub.repos[f"me/{name}"] = files
         with pytest.raises(mm.ArtifactError, match=words):
             mm.from_hub(f"me/{name}", **said(hub))
+
+
+class TestAHubThatIsSlow:
+    @pytest.mark.parametrize(
+        "drops", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 60], ids=["silent", "dripping"]
+    )
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda where: mm.push_to_hub(contrast_set(4), "me/slow", **where),
+            lambda where: mm.from_hub("me/slow", **where),
+        ],
+        ids=["push", "fetch"],
+    )
+    def test_that_never_answers_is_given_up(self, hub, monkeypatch, drops, ask):
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for k in range(80):
+                    connection.sendall(drops[k : k + 1])
+                    time.sleep(0.1)
+
+        monkeypatch.setattr(ours, "QUIET", 0.5)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=serve, daemon=True).start()
+            where = {"token": "x", "endpoint": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+            began = time.monotonic()
+            with pytest.raises(mm.ArtifactError, match=r"the hub: TimeoutError: no answer in"):
+                ask(where)
+            assert time.monotonic() - began < 6
+
+    def test_that_drips_its_answer_to_a_push_is_given_up(self, hub, monkeypatch):
+        monkeypatch.setattr(ours, "UPLOAD", 0.5)
+        hub.pauses = (0.2,) * 40
+        began = time.monotonic()
+        with pytest.raises(mm.ArtifactError, match=r"no answer in .* it may have arrived all the"):
+            mm.push_to_hub(contrast_set(4), "me/slow", **said(hub))
+        assert time.monotonic() - began < 6
+
+    def test_that_sends_its_files_slowly_is_waited_for(self, hub, monkeypatch):
+        mm.push_to_hub(contrast_set(4), "me/slow", **said(hub))
+        monkeypatch.setattr(ours, "QUIET", 2.0)
+        hub.pauses = (0.5,) * 6
+        assert mm.from_hub("me/slow", **said(hub)) == contrast_set(4)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
 import sys
 import warnings
+import zipfile
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,8 +21,9 @@ from helpers import bench, contrast_set
 
 import mechmem as mm
 from mechmem import cli
+from mechmem.analysis import importing
 from mechmem.artifacts import save_artifact
-from mechmem.cli.output import clean
+from mechmem.cli.output import Format, clean, print_result
 from mechmem.manifests import read_json
 from mechmem.studies.saving import write_manifest, write_whole
 from mechmem.training.record import earlier_files, put_in_place
@@ -121,6 +125,36 @@ class TestFilesThatAreNone:
         with pytest.raises(mm.ArtifactError):
             mm.Directions.load(tmp_path / "r")
 
+    @pytest.mark.parametrize("suffix", [".npz", ".pt"])
+    def test_a_small_file_that_unpacks_to_an_immense_one_is_refused(
+        self, tmp_path, monkeypatch, suffix
+    ):
+        def packed(size: int) -> Path:
+            file = tmp_path / f"{size}{suffix}"
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as held:
+                held.writestr("a.npy", bytes(size))
+            return file
+
+        assert packed(1 << 21).stat().st_size < 1 << 14
+        monkeypatch.setattr(importing, "LARGEST_TENSORS", 1 << 20)
+        opened = []
+        monkeypatch.setattr(importing.np, "load", lambda *a, **k: opened.append(a))
+        monkeypatch.setattr(importing.torch, "load", lambda *a, **k: opened.append(a))
+        with pytest.raises(mm.ArtifactError, match=r"unpacks to 2,097,152 bytes, more than the"):
+            mm.import_directions(packed(1 << 21), model=bench().model, toward="x")
+        assert opened == []
+
+    def test_an_array_that_says_it_is_immense_is_refused(self, tmp_path):
+        head = BytesIO()
+        about = {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)}
+        np.lib.format.write_array_header_1_0(head, about)
+        (tmp_path / "a.npy").write_bytes(head.getvalue() + bytes(64))
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as held:
+            held.write(tmp_path / "a.npy", "a.npy")
+        for name in ("a.npy", "a.npz"):
+            with pytest.raises(mm.ArtifactError, match="cannot be read as tensors"):
+                mm.import_directions(tmp_path / name, model=bench().model, toward="x")
+
 
 @pytest.mark.parametrize("said", ["basic_ios::clear: iostream error", "PytorchStreamWriter failed"])
 def test_what_torch_says_of_a_full_disk_is_one_line_and_other_errors_stay(tmp_path, said):
@@ -147,7 +181,16 @@ class TestTerminals:
             allowed = {"output.py": 4, "entry.py": 1}.get(file.name, 0)
             assert calls.count("typer.echo") + calls.count("print") <= allowed, file.name
 
-    @pytest.mark.parametrize("form", ["table", "json", "csv"])
+    @pytest.mark.parametrize("form", ["csv", "spreadsheet"])
+    def test_a_formula_runs_in_no_spreadsheet_when_asked(self, capsys, form):
+        texts = ["=1+1", "+1", "-1", "@A1", "\t=1", " =1", "1=1"]
+        print_result(pd.DataFrame({"text": texts, "n": -1.5}), Format(form))
+        back = pd.read_csv(StringIO(capsys.readouterr().out))
+        assert list(back["n"]) == [-1.5] * 7  # a number is none
+        marked = [*(f"'{text}" for text in texts[:-1]), "1=1"]
+        assert list(back["text"]) == (marked if form == "spreadsheet" else texts)
+
+    @pytest.mark.parametrize("form", ["table", "json", "csv", "spreadsheet"])
     def test_a_strangers_study_does_not_reach_the_terminal(self, tmp_path, monkeypatch, form):
         for name in ("one", f"two{ESCAPES}"):
             folder = tmp_path / name
@@ -172,6 +215,31 @@ class TestTerminals:
         ):
             said_there = on_terminal(monkeypatch, *arguments)
             assert not {"\x1b", "\x9b", "\u202e", "\x7f", "\r"} & set(said_there)
+
+    @pytest.mark.parametrize("debug", [[], ["--debug"]])
+    def test_a_traceback_does_not_reach_the_terminal_either(self, monkeypatch, debug):
+        def breaks(folder: Path) -> None:
+            raise RuntimeError(f"broken {folder}")
+
+        monkeypatch.setattr("mechmem.cli.status._table", breaks)
+        monkeypatch.setattr(sys, "argv", ["mechmem", "status", f"a{ESCAPES}", *debug])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        terminal = Terminal()
+        with redirect_stdout(terminal), redirect_stderr(terminal):
+            with pytest.raises(RuntimeError) as caught:
+                cli.main()
+            sys.excepthook(caught.type, caught.value, caught.tb)
+        assert "RuntimeError: broken a\\x1b]0;owned" in terminal.getvalue()
+        assert not {"\x1b", "\x9b", "\u202e", "\x7f", "\r"} & set(terminal.getvalue())
+
+    def test_an_error_of_a_command_shows_no_escapes_after_debug(self):
+        command = [sys.executable, "-m", "mechmem.cli", "report", f"{ESCAPES}x", "--debug"]
+        done = subprocess.run(command, capture_output=True, timeout=300)
+        assert done.returncode == 1
+        assert b"Traceback" in done.stderr
+        assert rb"\x1b]0;owned" in done.stderr
+        assert not {0x1B, 0x07, 0x7F, 0x0D} & set(done.stderr)
 
 
 class Terminal(StringIO):

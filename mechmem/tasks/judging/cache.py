@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from mechmem.errors import ArtifactError
 from mechmem.manifests import LARGEST, checked, is_whole, json_text, parsed, regular, sealed
 
 _ROW = {"key": str, "judge": str, "reply": (str, float)}
+_BEGIN = b'{"key": "'
 
 
 class JudgeCache:
     """Replies of one judge by the text that it was shown.
 
-    Several judges may share a file. A last line that was cut off in the middle is dropped.
+    Several judges may share a file. A last line that was cut off in the middle is not read, and
+    goes when the next reply is kept: opening changes nothing.
 
     Args:
         path: A JSON lines file, made when absent; ``None`` keeps replies in memory only.
@@ -29,6 +33,7 @@ class JudgeCache:
         self.path = None if path is None else Path(path)
         self.judge = judge
         self._replies: dict[str, str | float] = {}
+        self._unended = (0, b"", False)  # where the last line begins, what it is, whether it is cut
         if self.path is not None:
             self._load(self.path)
 
@@ -49,14 +54,26 @@ class JudgeCache:
             return
         line = json_text(sealed({"key": key, "judge": self.judge, "reply": reply}))
         try:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(line + "\n")
+            with self.path.open("a+b") as handle:
+                self._end_line(handle)
+                handle.write(line.encode() + b"\n")
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
             raise ArtifactError(
                 f"Cannot write {self.path}: {error.strerror or error}. Give another cache=."
             ) from error
+
+    def _end_line(self, handle: BinaryIO) -> None:
+        """See to the last line, unless somebody has done so since it was read."""
+        start, line, cut = self._unended
+        self._unended = (0, b"", False)
+        handle.seek(start)
+        if line and handle.read(len(line) + 1) == line:
+            if cut:
+                handle.truncate(start)
+            else:
+                handle.write(b"\n")
 
     def _key(self, text: str) -> str:
         asked = f"{self.judge}\x1f{text}".encode("utf-8", "surrogatepass")
@@ -70,20 +87,33 @@ class JudgeCache:
             raise ArtifactError(
                 f"Cannot read {path}: {error.strerror or error}. Give another cache=."
             ) from error
-        whole = raw[: raw.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+        start = raw.rfind(b"\n") + 1
+        last, cut = raw[start:], _is_cut_off(raw[start:])
+        self._unended = (start, last, cut)
+        for number, line in enumerate((raw[:start] if cut else raw).splitlines(), start=1):
             where = f"{path}, line {number}"
-            try:
-                row = checked(parsed(line, where), _ROW, where)
-                same = is_whole(row)
-            except ArtifactError:
-                same = False
-            if not same:
+            row = _row(line, where)
+            if row is None:
                 raise ArtifactError(
                     f"{where} is not a reply of a judge, or was changed after it was written; give "
                     "another cache=, or delete that line."
                 )
             self._replies[row["key"]] = row["reply"]
-        if len(whole) < len(raw):
-            with path.open("r+b") as handle:
-                handle.truncate(len(whole))
+
+
+def _row(line: bytes, where: str) -> Any:
+    """The entries of a line, ``None`` where it is none of a cache."""
+    try:
+        row = checked(parsed(line, where), _ROW, where)
+    except ArtifactError:
+        return None
+    return row if is_whole(row) else None
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it is the beginning of a row, and nothing that ever was whole."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line[: len(_BEGIN)] == _BEGIN[: len(line)]
+    return False

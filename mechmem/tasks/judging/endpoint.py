@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from mechmem.errors import ModelError
+from mechmem.errors import ModelError, shown
 from mechmem.numeric import whole_number
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 LOCAL_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
 LONGEST_WAIT = 60.0
+MOST = 10**6
 LONGEST_REPLY = 4_000_000
 LONGEST_COMPLAINT = 2000
 
@@ -89,7 +90,7 @@ class EndpointJudge:
         problem, asked = "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                self.sleep(min(LONGEST_WAIT, max(asked, self.wait * 2 ** (attempt - 1))))
+                self.sleep(min(LONGEST_WAIT, max(asked, self.wait * 2 ** min(attempt - 1, 60))))
             asked = 0.0
             try:
                 answer = self._post(text)
@@ -133,6 +134,7 @@ class EndpointJudge:
     async def _asked(self, headers: Mapping[str, str], content: bytes) -> _Answer:
         """One request under one deadline; a redirect, which would carry the key on, is refused."""
         httpx = _httpx()
+        asyncio.get_running_loop().set_default_executor(_Lookups())
         url = f"{self.url.rstrip('/')}/chat/completions"
         proxies = urlsplit(self.url).hostname not in LOCAL_HOSTS
         try:
@@ -227,13 +229,17 @@ def _check_fields(judge: EndpointJudge) -> None:
     Raises:
         ModelError: Naming the field.
     """
-    whole_number(judge.retries, "retries", 0, error=ModelError)
-    whole_number(judge.max_tokens, "max_tokens", error=ModelError)
+    for name, least in (("retries", 0), ("max_tokens", 1)):
+        value = whole_number(getattr(judge, name), name, least, error=ModelError)
+        if value > MOST:
+            raise ModelError(f"{name} must be at most {MOST:,}, got {shown(value, 80)}.")
     for name in ("timeout", "wait"):
         value = getattr(judge, name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not (value >= 0 if name == "wait" else value > 0) or not value < math.inf:
-            raise ModelError(f"{name} must be a number of seconds, got {value!r:.80}.")
+        if not number or value > MOST or not (value >= 0 if name == "wait" else value > 0):
+            raise ModelError(
+                f"{name} must be a number of seconds up to {MOST:,}, got {shown(value, 80)}."
+            )
     for name in ("model", "key_env"):
         value = getattr(judge, name)
         if not (isinstance(value, str) and value) and not (name == "key_env" and value is None):
@@ -247,6 +253,23 @@ def _check_fields(judge: EndpointJudge) -> None:
         ) from None
     if not callable(judge.sleep):
         raise ModelError(f"sleep must be a function of seconds, got {judge.sleep!r:.80}.")
+
+
+class _Lookups(ThreadPoolExecutor):
+    """Looks names up, each in a thread that neither a deadline nor the end of Python waits for."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=work, daemon=True).start()
+        return future
 
 
 class _Unusable(ValueError):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from mechmem.errors import PromptError, TaskError
+from mechmem.errors import PromptError, TaskError, shown
+from mechmem.numeric import whole_number
 from mechmem.tasks.judging.cache import JudgeCache
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import Labels, question_digest
@@ -109,8 +110,23 @@ def judge_questions(
         `Labels`; a reply that cannot be read gives a score of ``None`` and is counted.
 
     Raises:
-        TaskError: For a template without the place of the question, or a judge without a name.
+        TaskError: For a template without the place of the question, or a judge without a name, and
+            for arguments of another kind, all before anything is asked.
     """
+    whole_number(batch, "batch", error=TaskError)
+    given: tuple[tuple[str, Any, Any, str], ...] = (
+        ("prompts", prompts, PromptSet, "a PromptSet"),
+        ("judge", judge, (BatchJudge, Callable), "a function of a text, or a BatchJudge"),
+        ("name", name, (str, type(None)), "a text"),
+        ("template", template, str, "a text"),
+        ("version", version, (str, type(None)), "a text"),
+        ("cache", cache, (str, Path, type(None)), "a path"),
+        ("progress", progress, (Callable, type(None)), "a function of a number"),
+    )
+    for argument, value, kinds, said in given:
+        if not isinstance(value, kinds):
+            raise TaskError(f"{argument} must be {said}, got {shown(value, 80)}.")
+    prompts.require("judge")
     if "{question}" not in template:
         raise TaskError("A judge's template needs the place '{question}'.")
     who = _name(judge, name)
@@ -140,7 +156,7 @@ def judge_questions(
     return Labels(
         who,
         {name: read_score(store[text]) for name, text in texts.items()},
-        {prompt.id: question_digest(prompt) for prompt in prompts.require("judge")},
+        {prompt.id: question_digest(prompt) for prompt in prompts},
         {"prompt": version or ours, "template": template},
     )
 

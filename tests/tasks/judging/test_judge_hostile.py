@@ -19,8 +19,9 @@ from helpers import as_users_run_it
 import mechmem as mm
 from mechmem.errors import ModelError
 from mechmem.manifests import sealed
-from mechmem.tasks.judging import EndpointJudge, judge_questions, read_score
-from mechmem.tasks.judging.endpoint import LONGEST_REPLY
+from mechmem.tasks.judging import JUDGE_PROMPT, EndpointJudge, judge_questions, read_score
+from mechmem.tasks.judging.cache import JudgeCache
+from mechmem.tasks.judging.endpoint import LONGEST_REPLY, _Answer
 
 KEY = "sk-quite-secret-0123456789"
 ASKED = mm.PromptSet([mm.Prompt(id="q", text="Why?")])
@@ -84,6 +85,32 @@ def test_a_reply_that_drips_ends_with_the_deadline(first: bytes) -> None:
         with pytest.raises(ModelError, match=r"in 2 attempts; the last: timed out after 0\.4 sec"):
             judged(url)
         assert time.monotonic() - began < 8  # two deadlines, not four hundred drops
+
+
+def test_looking_up_a_name_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+
+    def stalls(*asked: Any, **options: Any) -> list[Any]:
+        done.wait(12)
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(socket, "getaddrinfo", stalls)
+    before, began = set(threading.enumerate()), time.monotonic()
+    with pytest.raises(ModelError, match=r"the last: timed out after 0\.4 seconds"):
+        judged("http://judge.example", retries=0)
+    assert time.monotonic() - began < 6
+    # What still looks up keeps no process from ending.
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
+    done.set()
+
+
+def test_a_judge_that_waits_long_counts_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    judge = EndpointJudge("http://localhost:9", "m", retries=1200, wait=1e5, sleep=slept.append)
+    monkeypatch.setattr(EndpointJudge, "_post", lambda self, text: _Answer(500, None, b"no"))
+    with pytest.raises(ModelError, match="in 1201 attempts"):
+        judge.replies(["x"])
+    assert slept == [60.0] * 1200
 
 
 def test_an_error_whose_body_never_comes_is_asked_again() -> None:
@@ -182,9 +209,10 @@ def test_an_address_that_is_none_is_refused_before_anything_is_asked(url: Any) -
 @pytest.mark.parametrize(
     "given",
     [{"timeout": "x"}, {"timeout": 0}, {"timeout": math.inf}, {"wait": -1}, {"wait": math.nan},
+     {"wait": 1e300}, {"timeout": 10**400}, {"max_tokens": 10**5000}, {"retries": 10**5000},
      {"retries": 1.5}, {"retries": "1"}, {"retries": True}, {"max_tokens": 0}, {"options": 5},
      {"options": {"a": {1}}}, {"key_env": 5}, {"model": 5}, {"sleep": 5}],
-    ids=str,
+    ids=lambda given: "".join(given),
 )  # fmt: skip
 def test_fields_that_make_no_request_are_refused_before_anything_is_asked(given: Any) -> None:
     (name,) = given
@@ -236,3 +264,95 @@ class TestRepliesOnDisk:
         for _ in "ab":
             labels = judge_questions(ASKED, lambda text: reply, name="a", cache=tmp_path / "r")
             assert list(labels.scores.values()) == [None]
+
+    @pytest.mark.parametrize(
+        "tail",
+        [b"my notes", b'{"key": 5, "mine": true}', b'{"keys"', b"\0" * 9, b'["a"]', b"\xff"],
+    )
+    @pytest.mark.parametrize("before", ["nothing", "replies"])
+    def test_a_file_of_somebody_else_is_left_as_it_is(
+        self, cache: Path, before: str, tail: bytes
+    ) -> None:
+        whole = (cache.read_bytes() if before == "replies" else b"") + tail
+        cache.write_bytes(whole)
+        with pytest.raises(mm.ArtifactError, match=r"line \d is not a reply of a judge"):
+            judge_questions(ASKED, lambda text: 0.5, name="b", cache=cache)
+        assert cache.read_bytes() == whole
+
+    @pytest.mark.parametrize("length", [1, 5, 9, 20, 90, -2])
+    def test_a_line_that_was_cut_off_goes_when_the_next_is_kept(
+        self, cache: Path, length: int
+    ) -> None:
+        whole = cache.read_bytes()
+        torn = whole + whole[:length]
+        cache.write_bytes(torn)
+        cache.chmod(0o400)
+        kept = JudgeCache(cache, "b")
+        assert cache.read_bytes() == torn
+        kept.add("one", 0.5)
+        kept.add("two", 0.25)
+        assert cache.read_bytes().startswith(whole)
+        assert len(JudgeCache(cache, "b")) == 3
+
+    def test_a_whole_line_without_its_end_is_kept(self, cache: Path) -> None:
+        whole = cache.read_bytes()
+        cache.write_bytes(whole[:-1])
+        text = JUDGE_PROMPT.replace("{question}", "Why?")
+        assert JudgeCache(cache, "a")[text] == "Score: 0.25"
+        JudgeCache(cache, "b").add("one", 0.5)
+        assert cache.read_bytes().startswith(whole)
+        assert len(JudgeCache(cache, "b")) == 2
+
+    def test_what_another_wrote_meanwhile_is_not_cut_off(self, cache: Path) -> None:
+        with cache.open("ab") as handle:
+            handle.write(b'{"key": "cut')
+        one, other = JudgeCache(cache, "one"), JudgeCache(cache, "other")
+        one.add("text", 0.5)
+        other.add("text", 0.25)
+        assert len(JudgeCache(cache, "one")) == 3
+
+    def test_a_file_that_cannot_be_written_is_named(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept = JudgeCache(cache, "b")
+
+        def refuses(*given: Any, **options: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuses)
+        with pytest.raises(mm.ArtifactError, match=r"r\.jsonl: Permission denied"):
+            kept.add("one", 0.5)
+
+
+class Several:
+    """A judge of several texts at once."""
+
+    name = "several"
+
+    def replies(self, texts: Any) -> list[str]:
+        return ["Score: 0.5" for _ in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("batch", (0, -1, 1.5, "x", math.nan, True)), ("template", (5, None)), ("cache", (5, b"r")),
+     ("progress", (5,)), ("name", (5, ["a"])), ("version", (5,)), ("judge", (5, None)),
+     ("prompts", (5, None, "Why?"))],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_refused_before_anything_is_asked(
+    name: str, values: tuple[Any, ...]
+) -> None:
+    asked: list[str] = []
+
+    class Counts(Several):
+        def replies(self, texts: Any) -> list[str]:
+            asked.extend(texts)
+            return super().replies(texts)
+
+    for value in values:
+        settings = {"prompts": ASKED, "judge": Counts(), name: value}
+        if name == "judge":
+            settings["name"] = "x"
+        with as_users_run_it(), pytest.raises(mm.MechmemError, match=rf"^{name} must be"):
+            judge_questions(settings.pop("prompts"), settings.pop("judge"), **settings)
+    assert asked == []
