@@ -134,9 +134,15 @@ def _check_fits(whole: Any, folder: Path, base: str) -> None:
 
 
 def _check_ranks(folder: Path) -> None:
-    """Refuse a rank that no matrix of the adapter has: peft would make matrices of it first."""
+    """Refuse a rank that no matrix of the adapter has (peft would make matrices of it first), and
+    a strength of nothing."""
     note = folder / "adapter_config.json"
     config = object_in(note, "an adapter's configuration")
+    if config.get("lora_alpha", 1) == 0:
+        raise ModelError(
+            f"{note} says lora_alpha=0, so the adapter changes nothing; load its base model, or "
+            "mend the number."
+        )
     pattern = config.get("rank_pattern")
     ranks = {"r": config.get("r"), "init_r": config.get("init_r")}
     ranks |= pattern if isinstance(pattern, dict) else {}

@@ -1,81 +1,56 @@
-"""The scripts that write pages read what a study saves today, and count claims by its verdict."""
+"""The scripts that write pages run for hours: at least every name and keyword in them is known."""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import replace
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from small_study import small_study
 
-from mechmem.studies.saving import seal_manifest
+import mechmem as mm
 
-PAGES = Path(__file__).parent.parent.parent / "docs" / "pages"
-
-
-@pytest.fixture
-def pages(monkeypatch):
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(PAGES))
-    import paper_lab
-    import paper_studies
-    import reproduction_p1
-
-    yield paper_lab, paper_studies, reproduction_p1
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == PAGES:
-            sys.modules.pop(name)
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [*ROOT.glob("docs/pages/*.py"), *ROOT.glob("tests/benchmarks/*.py")]
 
 
-@pytest.fixture
-def entries(pages, tmp_path) -> list:
-    """The small study under the names of the paper's tasks."""
-    study = replace(small_study(), negative=None)
-    made = [pages[0].Entry(task, None, tmp_path) for task in pages[0].TASKS]
-    for entry in made:
-        study.save(entry.results / "study")
-    return made
+def known(tree: ast.Module) -> dict[str, Any]:
+    """What a script imports of mechmem, by the names that it gives."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "mechmem":
+            home = importlib.import_module(str(node.module))
+            found |= {name.asname or name.name: getattr(home, name.name) for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.asname: mm for name in node.names if name.name == "mechmem"}
+    return found
 
 
-def test_every_section_is_written_from_saved_tables(pages, entries) -> None:
-    _, studies, claims = pages
-    for section in (studies.depth, studies.steering, studies.controls, studies.probing):
-        text = section(entries)
-        assert text.startswith("## ")
-        assert text.count("| lab/") >= len(entries)
-        assert "nan" not in text
-    found = [(entry, entry.study()) for entry in entries]
-    for claim in (claims.early, claims.last, claims.classifier, claims.intervention, claims.ways):
-        (name, _, here), text = claim(found)
-        assert name in text
-        assert here
-        assert here not in text  # said once, in the overview
+def called(tree: ast.Module, names: dict[str, Any]) -> Iterator[tuple[int, Any, list[str]]]:
+    """Line, function and keywords of every call of what was imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            path, part = [], node.func
+            while isinstance(part, ast.Attribute):
+                path.append(part.attr)
+                part = part.value
+            if isinstance(part, ast.Name) and part.id in names and (path or part.id != "mm"):
+                one = names[part.id]
+                for name in reversed(path):
+                    one = getattr(one, name)
+                yield node.lineno, one, [key.arg for key in node.keywords if key.arg]
 
 
-def test_a_family_counts_only_by_its_rank_among_enough_refits(pages, entries) -> None:
-    lab, studies, claims = pages
-    own = small_study().verdict.family_p[claims.OWN]
-    assert entries[0].verdict()["family_p"][claims.OWN] == pytest.approx(own)
-    few = {"shuffles": 3, "family_p": {"a": 0.01}}
-    assert not lab.claims(few, "a")
-    assert lab.claims({**few, "shuffles": 19}, "a")
-    assert not lab.claims({**few, "shuffles": 19}, "b")
-    assert not lab.claims({"shuffles": 19, "family_p": {"a": 0.1}}, "a")
-    assert "0 of 1" in studies.steering(entries)  # three refits can claim nothing
-    file = entries[0].results / "study" / "manifest.json"
-    manifest = json.loads(file.read_text(encoding="utf-8"))
-    manifest["refits"] |= {"shuffles": 19, "family_p": {claims.OWN: 0.05}}
-    seal_manifest(manifest, file.parent)
-    (_, _, here), _ = claims.intervention([(entry, entry.study()) for entry in entries])
-    assert "`cipher` 1 of 1" in here
-    assert "`colors` 0 of 1" in here
-
-
-def test_the_numbers_are_those_of_the_study(pages, entries) -> None:
-    text = pages[1].steering(entries)
-    for tested in small_study().sweep.tested:
-        for toward, rates in tested.rates.items():
-            change = rates.change(tested.goal(toward))
-            assert pages[0].points((change.value, change.low, change.high)) in text
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_keyword_is_one(script: Path) -> None:
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    for line, one, keywords in called(tree, known(tree)):
+        if isinstance(one, type) and issubclass(one, Exception):
+            continue
+        parameters = inspect.signature(one).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            unknown = set(keywords) - set(parameters)
+            assert not unknown, f"{script.name}:{line}: {one.__name__} has no {unknown}"

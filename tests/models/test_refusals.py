@@ -303,6 +303,13 @@ class TestAdapters:
         with pytest.raises(mm.ModelError, match="disabled and others are not"):
             mm.load_model(made, tokenizer=tokenizer())
 
+    def test_one_that_changes_nothing_is_refused(self, folder, tmp_path):
+        adapter(folder, tmp_path / "a")
+        note = tmp_path / "a" / "adapter_config.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "lora_alpha": 0}))
+        with pytest.raises(mm.ModelError, match="lora_alpha=0"):
+            mm.load_model(tmp_path / "a")
+
     @pytest.mark.parametrize("change", ["renamed", "half", "more"])
     def test_keys_that_do_not_fit_are_named(self, folder, tmp_path, change):
         adapter(folder, tmp_path / "a")
