@@ -130,4 +130,4 @@ def test_a_task_may_have_its_own_names_and_a_choice_wrote_nothing(seen) -> None:
         usual = mm.evaluation.graded_answers(seen).partly(name)
         assert mm.evaluation.graded_answers(own).partly(name) == usual
     with pytest.raises(mm.PromptError, match=r"read by choice, so nothing was written"):
-        mm.evaluation.graded_answers(replace(seen, reading="choice"))
+        mm.evaluation.graded_answers(replace(seen, choice=mm.Choice()))

@@ -112,7 +112,7 @@ def test_questions_that_fitted_the_directions_cannot_be_evaluated_on(study):
 
 
 def test_accuracies_are_counted_again_from_the_completions(study):
-    table = accuracy_table(study.trial, 0)
+    table = accuracy_table(study.trial)
     before = np.array(right(study.trial.before["test"]), dtype=float)
     labels = np.array([prompt.label for prompt in study.trial.before["test"].prompts])
     plain = table[table["family"] == "unedited"].set_index("label")["accuracy"]
@@ -137,7 +137,7 @@ def test_accuracies_are_counted_again_from_the_completions(study):
 
 
 def test_both_signs_are_shown_on_both_classes(study):
-    table = accuracy_table(study.trial, 0)
+    table = accuracy_table(study.trial)
     for family in ("addition", "scaled projection"):
         for pick in (ORACLE, UNLABELED):
             mine = table[(table["family"] == family) & (table["pick"] == pick)]
@@ -203,7 +203,7 @@ def test_repaired_errors_are_counted_again_by_hand(study):
 
 
 def test_shares_of_the_two_routes_add_up(study):
-    table = mode_table(study.trial, 0)
+    table = mode_table(study.trial)
     keys = ["family", "pick", "sign", "label"]
     sums = table.fillna({"pick": "", "sign": ""}).groupby(keys)["share"].sum()
     assert np.allclose(sums, 1.0)
@@ -225,7 +225,7 @@ def test_an_edit_that_does_nothing_is_said_to_do_nothing(study):
 
 
 def test_the_effect_that_is_judged_is_the_gain_that_the_tables_show(study):
-    table = accuracy_table(study.trial, 0)
+    table = accuracy_table(study.trial)
     for family, gains in study.verdict.effects.items():
         rows = table[(table["family"] == family) & (table["pick"] == ORACLE)]
         for label, gain in gains.items():
