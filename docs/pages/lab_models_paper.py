@@ -2,8 +2,8 @@
 
     python docs/pages/lab_models_paper.py [--work build/lab-models-paper]
 
-Models and studies that the work folder lacks are made first (about half an hour on one core for all
-of them); everything on the page is written from what lies there.
+What `docs/lab-models-paper/measured` lacks is measured first, on models that the work folder lacks
+and that are trained then; everything on the page is written from what lies there.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import mechmem as mm
 
 HEAD = """# The lab models of the paper's tasks
 
-Written by `python docs/pages/lab_models_paper.py`, which trains and studies what its work folder
-lacks. One model again: `mechmem train colors --seed 0 --out FOLDER`; its study: `mechmem study
+Written by `python docs/pages/lab_models_paper.py`, which trains and studies what was not measured
+yet. One model again: `mechmem train colors --seed 0 --out FOLDER`; its study: `mechmem study
 colors --model FOLDER`. The checkpoint that is kept was chosen on other conflict items than those
 measured here. Counted by rule over all models: [what holds](reproduction.md).
 
@@ -123,12 +123,11 @@ def drawn_again(found: Sequence[Entry]) -> str:
         here = entry.same_seed
         if here is None:
             continue
-        losses = [
-            pd.read_csv(one.folder / "curves.csv")["validation_loss"] for one in (entry, here)
-        ]
+        made = [one.training() for one in (entry, here)]
+        losses = [pd.Series(one["validation_loss"]) for one in made]
         apart = (losses[0] / losses[1] - 1).abs()
         at = (0, len(apart) // 10, len(apart) // 2)
-        weights = [(one.folder / "model.safetensors").read_bytes() for one in (entry, here)]
+        weights = [one["weights"] for one in made]
         rows.append(
             line(
                 entry.title,

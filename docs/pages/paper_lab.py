@@ -1,28 +1,33 @@
 """The models of the paper's tasks, every training seed: trained, measured and studied once, saved.
 
-Used by `lab_models_paper.py` and `reproduction.py`. Whatever lies in the work folder already is
-taken from there; delete it to start from nothing.
+Used by `lab_models_paper.py` and `reproduction.py`. What was measured on a model is one file of
+`docs/lab-models-paper/measured`, and is not measured again; delete it to start from nothing. Models
+lie in the work folder.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 import mechmem as mm
 from mechmem.analysis.intervals import Estimate, group_mean
+from mechmem.manifests import file_digest
 from mechmem.models.shipped import LAB_FOLDER
-from mechmem.reports.saved import load_study
 from mechmem.studies.behavior.run import STEERED
 from mechmem.studies.verdict import FEWEST_REFITS, LEVEL
 
 WORK = Path("build/lab-models-paper")
+MEASURED = Path(__file__).parents[1] / "lab-models-paper" / "measured"
+TABLES = ("depth_profile", "separation", "test", "beyond_controls", "turned", "probes")
 TASKS = ("cipher", "colors", "addition")
 SEEDS = (0, 1, 2)
 EXTRA = {"cipher": (10,)}
@@ -50,10 +55,6 @@ class Entry:
         return f"lab/{self.task}" if self.seed is None else f"{self.task}, seed {self.seed}"
 
     @property
-    def results(self) -> Path:
-        return self.work / "results" / self.name
-
-    @property
     def folder(self) -> Path:
         return LAB_FOLDER / self.task if self.seed is None else self.work / self.name
 
@@ -73,60 +74,81 @@ class Entry:
             mm.train_lab_model(self.task, self.folder, seed=self.seed)
         return mm.load_model(self.folder)
 
+    def measured(self, what: str, measure: Callable[[], dict]) -> Any:
+        """A part of what is kept of this model, measured if it is not there."""
+        file = MEASURED / f"{self.name}.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if what not in known:
+            print(f"{what} of {self.title}", flush=True)
+            known |= measure()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        return known[what]
+
     def behavior(self) -> dict:
         """What the unedited model does on fresh conflict pairs and on clean items."""
-        file = self.results / "behavior.json"
-        if not file.is_file():
-            print(f"asking {self.title}", flush=True)
+
+        def measure() -> dict:
             model = self.load()
-            _write(file, _behavior(model, _task(model)))
-        return json.loads(file.read_text(encoding="utf-8"))
+            curve = pd.read_csv(self.folder / "curves.csv")["validation_loss"]
+            training = {
+                "validation_loss": curve.tolist(),
+                "weights": file_digest(self.folder / "model.safetensors"),
+            }
+            return {"behavior": _behavior(model, _task(model)), "training": training}
+
+        found: dict = self.measured("behavior", measure)
+        return found
+
+    def training(self) -> dict:
+        """The curve of the validation loss, and a digest of the weights that were kept."""
+        self.behavior()
+        found: dict = self.measured("training", dict)
+        return found
 
     def study(self) -> dict[str, pd.DataFrame] | str:
         """The tables of the study with the task's own settings, or why there is none."""
-        folder, refused = self.results / "study", self.results / "refused.json"
-        if refused.is_file():
-            return str(json.loads(refused.read_text(encoding="utf-8"))["why"])
-        if not (folder / "manifest.json").is_file():
-            print(f"studying {self.title}", flush=True)
-            started = time.process_time()
-            card = mm.load_model(f"lab/{self.task}").card  # the same settings for every seed
-            model = self.load()
-            try:
-                study = mm.run_study(
-                    model,
-                    task=_task(model),
-                    n=card["study_pairs"],
-                    steered={**STEERED, **card.get("study_steered", {})},
-                    token_budget=BATCHES,
-                    doses=(),  # no table here shows them
-                    seed=0,
-                )
-            except mm.PromptError as error:
-                _write(refused, {"why": str(error)})
-                return str(error)
-            mm.write_report(study, folder)
-            spent = {"cpu_seconds": round(time.process_time() - started, 1)}
-            _write(self.results / "cost.json", spent)
-        return load_study(folder).tables()
+        found = self.measured("study", self._studied)
+        if isinstance(found, str):
+            return found
+        return {name: pd.read_csv(io.StringIO(text)) for name, text in found.items()}
+
+    def _studied(self) -> dict:
+        started = time.process_time()
+        card = mm.load_model(f"lab/{self.task}").card  # the same settings for every seed
+        model = self.load()
+        try:
+            study = mm.run_study(
+                model,
+                task=_task(model),
+                n=card["study_pairs"],
+                steered={**STEERED, **card.get("study_steered", {})},
+                token_budget=BATCHES,
+                doses=(),  # no table here shows them
+                seed=0,
+            )
+        except mm.PromptError as error:
+            return {"study": str(error)}
+        tables, halves = study.tables(), _halves(model, study.flips)
+        return {
+            "study": {name: tables[name].to_csv(index=False) for name in TABLES},
+            "halves": halves.to_csv(index=False),
+            "verdict": study.verdict.as_dict(),
+            "cpu_seconds": round(time.process_time() - started, 1),
+        }
 
     def verdict(self) -> dict:
         """What the study may claim: turned, p by claim and family, sentence. Of a studied model."""
-        return load_study(self.results / "study").manifest["refits"]
+        found: dict = self.measured("verdict", self._studied)
+        return found
 
     def halves(self) -> pd.DataFrame:
         """Do two halves of the training flips choose the same neurons? Of a studied model."""
-        file = self.results / "halves.csv"
-        if not file.is_file():
-            model = self.load()
-            flips = mm.PromptSet.from_jsonl(self.results / "study" / "artifacts" / "flips.jsonl")
-            acts = mm.cache_activations(model, flips, sites="resid_post")
-            mm.split_halves(acts, top=TOP, seed=0).table().to_csv(file, index=False)
-        return pd.read_csv(file)
+        return pd.read_csv(io.StringIO(self.measured("halves", self._studied)))
 
     @property
     def studied_in(self) -> float:
-        return float(json.loads((self.results / "cost.json").read_text())["cpu_seconds"])
+        return float(self.measured("cpu_seconds", self._studied))
 
 
 def entries(work: Path = WORK) -> Iterator[Entry]:
@@ -213,13 +235,13 @@ def _behavior(model: mm.Model, task: mm.Task) -> dict:
     }
 
 
+def _halves(model: mm.Model, flips: mm.PromptSet) -> pd.DataFrame:
+    acts = mm.cache_activations(model, flips, sites="resid_post")
+    return mm.split_halves(acts, top=TOP, seed=0).table()
+
+
 def _ends(value: Estimate) -> list[float]:
     return [value.value, value.low, value.high]
-
-
-def _write(file: Path, content: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":  # of the tasks named, or of all

@@ -64,12 +64,12 @@ def changes(studies: Sequence[tuple[Entry, dict[str, pd.DataFrame]]]) -> list[st
         "### What the edits did",
         "",
         "The winner of every family on the test prompts. *Change* is in points of the share "
-        "steered to. *Beyond random neurons*: minus the same shift on as many random neurons, "
-        "scaled to the same length, over all draws. *chosen* is the family that validation chose. "
+        "steered to. *Beyond random*: minus the same shift on as many random neurons (of one "
+        "direction: along a random one), scaled to the same length, over all draws. *chosen* is the family that validation chose. "
         "A control is needed, and proves nothing that was chosen: the verdict does.",
         "",
         *head("model", "family", "edit", "toward", "before", "after", "other", "change",
-                "beyond random neurons", "draws", "spread", "size", "control size"),
+                "beyond random", "draws", "spread", "size", "control size"),
     ]  # fmt: skip
     for entry, tables in studies:
         test, beyond = tables["test"], tables["beyond_controls"]
@@ -78,7 +78,8 @@ def changes(studies: Sequence[tuple[Entry, dict[str, pd.DataFrame]]]) -> list[st
         for one in beyond.itertuples():
             mine = test[(test["family"] == one.family) & (test["toward"] == one.toward)]
             edit = mine[mine["kind"] == "edit"].iloc[0]
-            matched = mine[mine["control"] == "random neurons"]
+            kinds = ("random neurons", "random direction")
+            matched = pd.concat([mine[mine["control"] == kind] for kind in kinds])
             cells = [""] * 5
             if len(matched):
                 own = matched.iloc[0]
