@@ -65,7 +65,8 @@ def changes(studies: Sequence[tuple[Entry, dict[str, pd.DataFrame]]]) -> list[st
         "",
         "The winner of every family on the test prompts. *Change* is in points of the share "
         "steered to. *Beyond random*: minus the same shift on as many random neurons (of one "
-        "direction: along a random one), scaled to the same length, over all draws. *chosen* is the family that validation chose. "
+        "direction: along a random one), scaled to the same length, over all draws. *chosen* is "
+        "the family that validation chose. "
         "A control is needed, and proves nothing that was chosen: the verdict does.",
         "",
         *head("model", "family", "edit", "toward", "before", "after", "other", "change",
