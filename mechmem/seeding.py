@@ -6,13 +6,14 @@ import hashlib
 import operator
 import random
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from mechmem.errors import MechmemError
+from mechmem.errors import MechmemError, MechmemWarning
 
 
 def keyed_seed(seed: int, *names: object) -> int:
@@ -44,6 +45,23 @@ def keyed_order(items: Iterable[str], seed: int, *names: object) -> list[str]:
 
 
 _ONE_AT_A_TIME = threading.RLock()
+_PATIENCE = 5.0
+"""Seconds after which a thread says that it waits."""
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    if not _ONE_AT_A_TIME.acquire(timeout=_PATIENCE):
+        warnings.warn(
+            "Another thread loads or trains a model; this one waits until it is done.",
+            MechmemWarning,
+            stacklevel=5,
+        )
+        _ONE_AT_A_TIME.acquire()
+    try:
+        yield
+    finally:
+        _ONE_AT_A_TIME.release()
 
 
 @contextmanager
@@ -53,7 +71,7 @@ def caller_state_kept() -> Iterator[None]:
     Other threads wait: the generators are the process's, and so is what `transformers` puts in
     place of its own functions while it loads a model.
     """
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _alone(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             yield

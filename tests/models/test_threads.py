@@ -11,6 +11,7 @@ import torch
 from models.zoo import build, tokenizer
 
 import mechmem as mm
+from mechmem import seeding
 from mechmem.models.engine.batching import Feed
 from mechmem.models.engine.gradients import margin_gradients
 from mechmem.models.positions import Positions
@@ -153,3 +154,22 @@ def test_models_may_be_loaded_in_several_threads():
     assert failed == []
     work()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_who_waits_for_another_threads_training_is_told(monkeypatch):
+    monkeypatch.setattr(seeding, "_PATIENCE", 0.05)
+    inside, done = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with seeding.caller_state_kept():
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    inside.wait()
+    threading.Timer(0.5, done.set).start()
+    with pytest.warns(mm.MechmemWarning, match="Another thread loads or trains"):
+        mm.load_model("lab/addition-cued")
+    assert done.is_set()
+    thread.join()
