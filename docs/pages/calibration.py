@@ -323,9 +323,9 @@ from [every study](calibration/studies.csv); the first run of every seed counts.
 |---|---|---|---|---|---|
 {rows}
 
-Seeds that are finished: {seeds}. Asked for are nulls 0 to 199, 30 seeds of the negative control and
-planted (and 10 each with 12, 20 and 30 groups), 60 of *P2, nothing* and 15 of *P2*; what is missing
-has not been run. Fewer than ten groups that can exchange their behaviors leave nothing to test.
+Seeds that are finished: {seeds}. Asked for are 60 of *P2, nothing* and 15 of
+*P2*; what is missing has not been run. Fewer than ten groups that can exchange their behaviors
+leave nothing to test.
 
 - **nothing**: `lab/addition-cued`, 600 pairs, split by the seed, with nothing in it to find.
   *exchanged*: the training flips' behaviors exchanged inside their groups before anything is

@@ -13,7 +13,10 @@ from mechmem.models.sizes import check_held, check_size, held_in
 NOTES = ("training.json", "manifest.json")
 """Files in which a folder of ours says what was written there."""
 WEIGHTS = (".safetensors", ".bin")
-WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
+WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors",
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-?????-of-?????.bin",
+)  # fmt: skip
 """What `save_pretrained` calls weights, whole or in parts."""
 
 

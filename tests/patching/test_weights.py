@@ -125,12 +125,15 @@ def test_a_saved_model_is_read_again_and_says_the_same(tmp_path) -> None:
 def test_a_model_that_is_saved_over_another_is_the_one_that_is_read(tmp_path, sizes) -> None:
     model = mm.load_model(zoo.build("llama"), tokenizer=zoo.tokenizer())
     zoo.tokenizer().save_pretrained(tmp_path)
+    mine = tmp_path / "model_of_mine.safetensors"
+    mine.write_text("a vector")
     for alpha, size in zip((0.6, -3.0), sizes, strict=True):
         edit = mm.AddDirection(direction(model, ("resid_post", 1)), alpha=alpha)
         baked = mm.bake(model, [edit])
         baked.save_pretrained(tmp_path, max_shard_size=size)
     with mm.patched(model, [edit]) as view:
         agree(mm.load_model(str(tmp_path)).logits(["1 2 3"]), view.logits(["1 2 3"]))
+    assert mine.read_text() == "a vector"
 
 
 def test_tied_embeddings_are_untied_and_the_unembedding_stays() -> None:
