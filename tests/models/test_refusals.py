@@ -310,6 +310,15 @@ class TestAdapters:
         with pytest.raises(mm.ModelError, match="lora_alpha=0"):
             mm.load_model(tmp_path / "a")
 
+    def test_one_that_is_not_finite_is_refused_for_that(self, folder, tmp_path):
+        adapter(folder, tmp_path / "a")
+        file = tmp_path / "a" / "adapter_model.safetensors"
+        weights = load_file(file)
+        next(iter(weights.values()))[0, 0] = float("nan")
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(mm.ModelError, match="some of its weights are NaN"):
+            mm.load_model(tmp_path / "a").logits(TEXTS)
+
     @pytest.mark.parametrize("change", ["renamed", "half", "more"])
     def test_keys_that_do_not_fit_are_named(self, folder, tmp_path, change):
         adapter(folder, tmp_path / "a")
