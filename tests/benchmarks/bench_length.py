@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import mechmem as mm
 from benchmarks.bench_memory import _peak
 from benchmarks.bench_sweep import _added
+from benchmarks.environments import Rivals
 from benchmarks.setting import (
     Options,
     gap,
@@ -37,10 +38,14 @@ from mechmem.tasks.base import PromptAnswers
 __all__ = ["peak", "run"]
 
 REAL = "real/smollm2-135m"
-LENGTHS = {32: "", 256: "", 1024: "<= 1.10", 3072: "<= 1.10", 4096: ""}
-HEADER, OWN, QUESTIONS = 2000, 33, 64
+LENGTHS = {32: "", 256: "", 1024: "<= 1.10", 3072: "<= 1.10", 4096: "", 8192: ""}
+RIVALED = (32, 256, 1024, 4096)
+HEADERS = {32: "", 256: "", 1024: "", 2000: ">= 8", 4096: ""}
+OWN, QUESTIONS = 33, 64
+GRIDS = {32: "", 256: "", 1024: ">= 50", 4096: ""}
 ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 GRID_PROMPTS = 4
+CONTINUED, NEW = (32, 256, 1024, 4096), 32
 
 
 class Scene:
@@ -54,6 +59,10 @@ class Scene:
 
     def length(self, tokens: int) -> int:
         return max(2, tokens // 32) if self.options.tiny else tokens
+
+    def some(self, lengths: Iterable[int]) -> list[int]:
+        """All lengths; of a tiny model two."""
+        return list(lengths)[2:4] if self.options.tiny else list(lengths)
 
     def prompts(self, lengths: list[int], name: int = 0) -> mm.PromptSet:
         return prompts_of(texts(self.options, lengths, self.hf.config.vocab_size, name))
@@ -94,24 +103,47 @@ def plain(tiny: bool) -> Any:
 def run(options: Options) -> list[dict[str, Any]]:
     scene = Scene(options)
     assert scene.hf.config._attn_implementation == "sdpa"
-    return [*_states(scene), *_memory(scene), _header(scene), _grid(scene)]
+    rows = [*_states(scene), *_memory(scene)]
+    rows += [_header(scene, tokens, HEADERS[tokens]) for tokens in scene.some(HEADERS)]
+    rows += [_grid(scene, tokens, GRIDS[tokens]) for tokens in scene.some(GRIDS)]
+    return rows + [row for tokens in scene.some(CONTINUED) for row in _generation(scene, tokens)]
 
 
 def _states(scene: Scene) -> Iterator[dict[str, Any]]:
-    for tokens, target in LENGTHS.items():
+    for tokens in scene.some(LENGTHS):
         prompts = scene.prompts([scene.length(tokens)], tokens)
         ids = scene.ids(prompts)
         ways = {"floor": lambda ids=ids: scene.trunk(ids), "ours": lambda p=prompts: scene.ours(p)}
         timing = paired(ways, min(scene.options.rounds, 5 if tokens < 3000 else 2))
-        off = gap(scene.ours(prompts)[:, :-1], scene.states(ids))
+        got = scene.ours(prompts)
+        off, own = gap(got[:, :-1], scene.states(ids)), timing.ratio("ours", "floor")
         yield result(
             "last-token states of one long prompt, seconds over the bare trunk's",
             f"{scene.shape}, {ids[0].shape[1]:,} tokens",
-            timing.ratio("ours", "floor"),
-            target,
+            own,
+            LENGTHS[tokens],
             equality=f"states equal transformers' own to {off:.1e}",
             equal=off <= 1e-4,
             note=f"{timing.median('ours'):.2f} s; {timing.spread('ours', 'floor')}",
+        )
+        if scene.options.rivals and tokens in RIVALED:
+            yield from _rivals(scene, prompts, got, own)
+
+
+def _rivals(
+    scene: Scene, prompts: mm.PromptSet, ours: Tensor, own: float
+) -> Iterator[dict[str, Any]]:
+    said = [prompt.text for prompt in prompts]
+    found = Rivals.measure(scene.hf, said, 2, names=("nnsight", "interp-engine"))
+    for name, one in found.items():
+        off = gap(one.states, ours[:, one.layers])
+        yield result(
+            f"times faster than {name}",
+            f"{scene.shape}, last-token states of one prompt of {len(said[0].split()):,} tokens",
+            one.ratio / own,
+            equality=f"states equal to {off:.1e}",
+            equal=off <= 1e-3,
+            note=f"{one.ratio:.2f} times the bare trunk in its own environment ({one.versions})",
         )
 
 
@@ -161,8 +193,8 @@ def peak(tiny: bool, who: str, tokens: int) -> None:
     print(json.dumps(_peak()))
 
 
-def _header(scene: Scene) -> dict[str, Any]:
-    header, own = scene.length(HEADER), scene.length(OWN)
+def _header(scene: Scene, tokens: int, target: str) -> dict[str, Any]:
+    header, own = scene.length(tokens), scene.length(OWN)
     count = 4 if scene.options.tiny else QUESTIONS
     (begin,) = texts(scene.options, [header], scene.hf.config.vocab_size, name=1)
     ends = texts(scene.options, [own] * count, scene.hf.config.vocab_size, name=2)
@@ -177,7 +209,7 @@ def _header(scene: Scene) -> dict[str, Any]:
         "a few-shot header shared by all questions, times faster than the bare trunk",
         f"{scene.shape}, {count} questions of {own} tokens after {header:,}",
         timing.ratio("bare", "shared") * count / 2,
-        ">= 8",
+        target,
         equality=f"states of two equal transformers' own on whole prompts to {off:.1e}",
         equal=off <= 1e-4,
         note="the trunk on whole prompts, timed on two and multiplied; all questions in "
@@ -185,8 +217,8 @@ def _header(scene: Scene) -> dict[str, Any]:
     )
 
 
-def _grid(scene: Scene) -> dict[str, Any]:
-    prompts = scene.prompts([scene.length(1024)] * GRID_PROMPTS, 5)
+def _grid(scene: Scene, tokens: int, target: str) -> dict[str, Any]:
+    prompts = scene.prompts([scene.length(tokens)] * GRID_PROMPTS, 5)
     ids, layers = scene.ids(prompts), scene.model.n_layers
     others = mm.PromptSet(
         replace(prompt, id=f"other {prompt.id}", group=f"other {prompt.group}")
@@ -226,9 +258,49 @@ def _grid(scene: Scene) -> dict[str, Any]:
         f"{scene.shape}, {layers} layers x {len(ALPHAS)} alphas, {len(ids)} prompts of "
         f"{ids[0].shape[1]:,} tokens",
         timing.ratio("loop", "ours") * len(cells) / len(sample),
-        ">= 50",
+        target,
         equality=f"logits equal to {off:.1e} of their spread",
         equal=off <= 1e-4,
         note=f"all {len(cells)} cells in {timing.median('ours'):.1f} s; the loop timed on one of "
         "them and multiplied, its logits those of the last token only",
     )
+
+
+def _generation(scene: Scene, tokens: int) -> Iterator[dict[str, Any]]:
+    """Greedy text after two long prompts; steered by a direction at every layer, and plain."""
+    prompts, new = scene.prompts([scene.length(tokens)] * 2, 7), 4 if scene.options.tiny else NEW
+    ids, model = torch.cat(scene.ids(prompts)), scene.model
+    acts = mm.cache_activations(model, scene.prompts([4] * 8, 6), sites="resid_post")
+    r = mm.difference_of_means(acts, toward="generalized")
+    adds = [mm.AddDirection(r["resid_post", k], alpha=0.5) for k in range(model.n_layers)]
+
+    @torch.no_grad()
+    def floor() -> list[list[int]]:
+        out: Tensor = scene.hf.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
+            num_beams=1, repetition_penalty=1.0, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        return [_until(row, model.eos_ids) for row in out[:, ids.shape[1] :].tolist()]
+
+    def plain() -> list[list[int]]:
+        return [done.ids for done in model.complete(prompts, new)]
+
+    def steered() -> list[list[int]]:
+        with mm.patched(model, adds) as view:
+            return [done.ids for done in view.complete(prompts, new)]
+
+    timing = paired({"floor": floor, "plain": plain, "steered": steered}, 2)
+    equal = plain() == floor()
+    for name, about in (("plain", "without edits"), ("steered", "steered at every layer")):
+        yield result(
+            f"generation {about}, tokens/s over hf.generate's",
+            f"{scene.shape}, {len(ids)} prompts of {ids.shape[1]:,} tokens, {new} new ones",
+            timing.ratio("floor", name),
+            equality=f"texts without edits {'equal' if equal else 'UNEQUAL'} to hf.generate's",
+            equal=equal,
+            note=f"{timing.median(name):.2f} s; {timing.spread('floor', name)}",
+        )
+
+
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
+    return next((ids[:k] for k, token in enumerate(ids) if token in ends), ids)

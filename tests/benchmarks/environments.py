@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,10 @@ class Rivals:
         return python
 
     @classmethod
-    def measure(cls, hf: Any, texts: list[str], rounds: int) -> dict[str, Found]:
-        """Every rival on the same weights and texts."""
+    def measure(
+        cls, hf: Any, texts: list[str], rounds: int, names: Sequence[str] = ()
+    ) -> dict[str, Found]:
+        """Every rival, or those of these names, on the same weights and texts."""
         python = cls.python()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -86,10 +89,11 @@ class Rivals:
             tokenizer_of(hf).save_pretrained(folder)
             (folder / "texts.json").write_text(json.dumps(texts))
             subprocess.run(
-                [python, HERE / "rivals.py", folder, str(rounds), str(torch.get_num_threads())],
+                [python, HERE / "rivals.py", folder, str(rounds), str(torch.get_num_threads()),
+                 *names],
                 check=True,
                 env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"},
-            )
+            )  # fmt: skip
             done = json.loads((folder / "seconds.json").read_text())
             arrays = np.load(folder / "states.npz")
             return {

@@ -1,9 +1,10 @@
 """Runs in the rivals' environment, without mechmem: their ways to last-token states of all layers.
 
-    python rivals.py FOLDER ROUNDS THREADS
+    python rivals.py FOLDER ROUNDS THREADS [RIVAL ...]
 
 FOLDER holds a model, its tokenizer and texts.json; seconds.json and states.npz are written there.
-Every rival is run at several batch sizes where it has one, and the fastest counts.
+Every rival is run at several batch sizes where it has one and there are several texts, and the
+fastest counts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def floor(hf: Any, tokenizer: Any, texts: list[str]) -> Callable[[], None]:
     @torch.no_grad()
     def run() -> None:
         for batch in batches:
-            hf.transformer(
+            hf.base_model(
                 batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
             )
 
@@ -68,11 +69,11 @@ def steering_vectors(hf: Any, tokenizer: Any, texts: list[str], batch: int) -> t
 
 def nnsight(lm: Any, texts: list[str], batch: int) -> torch.Tensor:
     """Traces with the last token's output of every block saved."""
-    out = []
+    out, blocks = [], lm.transformer.h if hasattr(lm, "transformer") else lm.model.layers
     for k in range(0, len(texts), batch):
         with torch.no_grad(), lm.trace(texts[k : k + batch]):
             saved = list().save()  # noqa: C408 (nnsight documents it so)
-            for block in lm.transformer.h:
+            for block in blocks:
                 found = block.output
                 saved.append((found[0] if isinstance(found, tuple) else found)[:, -1])
         out.append(torch.stack(list(saved), dim=1))
@@ -83,12 +84,29 @@ def repeng(hf: Any, tokenizer: Any, texts: list[str], batch: int) -> torch.Tenso
     """Its reading of hidden states."""
     from repeng.extract import batched_get_hiddens
 
-    layers = list(range(hf.config.n_layer))
+    layers = list(range(hf.config.num_hidden_layers))
     found = batched_get_hiddens(hf, tokenizer, texts, layers, batch)
     return torch.stack([torch.as_tensor(found[layer]) for layer in layers], dim=1)
 
 
-def main(folder: Path, rounds: int, threads: int) -> None:
+def interp_engine(engine: Any, hf: Any, tokenizer: Any, texts: list[str], batch: int) -> Any:
+    """Captures of its eager backend; the whole prompt is kept until the last token is taken."""
+    from interp_engine import capture
+
+    layers, out = range(hf.config.num_hidden_layers), []
+    for k in range(0, len(texts), batch):
+        fed = tokenizer(texts[k : k + batch], padding=True, return_tensors="pt")
+        found = capture(
+            engine,
+            fed["input_ids"],
+            [f"resid_post.{layer}" for layer in layers],
+            attention_mask=fed["attention_mask"],
+        )
+        out.append(torch.stack([found[f"resid_post.{layer}"][:, -1] for layer in layers], dim=1))
+    return torch.cat(out)
+
+
+def main(folder: Path, rounds: int, threads: int, asked: list[str]) -> None:
     torch.set_num_threads(threads)
     hf = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = PreTrainedTokenizerFast(
@@ -101,21 +119,28 @@ def main(folder: Path, rounds: int, threads: int) -> None:
     )
     texts = json.loads((folder / "texts.json").read_text())
     bare = floor(hf, tokenizer, texts)
-    layers = list(range(hf.config.n_layer))
+    layers = list(range(hf.config.num_hidden_layers))
 
+    from interp_engine import load_model
     from nnsight import LanguageModel
 
+    engine = load_model(str(folder), backend="eager", device="cpu", dtype="float32")
     lm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer=tokenizer)
     ways: dict[str, tuple[Callable[[int], torch.Tensor], list[int], list[int]]] = {
         "steering-vectors": (
             lambda batch: steering_vectors(hf, tokenizer, texts, batch), [1, 4, 16], layers
         ),
         "nnsight": (lambda batch: nnsight(lm, texts, batch), [1, 16], layers),
+        "interp-engine": (
+            lambda batch: interp_engine(engine, hf, tokenizer, texts, batch), [1, 16], layers
+        ),
         # The last block's state is behind the final norm there, so it is not compared.
         "repeng": (lambda batch: repeng(hf, tokenizer, texts, batch), [1, 16, 32], layers[:-1]),
     }  # fmt: skip
     done, states = {}, {}
-    for name, (run, sizes, own) in ways.items():
+    for name in asked or ways:
+        run, sizes, own = ways[name]
+        sizes = [size for size in sizes if size <= len(texts)]
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
         base: list[float] = []
         bare()
@@ -143,4 +168,4 @@ def main(folder: Path, rounds: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
