@@ -18,10 +18,10 @@ from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.shards import Engine, described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
+from mechmem.models.check.site_check import require_sites
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
-from mechmem.models.engine.site_check import require_sites
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import text_config
-from mechmem.models.engine.backends import backend_for, is_out_of_memory, model_device
+from mechmem.models.engine.backends import backend_for, held, is_out_of_memory, model_device
 from mechmem.models.engine.capabilities import FAILURES, apart, without_hooks
-from mechmem.models.engine.lock import held
 from mechmem.seeding import caller_state_kept, keyed_rng
 
 _TOKENS = 8

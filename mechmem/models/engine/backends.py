@@ -1,4 +1,4 @@
-"""The two TransformerLens classes behind one small interface.
+"""The two TransformerLens classes behind one small interface, used by one thread at a time.
 
 `TransformerBridge` (3.x and 4.x) and `HookedTransformer` (3.x) are told apart by what they can do,
 never by importing a class that one of the versions does not have.
@@ -6,9 +6,11 @@ never by importing a class that one of the versions does not have.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -231,6 +233,26 @@ def model_dtype(model: Any) -> torch.dtype:
         if parameter.is_floating_point():
             return cast(torch.dtype, parameter.dtype)
     return torch.get_default_dtype()
+
+
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
+
+
+@contextmanager
+def held(model: Any) -> Iterator[None]:
+    """Keep other threads out of a TransformerLens model while its hooks are ours.
+
+    Hooks sit on the model itself, so a pass of one thread would be edited and read by the hooks of
+    another. The lock belongs to the model, not to a view of it: every `Model` made from it, edited
+    or not, waits for the others. A thread may enter again, as an edit does that asks its own model.
+    Inside, a caller's ``torch.autocast`` has no effect.
+    """
+    with _NEW_LOCK:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    # Under the caller's autocast masks overflow; who wants another dtype loads the model in it.
+    with lock, torch.autocast(model_device(model).type, enabled=False):
+        yield
 
 
 def refuse_training(backend: Backend) -> None:

@@ -1,20 +1,29 @@
-"""Which prompts run together: length-sorted batches under a token budget, padded on one side."""
+"""One batch: its tokens, where they stand in their prompts, and how many of them fit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.models.engine.budget import rows_that_fit
+from mechmem.errors import ModelError
 from mechmem.models.positions import Positions
 from mechmem.models.tokenizing import TokenizedPrompt
+from mechmem.numeric import whole_number
 
 DEFAULT_TOKEN_BUDGET = 8192
+
+MAX_BATCH_ROWS = 512
+
+MAX_PAIRS = 1 << 22
+"""Most pairs of a token and a token it may attend to in one batch, which bounds the attention
+scores: 0.5 GB per layer with 32 heads in 4 bytes. One prompt always fits."""
+
+MOST_TOKENS = 1 << 62
+"""A budget of so many is no limit; more tokens than that are no number that a machine counts."""
 
 
 @dataclass(frozen=True)
@@ -203,41 +212,6 @@ def _first_column(index: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:
     return index.gather(1, column[:, None])[:, 0] - column
 
 
-def plan_batches(
-    prompts: Sequence[TokenizedPrompt],
-    token_budget: int = DEFAULT_TOKEN_BUDGET,
-    extra: int = 0,
-    pass_cost: float = math.inf,
-) -> Iterator[tuple[int, ...]]:
-    """Rows of each batch: longest prompts first, so that little is padded and memory peaks early.
-
-    Args:
-        prompts: What to run.
-        token_budget: Most tokens in a batch, padding included; one prompt always fits.
-        extra: Tokens that every row will grow by (generation).
-        pass_cost: What another batch costs, in tokens: more padding than that, and it is made.
-    """
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
-    start = 0
-    while start < len(order):
-        width = len(prompts[order[start]].ids)
-        size = rows_that_fit(token_budget, width + extra)
-        lengths = [len(prompts[row].ids) for row in order[start : start + size]]
-        size = unpadded(lengths, pass_cost)
-        yield tuple(order[start : start + size])
-        start += size
-
-
-def unpadded(lengths: Sequence[int], allowed: float) -> int:
-    """How many rows, longest first, go together before they need more padding than is allowed."""
-    padding = 0
-    for k, length in enumerate(lengths):
-        padding += lengths[0] - length
-        if padding > allowed:
-            return k
-    return len(lengths)
-
-
 @dataclass(frozen=True)
 class Prefix:
     """The first ``length`` tokens of the prompt in ``row``."""
@@ -338,3 +312,23 @@ class PlannedBatch:
         prefixes = tuple(self.prefixes[root] for root in used)
         roots = tuple(used.index(root) for root in self.prefix_of[part])
         return PlannedBatch(rows, self.width, prefixes, roots)
+
+
+def check_budget(token_budget: int) -> None:
+    """Refuse what is no number of tokens.
+
+    Raises:
+        ModelError: Naming it.
+    """
+    whole_number(token_budget, "token_budget", most=MOST_TOKENS, error=ModelError)
+
+
+def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
+    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch.
+
+    Raises:
+        ModelError: For a budget that is not a number of tokens.
+    """
+    check_budget(token_budget)
+    pairs = width * (width if keys is None else keys)
+    return max(1, min(MAX_BATCH_ROWS, token_budget // width, MAX_PAIRS // pairs))

@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from mechmem.errors import MechmemError, ModelError
 from mechmem.models.architectures import architecture, keeps_all_keys
 from mechmem.models.engine.attention import calls
-from mechmem.models.engine.backends import Backend, is_out_of_memory, model_device, refuse_training
-from mechmem.models.engine.lock import held
+from mechmem.models.engine.backends import (
+    Backend,
+    held,
+    is_out_of_memory,
+    model_device,
+    refuse_training,
+)
 from mechmem.seeding import keyed_rng
 
 T = TypeVar("T")

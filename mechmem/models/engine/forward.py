@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import attends_to_all, length_class
+from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.backends import (
     Backend,
+    held,
     is_out_of_memory,
     model_device,
     model_dtype,
@@ -30,9 +32,8 @@ from mechmem.models.engine.capabilities import (
     honors_padding,
 )
 from mechmem.models.engine.hooks import Intervention, Reader, StopForward
-from mechmem.models.engine.lock import held
 from mechmem.models.engine.packing import can_pack, packed_causal_mask
-from mechmem.models.engine.plan import PassPlan, make_plan
+from mechmem.models.engine.plan import PassPlan, make_plan, pair_cost, pass_cost
 from mechmem.models.engine.prefixes import (
     PrefixCache,
     can_continue_prefixes,
@@ -40,7 +41,6 @@ from mechmem.models.engine.prefixes import (
     run_prefixes,
     shareable_lengths,
 )
-from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.tokenizing import TokenizedPrompt
 
 T = TypeVar("T")
@@ -222,28 +222,6 @@ def _may_pack(backend: Backend, prompts: Sequence[TokenizedPrompt]) -> bool:
         and attends_to_all(backend.model, longest)
         and not has_hooks(backend.model)
     )
-
-
-def pass_cost(backend: Backend) -> float:
-    """What starting a forward pass costs on this model, in tokens.
-
-    Python's work for every block and one reading of the weights, against the arithmetic of a token,
-    with round numbers for a CPU core and for a datacenter GPU. It need not be exact, but it must be
-    the same for every process that works on one plan.
-    """
-    cfg, device = backend.model.cfg, model_device(backend.model)
-    width, d_mlp = int(cfg.d_model), int(cfg.d_mlp or 4 * cfg.d_model)
-    weights = int(cfg.n_layers) * (4 * width * width + 3 * width * d_mlp)
-    bytes_per_second, flops = (1e10, 1.5e11) if device.type == "cpu" else (2e12, 2e14)
-    start = int(cfg.n_layers) * 1.2e-3 + 4 * weights / bytes_per_second
-    return start / (2 * weights / flops)
-
-
-def pair_cost(backend: Backend) -> float:
-    """What it costs, in tokens, that a token stands in a row one token wider: its scores in every
-    layer, against all its arithmetic. By that alone it would be a sixth of 1 / d_model; written out
-    and normalized as scores are, it was measured as 0.54 / d_model on a CPU."""
-    return 1 / (2 * int(backend.model.cfg.d_model))
 
 
 @dataclass

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
+from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
 from mechmem.models.engine.capabilities import cache_continues, honors_padding
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve
-from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion, Decode, StoppingCriteria
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError
-from mechmem.models.engine.backends import Backend, model_device, refuse_training
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
+from mechmem.models.check.site_check import checked_hooks
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed
 from mechmem.models.engine.capabilities import choose_attention
 from mechmem.models.engine.forward import companions
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.lock import held
-from mechmem.models.engine.site_check import checked_hooks
+from mechmem.models.engine.plan import plan_batches
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.models.check.site_check import checked_hooks, require_sites
 from mechmem.models.engine.backends import Backend, finite, model_device
 from mechmem.models.engine.batched_edits import (
     Cell,
@@ -28,8 +29,7 @@ from mechmem.models.engine.batched_edits import (
     packs_cells,
     touched_positions,
 )
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch
-from mechmem.models.engine.budget import rows_that_fit
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch, rows_that_fit
 from mechmem.models.engine.capabilities import has_hooks
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.plan import PassPlan
@@ -42,7 +42,6 @@ from mechmem.models.engine.shared_forward import (
     run_shared,
     start_of,
 )
-from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.tokenizing import TokenizedPrompt
 

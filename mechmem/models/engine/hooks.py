@@ -74,7 +74,7 @@ def hooks_attached(
     stop_early: bool = False,
 ) -> Iterator[Callable[[Feed], None]]:
     """Attach interventions and readers for forward passes, whatever the sites may be worth; see
-    `mechmem.models.engine.site_check.checked_hooks`.
+    `mechmem.models.check.site_check.checked_hooks`.
 
     Args:
         backend: The model.

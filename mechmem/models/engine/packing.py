@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.models.engine.backends import Backend, additive_mask, model_device, model_dtype
-from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
+from mechmem.models.engine.batching import MAX_BATCH_ROWS, MAX_PAIRS, Batch, rows_that_fit
 from mechmem.models.engine.capabilities import holds, same_logits, tried
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng

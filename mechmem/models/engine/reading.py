@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import ModelError
+from mechmem.models.check.site_check import checked_hooks, require_sites
 from mechmem.models.engine.backends import Backend, finite, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, PlannedBatch, Prefix
 from mechmem.models.engine.capabilities import has_hooks, holds, tried
@@ -21,7 +22,6 @@ from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inferenc
 from mechmem.models.engine.hooks import Intervention, StopForward, hooks_attached
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.shared_forward import ActivationReader
-from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from mechmem.models.check.site_check import checked_hooks, require_sites
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import holds, same_logits, tried
@@ -20,7 +21,6 @@ from mechmem.models.engine.forward import PreparedBatch, inference
 from mechmem.models.engine.hooks import StopForward, hook_name, hooks_attached
 from mechmem.models.engine.kv_cache import PrefixedLayer
 from mechmem.models.engine.prefixes import PrefixCache
-from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from mechmem.errors import SiteError
 from mechmem.models.architectures import block_modules, end_of_blocks, module_inputs
-from mechmem.models.engine.backends import Backend, model_device, refuse_training
+from mechmem.models.check.invariants import (
+    PAD,
+    Finding,
+    InvariantCheck,
+    ProbeEdit,
+    ProbeReader,
+    Trace,
+)
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import FAILURES, always_fails, without_hooks
 from mechmem.models.engine.hooks import (
@@ -25,15 +33,6 @@ from mechmem.models.engine.hooks import (
     hooks_attached,
     misses_stream,
 )
-from mechmem.models.engine.invariants import (
-    PAD,
-    Finding,
-    InvariantCheck,
-    ProbeEdit,
-    ProbeReader,
-    Trace,
-)
-from mechmem.models.engine.lock import held
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
