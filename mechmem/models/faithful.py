@@ -116,7 +116,7 @@ def small_of_its_kind(bridge: Any) -> Any:
         return None
     own = {**config.to_diff_dict(), **_HIDDEN[kind], "output_attentions": False}
     with caller_state_kept():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # transformers draws new weights from torch's own generator
         plain: Any = type(bridge.original_model)
         usual = {"attn_implementation": "sdpa"} if plain._supports_sdpa else {}
         made = plain._from_config(type(config)(**own), **usual)

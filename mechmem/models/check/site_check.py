@@ -108,6 +108,7 @@ def check_stream(backend: Backend, stream: str) -> list[Finding]:
     helping = {s for s in STREAMS if hook_name(Site(s, 0)) in known}
     trace = Trace(stream, len(blocks))
     probes = [ProbeEdit(site) for site in sites]
+    # The other streams too: a stream is proved by the sums in which it stands.
     seen = [ProbeReader(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
     batch = _check_batch(backend, len(blocks))
 
@@ -140,7 +141,7 @@ def _check_batch(backend: Backend, n_layers: int) -> Batch:
     pad = min(PAD, length - 1)
     prompts = [
         TokenizedPrompt("plain", ids, {}),
-        TokenizedPrompt("padded", ids[: length - pad], {}),
+        TokenizedPrompt("padded", ids[: length - pad], {}),  # shorter, so the batch pads it
     ]
     prompts += [TokenizedPrompt("edited", ids, {})] * n_layers
     return Batch.collate(prompts, range(len(prompts)), ids[0], model_device(backend.model))

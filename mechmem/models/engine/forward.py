@@ -94,8 +94,10 @@ def halved_on_oom(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W
         waiting = [whole]
         while waiting:
             work = waiting.pop()
+            # Stored beginnings count once per row, as attention sees them.
             size = work.computed + len(work.rows) * work.prefix_width
             if size >= too_large and work.halves():
+                # Reversed: taken from the end, they run in order.
                 waiting += reversed(work.halves())
                 continue
             result, failed = _attempt(run, work)
@@ -125,6 +127,7 @@ def _attempt(run: Callable[[W], T], work: W) -> tuple[list[T], bool]:
 
 
 def _release() -> None:
+    # What the failed pass left may hang in cycles, and the allocator keeps freed blocks.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -171,6 +174,7 @@ def plan_passes(
     if share and pack and not interventions and _may_pack(backend, prompts):
         pair = pair_cost(backend)
     groups = companions(backend, [len(prompt.ids) for prompt in prompts], extra)
+    # Only what the plan has a use for is tried, since a trial costs passes.
     while True:
         plans = [
             make_plan(
@@ -208,6 +212,7 @@ def companions(backend: Backend, lengths: Sequence[int], extra: int = 0) -> list
     groups: dict[tuple[int, int], list[int]] = {}
     for row, length in enumerate(lengths):
         now, later = rule(length), rule(length + max(0, extra - 1))
+        # -1 stands for any rule, or any length.
         key = (-1, length) if alone or now != later else (now, -1)
         groups.setdefault(key, []).append(row)
     return list(groups.values()) or [[]]
@@ -281,6 +286,7 @@ class BatchPreparer:
         )
         if work.lane_of:
             mask = packed_causal_mask(batch, model_dtype(self.backend.model))
+            # Padding has the index -1, which no table of positions has; nobody sees its states.
             return PreparedBatch(work, batch, mask, positions=batch.index.clamp_min(0))
         if not work.prefixes:
             return PreparedBatch(work, batch, batch.mask)
@@ -300,8 +306,10 @@ class BatchPreparer:
             readers = () if self.readers is None else self.readers(prefixes)
 
             def run(cache: Any) -> None:
+                # Without edits: what is shared lies before the first token that they touch.
                 hooks = checked_hooks(self.backend, batch.feed(), (), readers, self.stop)
                 with inference(self.backend), hooks, suppress(StopForward):
+                    # Nobody wants these logits, so there are as few as can be.
                     self.backend.forward(batch.ids, batch.mask, cache=cache, last_only=True)
 
             self._last = (prefixes, run_prefixes(batch, run), readers)
@@ -313,6 +321,7 @@ def inference(backend: Backend) -> Iterator[None]:
     """No gradients, no dropout unseen, and no other thread's hooks."""
     with held(backend.model):
         refuse_training(backend)
+        # Here as well as in `plan_passes`: the plan may have been made in another process.
         choose_attention(backend)
         with torch.no_grad():
             yield

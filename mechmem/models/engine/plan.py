@@ -57,6 +57,7 @@ class PassPlan:
         """Hash of the batches and of every token in them: equal plans compute equal numbers."""
         digest = hashlib.sha256(str(self.extra).encode())
         for prompt in self.prompts:
+            # Lengths too, so that two prompts are not taken for one of both.
             digest.update(array("q", [len(prompt.ids), *prompt.ids]).tobytes())
         for work in self.works:
             digest.update(repr(astuple(work)).encode())  # values only: names may change
@@ -106,6 +107,7 @@ class PassPlan:
 
     def cost(self, pass_cost: float, pair_cost: float = 0.0) -> float:
         """Tokens computed; passes, and how far tokens look back, counted as tokens too."""
+        # Every token that is written is a pass of its batch.
         steps = len(self.works) * (1 + self.extra) + len(self.prefix_passes)
         pairs = sum(work.computed * (work.width + work.prefix_width) for work in self.works)
         return self.computed + pass_cost * steps + pair_cost * pairs
@@ -145,6 +147,7 @@ def make_plan(
             gives every prompt a row of its own.
         n_ctx: Nothing is shared in rows that are wider, stored tokens counted.
     """
+    # Another batch costs its passes for new tokens as well.
     fill = _Fill(token_budget, extra, pass_cost * (1 + extra), pair_cost, n_ctx)
     plain = PassPlan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
     if limits is None or len(prompts) < 2:
@@ -249,6 +252,7 @@ def _shared(
     for length, rows in found:
         ordered = sorted(rows, key=lambda row: (-rest(row, length), row))
         sized.append((length, rest(ordered[0], length), ordered))
+    # The longest beginnings first, like ones side by side: they are padded to one width.
     sized.sort(key=lambda family: (-family[0], -family[1], family[2]))
     waiting: list[tuple[int, int, list[int]]] = []
 
@@ -264,6 +268,7 @@ def _shared(
             and len(group) * prefix_width <= fill.token_budget
             and len(group) * prefix_width * prefix_width <= MAX_PAIRS
             and padding <= 2 * fill.padding  # its two passes
+            # Rests of several beginnings stand behind padding, which may outgrow the context.
             and (len(group) == 1 or prefix_width + grown <= fill.n_ctx)
         )
 
@@ -283,6 +288,7 @@ def _shared(
         if fits([*waiting, family]):
             waiting.append(family)
             continue
+        # One name for all parts, so that batches in a row find the beginning run already.
         start, first = 0, Prefix(min(rows), length)
         while start < len(rows):
             own = rest(rows[start], length)
@@ -305,6 +311,7 @@ def pass_cost(backend: Backend) -> float:
     """
     cfg, device = backend.model.cfg, model_device(backend.model)
     width, d_mlp = int(cfg.d_model), int(cfg.d_mlp or 4 * cfg.d_model)
+    # As if every MLP had a gate.
     weights = int(cfg.n_layers) * (4 * width * width + 3 * width * d_mlp)
     bytes_per_second, flops = (1e10, 1.5e11) if device.type == "cpu" else (2e12, 2e14)
     start = int(cfg.n_layers) * 1.2e-3 + 4 * weights / bytes_per_second

@@ -73,6 +73,7 @@ def answer_logprobs(
     """
     out = torch.zeros(len(prompts), dtype=torch.float64)
     joined = [
+        # An answer's last token is scored, never read.
         TokenizedPrompt(prompt.id, prompt.ids + answer[:-1], prompt.spans)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
@@ -85,6 +86,7 @@ def answer_logprobs(
         ready = passes.ready(work)
         own = tuple(prompts[row] for row in work.rows)
         lengths = torch.tensor([len(prompt.ids) for prompt in own], device=ready.mask.device)
+        # The lengths of the prompts alone make the answers generated text.
         feed = Feed(own, ready.batch.index, lengths, work.rows)
         longest = max(len(answers[row]) for row in work.rows)
         with inference(backend), checked_hooks(backend, feed, interventions):
@@ -95,6 +97,7 @@ def answer_logprobs(
         for k, row in enumerate(work.rows):
             wanted = torch.tensor(answers[row], device=logits.device)
             told_apart = finite(logits[k, -len(wanted) :], backend.model)
+            # In float64: half precision ends with the logits.
             each = told_apart.double().log_softmax(-1)
             scores.append(each.gather(1, wanted[:, None]).sum().cpu())
         return scores
@@ -117,6 +120,7 @@ def token_scores(
     """Per text, of every token but the first: its log-probability (nats, float64) after those
     before it, and whether greedy decoding would have written it there."""
     out: dict[int, Scores] = {}
+    # The logits of every token are wanted, those of a beginning too.
     plan = plan_passes(backend, prompts, token_budget, interventions=interventions, share=False)
     passes = BatchPreparer(backend, prompts, pad_id)
 
