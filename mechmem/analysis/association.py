@@ -56,6 +56,7 @@ def group_auroc(
         return Estimate(value, float("nan"), float("nan"), *counted)
     n1, n0 = int(one.sum()), int(zero.sum())
     ranks, away = rankdata(scores), np.zeros(len(scores))
+    # Ranks among all minus ranks within the class count the others below: DeLong's placements.
     away[yes] = ((ranks[yes] - rankdata(scores[yes])) / n0 - value) / n1
     away[~yes] = (1 - (ranks[~yes] - rankdata(scores[~yes])) / n1 - value) / n0
     found = len(sizes) / (len(sizes) - 1) * float((np.bincount(index, away) ** 2).sum())
@@ -97,12 +98,14 @@ def group_correlation(
     if ranks:
         away += _through_ranks((y[0] - value * x[0]) / x[1] / n, one)
         away += _through_ranks((x[0] - value * y[0]) / y[1] / n, other)
+    # At 1 there is no arctanh.
     most = 1 - 1 / worth**2
     inner, members = float(np.clip(value, -most, most)), n / worth
     found = float((np.bincount(index, away) ** 2).sum()) / n / (1 - inner**2) ** 2
     effect = (found * worth + 2 * members) / (worth + 2)
     if abs(value) > most:  # all on one line: no group deviates, and none tells by how much
         effect = members
+    # Fisher's n - 3, in what the groups are worth.
     half = float(stats.t.ppf(0.975, worth - 2)) / np.sqrt(n / effect * (1 - 3 / worth))
     middle = np.arctanh(inner)
     low, high = float(np.tanh(middle - half)), float(np.tanh(middle + half))
@@ -124,6 +127,7 @@ def _independent(area: float, n1: float, n0: float) -> float:
 
 def _end(outside: Callable[[float], float], value: float, side: float) -> float:
     """Where the score test begins to reject, between the value and the end of the scale."""
+    # `abs`: just inside the scale at either end, where the variance is not 0 yet.
     if value == side or outside(abs(side - 1e-12)) <= 0:
         return side
     inner = value + (side - value) * 1e-9
@@ -140,6 +144,6 @@ def _through_ranks(change: np.ndarray, values: np.ndarray) -> np.ndarray:
     """What an example does to the correlation by raising the ranks of those above it, centered."""
     _, at = np.unique(values, return_inverse=True)
     total = np.bincount(at, change)
-    above = total[::-1].cumsum()[::-1] - total / 2
+    above = total[::-1].cumsum()[::-1] - total / 2  # tied examples count half
     out: np.ndarray = above[at] - above[at].mean()
     return out

@@ -109,9 +109,11 @@ def group_mean(
     spread = np.bincount(index, data**2)
     n = data.size / _design_effect(np.bincount(index, data), spread, sizes, (1.0, -1.0))
     middle = value * n / (n + 2)
+    # One change more each way: the sum stays, the squares gain two.
     square = (float(spread.sum()) / data.size * n + 2) / (n + 2)
     half = Z * float(np.sqrt(max(square - middle**2, 0.0) / (n + 2)))
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    # The middle is drawn toward 0, so that the value itself may come to lie outside.
     return Estimate(value, min(low, value), max(high, value), *counted)
 
 
@@ -132,6 +134,7 @@ def group_ratio(
     value = float(above.sum()) / total if total else float("nan")
     a, b = (np.bincount(index, each - each.mean()) for each in (above, below))
     _, most = _error(a, sizes, n)
+    # As in `_error`: few groups deviate from their own mean by less than from the true one.
     few = len(sizes) / max(len(sizes) - 1, 1) * most**2
     aa, ab, bb = few * float(a @ a), few * float(a @ b), few * float(b @ b)
     lead = total**2 - bb

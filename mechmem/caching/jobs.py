@@ -18,10 +18,10 @@ from mechmem.caching.parts import Part, parts_of
 from mechmem.caching.shards import Engine, described_edits, run_shards
 from mechmem.caching.store import ActivationStore
 from mechmem.errors import ArtifactError, PromptError, listed
+from mechmem.models.check.site_check import require_sites
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
-from mechmem.models.engine.site_check import require_sites
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
 from mechmem.models.sites import Site, SiteSpec
@@ -76,9 +76,11 @@ def extract_activations(
         PromptError, SiteError, PositionError: Before anything runs, naming what is wrong.
     """
     check_dtype(dtype)
+    # Before anything is given a name: `locals()` are the arguments and nothing else.
     spread = engine_for(extract_activations, locals())
     asked = model.encode(prompts, "extract")
     wanted = model.sites(sites)
+    # Before the folder is begun: no shard could ever be made of a refused site.
     require_sites(model.backend, [*wanted, *(edit.site for edit in model.interventions)])
 
     def make(
@@ -95,6 +97,7 @@ def extract_activations(
             model.backend, tokenized, wanted, where, interventions=model.interventions,
             pad_id=model.tokens.pad_id, dtype=dtype, plan=plan, works=works, progress=progress,
         ):  # fmt: skip
+            # Batches come as planned and may be halved; a shard has the order of its own rows.
             at = torch.tensor([place[row] for row in taken.rows])
             for site, state in taken.states.items():
                 empty = torch.empty((len(rows), *state.shape[1:]), dtype=dtype)

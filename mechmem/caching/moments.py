@@ -48,6 +48,7 @@ class ClassMoments:
     @classmethod
     def of(cls, values: Tensor, full: bool = False) -> ClassMoments:
         """Moments of ``[example, position, *feature]``, with ``cross`` when ``full``."""
+        # A copy even of float64: it is changed in place below, and the states are the caller's.
         away = values.to(torch.float64, copy=True)
         mean = away.mean(0)
         away -= mean  # in place, as below: fresh memory costs ten times the arithmetic
@@ -131,11 +132,13 @@ class Moments:
         Raises:
             PromptError: When a state is not finite, naming the site.
         """
+        # Sorted, because the order of a set of texts changes from process to process.
         for name in sorted({name for name in names if name is not None}):
             rows = torch.tensor([k for k, other in enumerate(names) if other == name])
             known = self.classes.setdefault(name, {})
             for site, values in states.items():
                 batch = ClassMoments.of(values[rows], site in self.covariance)
+                # One NaN or infinity makes a mean one too, so the mean tells of all.
                 if not torch.isfinite(batch.mean).all():
                     raise PromptError(
                         f"States at {site} are not finite (NaN or infinity) for class {name!r}; "
@@ -285,6 +288,7 @@ class Moments:
         )
         for entry in sorted(key for key in tensors if key.endswith("/count")):
             key = entry.removesuffix("/count")
+            # From the right: a class may have a slash in its name, a site has none.
             name, _, place = key.rpartition("/")
             site = Site.from_key(place)
             own = ClassMoments(

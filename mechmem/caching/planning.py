@@ -10,8 +10,8 @@ import torch
 from mechmem.caching.activations import check_dtype
 from mechmem.caching.memory import measured_memory
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
-from mechmem.models.engine.forward import pair_cost, pass_cost, plan_passes
-from mechmem.models.engine.plan import PassPlan
+from mechmem.models.engine.forward import plan_passes
+from mechmem.models.engine.plan import PassPlan, pair_cost, pass_cost
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec

@@ -25,10 +25,9 @@ from mechmem.caching.parts import (
 )
 from mechmem.digests import Digests
 from mechmem.errors import ArtifactError, ModelError, PositionError, listed
-from mechmem.models.engine.batching import PlannedBatch
-from mechmem.models.engine.budget import MOST_TOKENS, check_budget
-from mechmem.models.engine.forward import pass_cost, plan_passes
-from mechmem.models.engine.plan import PassPlan
+from mechmem.models.engine.batching import MOST_TOKENS, PlannedBatch, check_budget
+from mechmem.models.engine.forward import plan_passes
+from mechmem.models.engine.plan import PassPlan, pass_cost
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions
 from mechmem.models.tokenizing import TokenizedPrompt

@@ -11,7 +11,7 @@ import pandas as pd
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import PromptError, listed
 from mechmem.evaluation.graded import similarity
-from mechmem.models.engine.token_scores import token_scores
+from mechmem.models.engine.scoring import token_scores
 from mechmem.models.model import Model
 from mechmem.models.tokenizing import PromptsLike, as_prompts
 from mechmem.tasks.prompts import PromptSet

@@ -1,7 +1,7 @@
 """Floor 2: the only room that imports TransformerLens."""
 
 from mechmem.arguments import names_its_arguments
-from mechmem.models.check import CheckReport, check_model
+from mechmem.models.check.report import CheckReport, check_model
 from mechmem.models.loading import load_model
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.shipped import lab_models, real_models

@@ -109,20 +109,21 @@ def keeps_all_keys(cache: Any, layers: int) -> bool:
 
 def attends_to_all(model: Any, tokens: int) -> bool:
     """Whether attention of every layer reaches back over this many tokens."""
-    config = getattr(getattr(model, "original_model", None), "config", None)
+    config = text_config(model)
     if config is None:
         return False
-    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     kinds = getattr(config, "layer_types", None)
+    # Layers that carry a state, or attend within chunks.
     if kinds is not None and not set(kinds) <= {"full_attention", "sliding_attention"}:
         return False
     window = getattr(config, "sliding_window", None)
     if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's words
         window = config.window_size
+    # Qwen 2 names it without using it.
     slides = getattr(config, "use_sliding_window", True) is not False
     if kinds is not None:
         slides = "sliding_attention" in kinds
-    if getattr(config, "attention_chunk_size", None) is not None:
+    if getattr(config, "attention_chunk_size", None) is not None:  # Llama 4
         return False
     return not slides or window is None or int(window) >= tokens
 

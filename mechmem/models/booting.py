@@ -52,6 +52,7 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
         body.config.architectures = [type(body).__name__]
     try:
         with _private(tokenizer) as private, kept_still():
+            # Asked before the bridge is made, which wraps the model's own modules.
             sample = None if body is None else sampled(body)
             bridge = _bridge_class().boot_transformers(where, tokenizer=private, **given, **options)
     except ModelError:
@@ -65,6 +66,7 @@ def boot(where: str, tokenizer: Any, options: Mapping[str, Any], body: Any = Non
     check_faithful(bridge.eval(), whole.sample if body is None else sample, where)
     small = small_of_its_kind(bridge)
     if small is not None:
+        # For the comparison alone: it raises where float32 shows what half precision hides.
         boot(f"a small model of the kind of {where}", tokenizer, {}, small)
     return bridge
 
@@ -273,6 +275,7 @@ class _Whole:
         model, found = usual.from_pretrained(
             where, output_loading_info=True, **options, **self.more
         )
+        # transformers fills what the files lack with random numbers, and only warns.
         check_whole(found, where, model)
         if not self.placed:
             copy_from_file(model)
@@ -290,6 +293,7 @@ def _check_changes(changes: Mapping[str, Any], config: Any, name: str) -> None:
     except Exception:  # a class from the model's own code may need more
         return
     for key in changes:
+        # TransformerLens would set it beside the field, where transformers never looks.
         own = getattr(type(config), "attribute_map", {}).get(key)
         if own is not None or key not in known:
             raise ModelError(

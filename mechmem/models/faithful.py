@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import text_config
-from mechmem.models.engine.backends import backend_for, is_out_of_memory, model_device
+from mechmem.models.engine.backends import backend_for, held, is_out_of_memory, model_device
 from mechmem.models.engine.capabilities import FAILURES, apart, without_hooks
-from mechmem.models.engine.lock import held
 from mechmem.seeding import caller_state_kept, keyed_rng
 
 _TOKENS = 8
@@ -117,7 +116,7 @@ def small_of_its_kind(bridge: Any) -> Any:
         return None
     own = {**config.to_diff_dict(), **_HIDDEN[kind], "output_attentions": False}
     with caller_state_kept():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # transformers draws new weights from torch's own generator
         plain: Any = type(bridge.original_model)
         usual = {"attn_implementation": "sdpa"} if plain._supports_sdpa else {}
         made = plain._from_config(type(config)(**own), **usual)

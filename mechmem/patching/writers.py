@@ -75,6 +75,7 @@ class Writers:
         """
         if site == Site("resid_pre", 0):
             table = self.tables[0]
+            # The model multiplies what it looks up there, and would multiply the shift.
             table += (shift / self.embedding_scale).to(table)
             return
         place = site if site.stream != "resid_pre" else Site("resid_post", site.layer - 1)
@@ -107,6 +108,7 @@ class Writers:
             return
         for site, unit in units.items():
             if site == Site("resid_pre", 0):
+                # Positions too: both tables are added up before the first block.
                 for table in self.tables:
                     _stretched(table, unit, scale, rows=True)
             elif site.stream in ("attn_out", "mlp_out", *MODULES):
@@ -139,6 +141,7 @@ def _emptied(units: Mapping[Site, Tensor], site: Site) -> bool:
 def _stretched(values: Tensor, unit: Tensor, scale: float, rows: bool) -> None:
     """Adds ``scale`` times the part along ``unit`` of every row (or column), in place."""
     along = unit.to(values.device, torch.float64)
+    # In float64, so that the weights are rounded once, to their own dtype.
     wide = values.double()
     if rows:
         wide = wide + scale * (wide @ along)[..., None] * along
@@ -166,12 +169,14 @@ def plain_copy(model: Model, biased: Sequence[Site]) -> Any:
             "weights loaded from transformers can be baked. Load the model by its name or folder."
         )
     config = copy.deepcopy(source.config)
+    # An edit of what the embedding writes must not change how logits are read.
     config.tie_word_embeddings = False
     if biased:
         for name in ("attention_bias", "mlp_bias"):
             if hasattr(config, name):
                 setattr(config, name, True)
     parameter = next(source.parameters())
+    # Made anew rather than copied: the bridge has put wrappers around the source's modules.
     with torch.random.fork_rng(devices=[]):
         new = type(source)(config)
     new = new.to(device=parameter.device, dtype=parameter.dtype).eval()
@@ -180,6 +185,7 @@ def plain_copy(model: Model, biased: Sequence[Site]) -> Any:
     for name, fresh in new.state_dict().items():
         known = weights.get(name)
         if known is None and name.endswith("lm_head.weight"):
+            # Where the two were tied, the copy's own matrix starts as the embedding's.
             known = next((v for k, v in weights.items() if k.endswith("embed_tokens.weight")), None)
         if known is None and name.endswith(".bias"):
             known = torch.zeros_like(fresh)
@@ -217,6 +223,8 @@ def writers_of(new: Any, model: Model) -> Writers:
             linear = next((one for one in found if one is not None), None)
             if linear is not None:
                 linears[site] = linear
+            # A `post_attention_layernorm` alone is Llama's name for the norm before the MLP; it
+            # follows attention only where the MLP has one behind it too.
             if f"{home}.{layer}.post_feedforward_layernorm" in modules and any(
                 f"{home}.{layer}.{name}" in modules for name in NORMS_AFTER[stream]
             ):

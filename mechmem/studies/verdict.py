@@ -24,9 +24,10 @@ from mechmem.studies.words import joined
 from mechmem.sweeps.result import Sweep, Tested
 
 LEVEL = 0.05
-FEWEST_REFITS = 19
+FEWEST_REFITS = 19  # 1 / (19 + 1) = 0.05
 """Refits below which no p can reach the level."""
 COVARIANCE = "covariance direction"
+# Equal shares may differ in the last digits, being differences of means.
 TIE = 1e-12
 
 Effects = Mapping[str, Mapping[str, float]]
@@ -90,6 +91,7 @@ class Verdict:
         if not self.refits:
             return {}
         own = self.effects.get(self.chosen, {})
+        # A refit that found no edit has turned nothing: its effect is 0.
         larger = [max(_chosen(refit).values(), default=0.0) for refit in self.refits]
         smaller = [min(_chosen(refit).values(), default=0.0) for refit in self.refits]
         if not own:
@@ -185,6 +187,7 @@ class Verdict:
         """One row per claim for the edit, with its p, and one per claim and refit."""
         rows = []
         for claim, p in self.p.items():
+            # Single classes are judged against the larger change of a refit, as `p` does.
             null = claim if claim == "both" else "any"
             values = [_statistic(self.effects, claim)]
             values += [_statistic(refit, null) for refit in self.refits]

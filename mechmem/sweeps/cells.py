@@ -131,8 +131,10 @@ class CellRun:
                 tokens = sum(len(prompt.ids) for prompt in bench.tokenized)
                 store.write_plan([[keys[cell] for cell in unit] for unit in units], tokens)
             queue = self._queue(units, keys, store)
+            # Closed, so that an error gives back the claim that the queue holds.
             with tracked(len(settings), "trying edits", "edit") as more, closing(queue):
                 for unit in queue:
+                    # The queue comes again to what it shared out.
                     if all(cell in out for cell in unit):
                         continue
                     if not find(unit):
@@ -147,6 +149,8 @@ class CellRun:
         return [out[cell] for cell in range(len(settings))]
 
     def _keys(self, settings: Sequence[Setting], prompts: PromptSet) -> list[str]:
+        # What stands side by side moves last bits, and the seed decides what is compared: another
+        # of either is another cell.
         about = {"unit": CELLS_TOGETHER, "seed": self.seed, "reuse": self.reuse}
         common, digests = setting_digest(self.model, prompts, self.task, about), Digests()
         return [Digests().of([common, digests.of(item.edit), item.margins]) for item in settings]
@@ -188,6 +192,7 @@ class CellRun:
     ) -> dict[int, Done]:
         mine = {cell: rows for cell, rows in watched.items() if cell in unit}
         seen = bench.run(unit, mine)
+        # What the model came with is not on trial.
         outer = {id(item) for item in self.model.interventions}
         for cell in unit:
             refuse_silent(
@@ -264,6 +269,7 @@ def _difference(
         view.backend, prompts, interventions=view.interventions, pad_id=pad, share=False
     )
     got = torch.stack([logits[row] for row in rows])
+    # The same number on all logits changes nothing, so their size would be no measure.
     spread = (own.amax(1) - own.amin(1)).clamp_min(torch.finfo(torch.float32).tiny)
     worst = float(((got - own).abs().amax(1) / spread).max())
     if not bench.writes:
@@ -285,6 +291,7 @@ def _gap(view: Model, prompt: TokenizedPrompt, one: list[int], other: list[int])
         (k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
         min(len(one), len(other)),
     )
+    # A text that stops short of the other chose an end token there.
     ends = view.eos_ids[:1]
     parted = [(*ids[: same + 1], *(ends if len(ids) == same else ())) for ids in (one, other)]
     if any(len(ids) != same + 1 for ids in parted):
@@ -293,4 +300,5 @@ def _gap(view: Model, prompt: TokenizedPrompt, one: list[int], other: list[int])
         view.backend, [prompt, prompt], parted, interventions=view.interventions,
         pad_id=view.tokens.pad_id, share=False,
     )  # fmt: skip
+    # All earlier tokens are equal and cancel: what is left is a difference of two logits.
     return float((scores[0] - scores[1]).abs())

@@ -46,6 +46,7 @@ def task_digest(task: Task) -> str:
     """
     digests = Digests()
     kind = type(task)
+    # Outside the standard library, whose sources change with Python and not with the task.
     own = [c for c in kind.__mro__ if c.__module__.split(".")[0] not in sys.stdlib_module_names]
     sources = {kind_name(c): _source(c) for c in own}
     parts: dict[str, Any] = {"kind": kind_name(kind), "sources": sources}
@@ -54,6 +55,7 @@ def task_digest(task: Task) -> str:
         try:
             parts[f"data.{name}"] = digests.of(getattr(task, name))
         except ArtifactError:
+            # Code, or what holds some.
             parts[f"data.{name}"] = type(getattr(task, name)).__qualname__
     return Digests().of(parts)
 

@@ -87,6 +87,7 @@ class Tested:
         assert before is not None  # a sweep always has it
         draws = [edited.after] if name is None else self._draws(toward, name)
         rows = np.flatnonzero([outcome == start for outcome in before.outcomes])
+        # A settled control has no other draws, so its one adds no spread of its own.
         drawn = name is not None and name not in self.edit.settled
         return {
             outcome: share_of_draws(draws, outcome, rows=rows, drawn=drawn)

@@ -76,6 +76,7 @@ class CellStore:
             tokens: Of all prompts: what every cell reads.
         """
         plan = {"format": FORMAT, "kind": PLAN, "units": units, "tokens": tokens}
+        # Named by what it says, so that processes that share a sweep write one plan.
         name = hashlib.sha256(json_text(units).encode()).hexdigest()[:32]
         path = self.folder / f"plan-{name}.json"
         if not path.is_file():
@@ -88,6 +89,7 @@ class CellStore:
             plan = opened(read_json(path, f"a {PLAN}"), path, PLAN, FORMAT)
             checked(plan, {"units": [[str]], "tokens": int}, path)
             keys = [key for unit in plan["units"] for key in unit or [""]]
+            # A key becomes a file name, and a plan may be anybody's.
             if not all(map(_KEY.fullmatch, keys)) or not 0 <= plan["tokens"] < 2**53:
                 raise ArtifactError(f"{path} names no cells that can be. Begin the sweep again.")
             out.append((plan["units"], plan["tokens"]))

@@ -129,6 +129,7 @@ def sweep(
         seen = seen | edit.seen
     chosen_on = model.encode(validation, "choose on")
     seen.refuse(chosen_on, chosen_on.rows, "choose an edit")
+    # Validation counts as seen from here on: no test prompt may be one that chose.
     seen = seen | Seen.of(chosen_on, chosen_on.rows)
     tested_on = model.encode(test, "test on")
     seen.refuse(tested_on, tested_on.rows, "test the chosen edit")
@@ -247,6 +248,7 @@ def _winners(found: Sequence[tuple[_Try, Cell]]) -> list[tuple[_Try, Cell]]:
     best: dict[tuple[int, str], tuple[_Try, Cell]] = {}
     for item, cell in found:
         key = (item.grid, item.family)
+        # The first of equals, so that the grid's own order decides.
         if key not in best or cell.score > best[key][1].score:
             best[key] = (item, cell)
     return sorted(best.values(), key=lambda pair: (pair[0].grid, -pair[1].score))
@@ -310,6 +312,7 @@ def _test_plan(
     winner; refits have no controls."""
     for name in toward:
         edit = _toward(cell.edit, name)
+        # Refits are ranked by shares of outcomes, so their margins are not scored.
         yield name, "", Setting(edit, _about("test", item, name), margins=item.grid == 0)
         drawn = {} if item.grid else control_draws(edit, model, draws=draws, seed=seed)
         for kind, kinds in drawn.items():

@@ -13,7 +13,7 @@ from helpers import HOOKED, bench, close, fresh_bench, ragged, word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import mechmem as mm
-from mechmem.models.engine.budget import MAX_PAIRS, rows_that_fit
+from mechmem.models.engine.batching import MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.plan import make_plan
 from mechmem.models.tokenizing import TokenizedPrompt
 

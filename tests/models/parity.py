@@ -23,9 +23,9 @@ from torch import Tensor
 
 import mechmem as mm
 from mechmem.artifacts import versions
+from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import choose_attention
-from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokenizing import TokenizedPrompt

@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 import mechmem as mm
 from mechmem.models import STREAMS, Site, check_model
-from mechmem.models.engine.site_check import check_stream
+from mechmem.models.check.site_check import check_stream
 
 TEXT = "7 8 9 10 11"
 

@@ -21,8 +21,8 @@ from helpers import (
 )
 
 import mechmem as mm
+from mechmem.models.check.site_check import require_sites
 from mechmem.models.engine.batched_edits import packs_cells
-from mechmem.models.engine.site_check import require_sites
 
 KINDS = ["gpt2", "llama"]
 

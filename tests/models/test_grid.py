@@ -12,6 +12,7 @@ from helpers import HOOKED, bench, close, differs, fresh_bench, hook_count
 from models.hooked3 import HAS_HOOKED_TRANSFORMER, HOOKED_FAMILIES, hooked_transformer
 
 import mechmem as mm
+from mechmem.models.check.site_check import require_sites
 from mechmem.models.engine.generation import generate
 from mechmem.models.engine.grid import Grid, many_logits
 from mechmem.models.engine.scoring import (
@@ -22,7 +23,6 @@ from mechmem.models.engine.scoring import (
     one_token,
 )
 from mechmem.models.engine.shared_forward import can_resume, resumed
-from mechmem.models.engine.site_check import require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import STREAMS, Site
 from tests.models.plain import PARALLEL, greedy, plain_pass

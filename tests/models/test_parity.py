@@ -13,9 +13,9 @@ from models.plain import plain_pass
 from models.zoo import FAMILIES, build, tokenizer
 
 import mechmem as mm
+from mechmem.models.check.invariants import Finding
 from mechmem.models.engine import forward
 from mechmem.models.engine.gradients import margin_gradients
-from mechmem.models.engine.invariants import Finding
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechmem as mm
-from mechmem.models.engine.batching import Batch, Feed, plan_batches
+from mechmem.models.engine.batching import Batch, Feed
+from mechmem.models.engine.plan import plan_batches
 from mechmem.models.positions import Positions
 from mechmem.models.tokenizing import TokenizedPrompt
 

@@ -7,9 +7,9 @@ import torch
 from helpers import HOOKED, bench, close, fresh_bench
 
 import mechmem as mm
+from mechmem.models.check.site_check import require_sites
 from mechmem.models.engine.capabilities import forget
 from mechmem.models.engine.reading import can_trim, last_block, take_states
-from mechmem.models.engine.site_check import require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt

@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 import mechmem as mm
 from mechmem.errors import ModelError
-from mechmem.models.engine.invariants import Finding
+from mechmem.models.check.invariants import Finding
 from mechmem.models.sites import STREAMS, Site
 from mechmem.patching.margins import behavior_margins
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _INSIDE = ("hook_attn_scores", "hook_pattern")
+# The index by which transformers' `repeat_kv` gives shared heads an axis to be repeated on.
 _SPREAD = (slice(None), slice(None), None, slice(None), slice(None))
 
 
@@ -132,6 +133,8 @@ class _Scores(_Deferred):
 
     def __init__(self, queries: Tensor, keys: _Heads, scale: float = 1.0) -> None:
         self.queries, self.keys, self.scale = queries, keys, scale
+        # The same mask twice: `masked` is the bridge's own code, for scores that are written out;
+        # `mask` and `causal` are what the kernel takes.
         self.masked: Callable[[Tensor], Tensor] | None = None
         self.mask: Tensor | None = None
         self.causal = False
@@ -145,6 +148,7 @@ class _Scores(_Deferred):
         return scores if self.masked is None else self.masked(scores)
 
     def __mul__(self, other: Any) -> Any:
+        # The kernel scales before it masks, so only a scale that comes first may wait.
         if isinstance(other, float) and self.masked is None and self._made is None:
             return _Scores(self.queries, self.keys, self.scale * other)
         return super().__mul__(other)
@@ -179,6 +183,7 @@ def _product(left: Any, right: Any) -> Any:
 def _attend(pattern: _Pattern, values: _Heads) -> Tensor | None:
     scores = pattern.scores
     queries, keys, mask = scores.queries, scores.keys.own, scores.mask
+    # Scores that never met the bridge's mask may be anybody's: nothing says who sees whom.
     if scores.masked is None or scores._made is not None or keys.shape[:3] != values.own.shape[:3]:
         return None
     if not queries.dtype == values.dtype == pattern.dtype:
@@ -217,6 +222,7 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     F.softmax: _normalized,
     F.dropout: _dropped,
 }
+# Without it a kernel that never ran would pass the trial: its numbers are the bridge's own.
 _COUNT = [0]
 
 
@@ -246,6 +252,7 @@ def fused(model: Any) -> Iterator[None]:
     ]  # fmt: skip
     try:
         for config in configs:  # by this transformers makes the masks: none, or of truth values
+            # By its hidden name: the public setter reaches configurations that nobody puts back.
             config._attn_implementation_internal = "sdpa"
         for attention in changed:
             _defer(attention)
@@ -273,6 +280,7 @@ def _configs(model: Any) -> list[Any]:
 
 
 def _defer(attention: Any) -> None:
+    # Keys and values pass here last before scores are made: rotated, earlier steps included.
     known, masks = attention._update_kv_cache, attention._apply_reconstruct_attention_mask
 
     def keep(keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -283,14 +291,17 @@ def _defer(attention: Any) -> None:
         attn_scores: Any, attention_mask: Any, seq_len: int, q_seq_len: int | None = None
     ) -> Any:
         asked = seq_len if q_seq_len is None else q_seq_len
+        # Only a mask of four axes says by itself who sees whom; others TransformerLens completes.
         fits = attention_mask is None or attention_mask.ndim == 4
         if not isinstance(attn_scores, _Scores) or attn_scores._made is not None or not fits:
             return masks(_whole(attn_scores), attention_mask, seq_len, q_seq_len)
         scores = _Scores(attn_scores.queries, attn_scores.keys, attn_scores.scale)
         scores.masked = lambda plain: masks(plain, attention_mask, seq_len, q_seq_len)
         if attention_mask is not None:
+            # As TransformerLens cuts a mask over the whole text: the queries are its last rows.
             scores.mask = attention_mask[..., -asked:, :seq_len]
         elif attention.is_causal and not attention.is_cross_attention and asked > 1:
+            # `is_causal` lets the first query see the first key only: right where no key was known.
             scores.causal = asked == seq_len
             if not scores.causal:
                 sees = torch.ones(asked, seq_len, dtype=torch.bool, device=scores.queries.device)

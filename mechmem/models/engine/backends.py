@@ -1,4 +1,4 @@
-"""The two TransformerLens classes behind one small interface.
+"""The two TransformerLens classes behind one small interface, used by one thread at a time.
 
 `TransformerBridge` (3.x and 4.x) and `HookedTransformer` (3.x) are told apart by what they can do,
 never by importing a class that one of the versions does not have.
@@ -6,9 +6,11 @@ never by importing a class that one of the versions does not have.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -100,7 +102,7 @@ class BridgeBackend:
         outer, self.shape = self.shape, tuple(ids.shape)
         extra: dict[str, Any] = {"use_cache": use_cache or cache is not None}
         if last_only and ids.shape[1] > 1:
-            extra["logits_to_keep"] = 1
+            extra["logits_to_keep"] = 1  # else logits of every token are made
         if positions is not None:
             extra["position_ids"] = positions
         if keep is not None and (keep if isinstance(keep, int) else len(keep)) < ids.shape[1]:
@@ -118,6 +120,7 @@ class BridgeBackend:
         finally:
             self.shape = outer  # an edit may have asked the model in the middle of a pass
             forget_patterns(self.model)
+        # Right as well where a model has taken no notice of `logits_to_keep`.
         return (logits[:, -1:] if last_only else logits), grown
 
 
@@ -176,6 +179,7 @@ class HookedTransformerBackend:
 def _averages_to_zero(weight: Tensor) -> bool:
     """Whether every row of a few is centered, up to rounding."""
     rows = weight.detach()[:64].double()
+    # Centering was done in the weights' dtype, so a centered row averages to its rounding only.
     rounding = 4 * torch.finfo(weight.dtype).eps
     return bool((rows.mean(-1).abs() <= rounding * rows.abs().mean(-1)).all())
 
@@ -205,10 +209,12 @@ def hook_attached(hook_point: Any, function: HookFunction, first: bool = False) 
     Only this hook is removed at the end, whatever happened inside.
     """
 
+    # Made anew, so that its handle is found again where one function is attached twice.
     def ours(tensor: Tensor, hook: Any) -> Tensor | None:
         return function(tensor)
 
     try:
+        # Inside the `try`: an interruption between attaching and entering leaves no hook either.
         hook_point.add_hook(ours, prepend=first)
         yield
     finally:
@@ -220,7 +226,7 @@ def hook_attached(hook_point: Any, function: HookFunction, first: bool = False) 
 def model_device(model: Any) -> torch.device:
     """Where token ids must go: the device of the first parameter that is not a placeholder."""
     for parameter in model.parameters():
-        if parameter.device.type != "meta":
+        if parameter.device.type != "meta":  # accelerate keeps offloaded ones there
             return torch.device(parameter.device)
     return torch.device("cpu")
 
@@ -231,6 +237,27 @@ def model_dtype(model: Any) -> torch.dtype:
         if parameter.is_floating_point():
             return cast(torch.dtype, parameter.dtype)
     return torch.get_default_dtype()
+
+
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
+
+
+@contextmanager
+def held(model: Any) -> Iterator[None]:
+    """Keep other threads out of a TransformerLens model while its hooks are ours.
+
+    Hooks sit on the model itself, so a pass of one thread would be edited and read by the hooks of
+    another. The lock belongs to the model, not to a view of it: every `Model` made from it, edited
+    or not, waits for the others. A thread may enter again, as an edit does that asks its own model.
+    Inside, a caller's ``torch.autocast`` has no effect.
+    """
+    # Two threads that meet at a new model must get one and the same lock.
+    with _NEW_LOCK:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    # Under the caller's autocast masks overflow; who wants another dtype loads the model in it.
+    with lock, torch.autocast(model_device(model).type, enabled=False):
+        yield
 
 
 def refuse_training(backend: Backend) -> None:
@@ -253,6 +280,7 @@ def finite(values: Tensor, model: Any, what: str = "logits") -> Tensor:
         ModelError: When a row of them is not a number or infinite; single logits may be minus
             infinity.
     """
+    # The largest logit of a row is NaN as soon as one is, and no token is ruled out by it.
     top = values.detach().amax(-1) if what == "logits" else values.detach()
     if not bool(torch.isfinite(top).all()):
         raise ModelError(
@@ -266,6 +294,7 @@ def finite(values: Tensor, model: Any, what: str = "logits") -> Tensor:
 def additive_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores: 0 where a token sees a key, the lowest number else."""
     out = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    # Not minus infinity: softmax over a row that sees nothing would be NaN.
     return out.masked_fill_(~sees, torch.finfo(dtype).min)
 
 

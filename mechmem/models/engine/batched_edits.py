@@ -65,6 +65,7 @@ Split = Mapping[int, tuple[Feed, Any]]
 
 def split_by_cell(feed: Feed) -> Split:
     """The rows of every cell, where the prompts are `copies_per_cell`."""
+    # Every edited site of a pass asks for the same split, so it is made once per pass.
     if feed not in _SPLITS:
         rows: dict[int, list[int]] = {}
         for row, prompt in enumerate(feed.prompts):
@@ -107,6 +108,7 @@ class BatchedEdits:
             if cell not in parts:
                 continue
             own, at = parts[cell]
+            # A cell may edit a site twice, and the later edit sees what the earlier has made.
             changed = intervention.apply((activation if out is None else out)[at], own)
             if changed is not None:
                 out = activation.clone() if out is None else out
@@ -186,7 +188,9 @@ class PackedCells:
         logits, _ = backend.forward(
             self.batch.ids.repeat(self.times), self.mask(self.root.dtype),
             cache=self.root.cache(range(len(self.batch.rows)), False),
+            # Padding has the index -1; no token sees it, so any position will do.
             positions=self.batch.index.clamp_min(0).repeat(self.times),
+            # Rows are padded on the left, so a cell ends with every prompt's last token.
             keep=torch.arange(1, self.times[1] + 1, device=device) * width - 1,
         )  # fmt: skip
         return logits.detach().transpose(0, 1)
@@ -197,6 +201,7 @@ class PackedCells:
         (_, width), (_, cells) = own.shape, self.times
         earlier = torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
         same = torch.eye(cells, dtype=torch.bool, device=own.device)
+        # Blocks on the diagonal: a token sees its own cell up to itself, and nothing of another's.
         beside = torch.kron(same, earlier)[None] & own.repeat(self.times)[:, None]
         front = self.root.seen.bool()[:, None].expand(-1, beside.shape[1], -1)
         sees = torch.cat([front, beside], dim=2)[:, None]
@@ -259,6 +264,7 @@ class CellPass:
     def halves(self) -> list[CellPass]:
         """Half of the cells each; of one cell, half of the rows each; else nothing."""
         if len(self.cells) > 1:
+            # Cells before rows: what is stored of the batch can then be used whole.
             middle = len(self.cells) // 2
             return [
                 replace(self, cells=part) for part in (self.cells[:middle], self.cells[middle:])

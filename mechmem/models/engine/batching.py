@@ -1,20 +1,29 @@
-"""Which prompts run together: length-sorted batches under a token budget, padded on one side."""
+"""One batch: its tokens, where they stand in their prompts, and how many of them fit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.models.engine.budget import rows_that_fit
+from mechmem.errors import ModelError
 from mechmem.models.positions import Positions
 from mechmem.models.tokenizing import TokenizedPrompt
+from mechmem.numeric import whole_number
 
 DEFAULT_TOKEN_BUDGET = 8192
+
+MAX_BATCH_ROWS = 512
+
+MAX_PAIRS = 1 << 22
+"""Most pairs of a token and a token it may attend to in one batch, which bounds the attention
+scores: 0.5 GB per layer with 32 heads in 4 bytes. One prompt always fits."""
+
+MOST_TOKENS = 1 << 62
+"""A budget of so many is no limit; more tokens than that are no number that a machine counts."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,10 @@ class Batch:
         for prompt, cut, lane in zip(chosen, skip, lanes, strict=True):
             used[lane] += len(prompt.ids) - cut
         width = max(used)
+        # Filled on the CPU and moved once: each write to an accelerator is a call of its own.
         ids = torch.full((len(used), width), pad_id, dtype=torch.long)
         index = torch.full((len(used), width), -1, dtype=torch.long)
+        # On the left by default, so that the last column holds the last token of every prompt.
         free = [width - taken if side == "left" else 0 for taken in used]
         starts = torch.tensor([lanes, [0] * len(chosen)]).T
         for k, (prompt, cut, lane) in enumerate(zip(chosen, skip, lanes, strict=True)):
@@ -122,6 +133,7 @@ class Feed:
             generated: Which new token it processes, from 0; of every row, where they began apart.
             live: ``[row]`` False for rows that are done and only fed along.
         """
+        # -1 as on padding: no position is meant there, so no edit acts on a row that is done.
         index = torch.where(live, self.lengths + generated, -1)[:, None]
         return Feed(self.prompts, index, self.lengths, self.rows, decodes=True)
 
@@ -141,6 +153,7 @@ class Feed:
         """The rows of both, for steps that follow."""
         return Feed(
             self.prompts + other.prompts,
+            # The widths differ; `step` makes the index of what follows anew.
             torch.cat([self.index[:, -1:], other.index[:, -1:]]),
             torch.cat([self.lengths, other.lengths]),
             self.rows + other.rows,
@@ -151,6 +164,7 @@ class Feed:
         (False), or some (None)."""
         if positions not in self._covers:
             mask = self.mask(positions)
+            # Remembered, for asking a tensor makes an accelerator wait, and every edit asks.
             self._covers[positions] = True if bool(mask.all()) else None if mask.any() else False
         return self._covers[positions]
 
@@ -183,6 +197,7 @@ class Feed:
         if positions not in self._columns:
             wanted = [[at for _, at in positions.columns(prompt)] for prompt in self.prompts]
             width = max((len(row) for row in wanted), default=0)
+            # -2 is less than any position, so what fills up counts as not seen.
             padded = [row + [-2] * (width - len(row)) for row in wanted]
             absolute = torch.tensor(padded, dtype=torch.long, device=self.index.device)
             absolute = absolute.reshape(len(wanted), width)
@@ -191,6 +206,7 @@ class Feed:
             else:
                 column = absolute - _first_column(self.index)[:, None]
                 last = self.index.max(dim=1).values
+                # Padding (-1) would be the smallest, and must not be taken for the first position.
                 first = self.index.masked_fill(self.index < 0, 1 << 40).min(dim=1).values
                 seen = (absolute >= first[:, None]) & (absolute <= last[:, None])
             self._columns[positions] = column.masked_fill(~seen, -1)
@@ -199,43 +215,9 @@ class Feed:
 
 def _first_column(index: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:
     """Absolute position that column 0 would have in every row."""
+    # The first token of a row may be any of its prompt's, where a beginning was left out.
     column = (index >= 0).long().argmax(dim=1)
     return index.gather(1, column[:, None])[:, 0] - column
-
-
-def plan_batches(
-    prompts: Sequence[TokenizedPrompt],
-    token_budget: int = DEFAULT_TOKEN_BUDGET,
-    extra: int = 0,
-    pass_cost: float = math.inf,
-) -> Iterator[tuple[int, ...]]:
-    """Rows of each batch: longest prompts first, so that little is padded and memory peaks early.
-
-    Args:
-        prompts: What to run.
-        token_budget: Most tokens in a batch, padding included; one prompt always fits.
-        extra: Tokens that every row will grow by (generation).
-        pass_cost: What another batch costs, in tokens: more padding than that, and it is made.
-    """
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
-    start = 0
-    while start < len(order):
-        width = len(prompts[order[start]].ids)
-        size = rows_that_fit(token_budget, width + extra)
-        lengths = [len(prompts[row].ids) for row in order[start : start + size]]
-        size = unpadded(lengths, pass_cost)
-        yield tuple(order[start : start + size])
-        start += size
-
-
-def unpadded(lengths: Sequence[int], allowed: float) -> int:
-    """How many rows, longest first, go together before they need more padding than is allowed."""
-    padding = 0
-    for k, length in enumerate(lengths):
-        padding += lengths[0] - length
-        if padding > allowed:
-            return k
-    return len(lengths)
 
 
 @dataclass(frozen=True)
@@ -281,6 +263,7 @@ class PlannedBatch:
         used = [0] * (max(lane_of) + 1)
         for lane, length in zip(lane_of, lengths, strict=True):
             used[lane] += length
+        # One prompt in every row is an ordinary batch and needs no mask of our own.
         if len(used) == len(rows):
             return cls(tuple(rows), max(used))
         return cls(tuple(rows), max(used), lane_of=tuple(lane_of), lengths=tuple(lengths))
@@ -337,4 +320,25 @@ class PlannedBatch:
         used = sorted(set(self.prefix_of[part]))
         prefixes = tuple(self.prefixes[root] for root in used)
         roots = tuple(used.index(root) for root in self.prefix_of[part])
+        # The width is a bound, that of the whole batch; `collate` pads to what there is.
         return PlannedBatch(rows, self.width, prefixes, roots)
+
+
+def check_budget(token_budget: int) -> None:
+    """Refuse what is no number of tokens.
+
+    Raises:
+        ModelError: Naming it.
+    """
+    whole_number(token_budget, "token_budget", most=MOST_TOKENS, error=ModelError)
+
+
+def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
+    """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch.
+
+    Raises:
+        ModelError: For a budget that is not a number of tokens.
+    """
+    check_budget(token_budget)
+    pairs = width * (width if keys is None else keys)
+    return max(1, min(MAX_BATCH_ROWS, token_budget // width, MAX_PAIRS // pairs))

@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from mechmem.errors import MechmemError, ModelError
 from mechmem.models.architectures import architecture, keeps_all_keys
 from mechmem.models.engine.attention import calls
-from mechmem.models.engine.backends import Backend, is_out_of_memory, model_device, refuse_training
-from mechmem.models.engine.lock import held
+from mechmem.models.engine.backends import (
+    Backend,
+    held,
+    is_out_of_memory,
+    model_device,
+    refuse_training,
+)
 from mechmem.seeding import keyed_rng
 
 T = TypeVar("T")
@@ -105,6 +110,7 @@ def check_runs(backend: Backend) -> None:
 
 def _ones_change_nothing(backend: Backend, ids: Tensor, found: Tensor) -> bool:
     """Whether the logits are those of a pass without a mask, where such a pass can be made."""
+    # What is not finite is refused by `finite` at the first use, which can say why.
     if backend.kind != "TransformerBridge" or not bool(torch.isfinite(found).all()):
         return True
     try:
@@ -160,12 +166,15 @@ def _try_fusing(backend: Backend) -> bool:
     ids = _random_ids(backend, "attention check", 2, 12)
     padded = torch.ones_like(ids)
     padded[1, :3] = 0
+    # A model that reads padding never gets any, and one that cannot continue never continues.
     masks = [torch.ones_like(ids), *([padded] if honors_padding(backend) else [])]
+    # A beginning, several tokens behind it, and one: the three forms that a mask takes.
     steps = ((0, 7), (7, 11), (11, 12)) if cache_continues(backend) else ()
 
     def run() -> list[Tensor]:
         out = []
         for mask in masks:
+            # What a model gives on padding is nobody's number.
             out.append(backend.forward(ids, mask)[0][mask.bool()])
             cache: object = None
             for start, end in steps:
@@ -242,6 +251,7 @@ def apart(found: Tensor, plain: Tensor) -> tuple[float, float]:
     want, got = (x.double() - x.double().mean(-1, keepdim=True) for x in (plain, found.to(plain)))
     off = ((got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-12)).flatten()
     eps = torch.finfo(plain.dtype).eps
+    # TF32 keeps ten bits: 2**-6 is 16 units of its rounding, as for the other dtypes.
     tf32 = plain.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     # Half precision sends single tokens of a mixture to other experts, so most tokens decide.
     share = off.median() if eps > 1e-6 else off.max()
@@ -263,10 +273,13 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
                     key: hook
                     for key, hook in hooks.items()
                     if getattr(hook, "part_of_model", False)
+                    # `add_hook` wraps a user's function in one of TransformerLens's, so at a hook
+                    # point the home of a function does not say whose it is.
                     or (not isinstance(module, HookPoint) and _is_internal(hook))
                 }
                 if len(keep) < len(hooks):
                     aside.append((module, kind, hooks))
+                    # A new dictionary: torch's handles go on pointing into the old one.
                     setattr(module, kind, type(hooks)(keep))
         yield
     finally:
@@ -279,6 +292,7 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
 def has_hooks(model: Any) -> bool:
     """Whether somebody other than the libraries themselves has hooked the model."""
     with held(model):  # the hooks of our own passes in other threads are nobody else's
+        # Hook points by their own lists: what is registered there with torch is the wrapper.
         return any(
             not _is_internal(hook)
             for module in _modules(model)

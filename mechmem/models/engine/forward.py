@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import attends_to_all, length_class
+from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.backends import (
     Backend,
+    held,
     is_out_of_memory,
     model_device,
     model_dtype,
@@ -30,9 +32,8 @@ from mechmem.models.engine.capabilities import (
     honors_padding,
 )
 from mechmem.models.engine.hooks import Intervention, Reader, StopForward
-from mechmem.models.engine.lock import held
 from mechmem.models.engine.packing import can_pack, packed_causal_mask
-from mechmem.models.engine.plan import PassPlan, make_plan
+from mechmem.models.engine.plan import PassPlan, make_plan, pair_cost, pass_cost
 from mechmem.models.engine.prefixes import (
     PrefixCache,
     can_continue_prefixes,
@@ -40,7 +41,6 @@ from mechmem.models.engine.prefixes import (
     run_prefixes,
     shareable_lengths,
 )
-from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.tokenizing import TokenizedPrompt
 
 T = TypeVar("T")
@@ -94,8 +94,10 @@ def halved_on_oom(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W
         waiting = [whole]
         while waiting:
             work = waiting.pop()
+            # Stored beginnings count once per row, as attention sees them.
             size = work.computed + len(work.rows) * work.prefix_width
             if size >= too_large and work.halves():
+                # Reversed: taken from the end, they run in order.
                 waiting += reversed(work.halves())
                 continue
             result, failed = _attempt(run, work)
@@ -125,6 +127,7 @@ def _attempt(run: Callable[[W], T], work: W) -> tuple[list[T], bool]:
 
 
 def _release() -> None:
+    # What the failed pass left may hang in cycles, and the allocator keeps freed blocks.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -171,6 +174,7 @@ def plan_passes(
     if share and pack and not interventions and _may_pack(backend, prompts):
         pair = pair_cost(backend)
     groups = companions(backend, [len(prompt.ids) for prompt in prompts], extra)
+    # Only what the plan has a use for is tried, since a trial costs passes.
     while True:
         plans = [
             make_plan(
@@ -208,6 +212,7 @@ def companions(backend: Backend, lengths: Sequence[int], extra: int = 0) -> list
     groups: dict[tuple[int, int], list[int]] = {}
     for row, length in enumerate(lengths):
         now, later = rule(length), rule(length + max(0, extra - 1))
+        # -1 stands for any rule, or any length.
         key = (-1, length) if alone or now != later else (now, -1)
         groups.setdefault(key, []).append(row)
     return list(groups.values()) or [[]]
@@ -222,28 +227,6 @@ def _may_pack(backend: Backend, prompts: Sequence[TokenizedPrompt]) -> bool:
         and attends_to_all(backend.model, longest)
         and not has_hooks(backend.model)
     )
-
-
-def pass_cost(backend: Backend) -> float:
-    """What starting a forward pass costs on this model, in tokens.
-
-    Python's work for every block and one reading of the weights, against the arithmetic of a token,
-    with round numbers for a CPU core and for a datacenter GPU. It need not be exact, but it must be
-    the same for every process that works on one plan.
-    """
-    cfg, device = backend.model.cfg, model_device(backend.model)
-    width, d_mlp = int(cfg.d_model), int(cfg.d_mlp or 4 * cfg.d_model)
-    weights = int(cfg.n_layers) * (4 * width * width + 3 * width * d_mlp)
-    bytes_per_second, flops = (1e10, 1.5e11) if device.type == "cpu" else (2e12, 2e14)
-    start = int(cfg.n_layers) * 1.2e-3 + 4 * weights / bytes_per_second
-    return start / (2 * weights / flops)
-
-
-def pair_cost(backend: Backend) -> float:
-    """What it costs, in tokens, that a token stands in a row one token wider: its scores in every
-    layer, against all its arithmetic. By that alone it would be a sixth of 1 / d_model; written out
-    and normalized as scores are, it was measured as 0.54 / d_model on a CPU."""
-    return 1 / (2 * int(backend.model.cfg.d_model))
 
 
 @dataclass
@@ -303,6 +286,7 @@ class BatchPreparer:
         )
         if work.lane_of:
             mask = packed_causal_mask(batch, model_dtype(self.backend.model))
+            # Padding has the index -1, which no table of positions has; nobody sees its states.
             return PreparedBatch(work, batch, mask, positions=batch.index.clamp_min(0))
         if not work.prefixes:
             return PreparedBatch(work, batch, batch.mask)
@@ -322,8 +306,10 @@ class BatchPreparer:
             readers = () if self.readers is None else self.readers(prefixes)
 
             def run(cache: Any) -> None:
+                # Without edits: what is shared lies before the first token that they touch.
                 hooks = checked_hooks(self.backend, batch.feed(), (), readers, self.stop)
                 with inference(self.backend), hooks, suppress(StopForward):
+                    # Nobody wants these logits, so there are as few as can be.
                     self.backend.forward(batch.ids, batch.mask, cache=cache, last_only=True)
 
             self._last = (prefixes, run_prefixes(batch, run), readers)
@@ -335,6 +321,7 @@ def inference(backend: Backend) -> Iterator[None]:
     """No gradients, no dropout unseen, and no other thread's hooks."""
     with held(backend.model):
         refuse_training(backend)
+        # Here as well as in `plan_passes`: the plan may have been made in another process.
         choose_attention(backend)
         with torch.no_grad():
             yield

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
+from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
 from mechmem.models.engine.capabilities import cache_continues, honors_padding
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve
-from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion, Decode, StoppingCriteria
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told
@@ -107,6 +107,7 @@ def generate(
             keeps = room > 1 and cache_continues(backend)
             plan = plan_passes(
                 backend, chosen, token_budget, interventions=interventions, extra=room,
+                # Without a cache every step runs the whole text anew, and nothing could be shared.
                 share=share and (keeps or room == 1),
             )  # fmt: skip
             passes = BatchPreparer(backend, chosen, pad_id, grows=keeps)
@@ -175,12 +176,13 @@ class _Waiting:
             width: Tokens of the longest of those that write.
             room: Tokens that every new one will grow by.
         """
+        # A beginning cannot be run now: the edits of the batch that writes would act in its pass.
         if not self.works or not _worth_leaving(size, going) or not passes.knows(self.works[0]):
             return None
         rows = self.works[0].rows
         width = max([width, *(len(self.prompts[row].ids) for row in rows)])
         free = min(size, self.token_budget // (width + room)) - going
-        if 8 * free < size:
+        if 8 * free < size:  # too few for a pass of their own
             return None
         piece, *rest = self.works.popleft().cut(free)
         self.works.extendleft(rest)
@@ -225,10 +227,8 @@ def _write(
     mask = torch.nn.functional.pad(ready.mask, (0, room - 1))
     done = {row: Completion() for row in work.rows}
     whole, index = ids, feed.index  # kept up only where a pass begins anew
-    members, ages = (
-        list(work.rows),
-        [0] * len(work.rows),
-    )  # of the batch, and what they have written
+    # Of the batch, and how many tokens they have written.
+    members, ages = list(work.rows), [0] * len(work.rows)
     with inference(backend), checked_hooks(backend, feed, interventions) as follow:
         for step in count():
             logits, cache = backend.forward(
@@ -241,7 +241,7 @@ def _write(
                 break
             if step + 1 in anew:
                 cache = None
-            elif step == 0 or step in anew:
+            elif step == 0 or step in anew:  # a whole pass has left a cache without room
                 reserve(cache, room - 1 - step)
             joining = None
             if alike and not anew and joins(cache):
@@ -260,7 +260,7 @@ def _write(
             if joining is not None:
                 ready = passes.ready(joining)
                 own = ready.batch.feed()
-                follow(own)
+                follow(own)  # the same hooks, told of the other prompts for one pass
                 logits, other = backend.forward(
                     ready.batch.ids, ready.mask, cache=ready.cache, use_cache=True, last_only=True
                 )
@@ -277,6 +277,7 @@ def _write(
             live = _marked(going, len(members), ids.device)
             mask[:, width] = live
             width += 1
+            # What a row has written counts the token that is now fed, which is why it is one less.
             later = feed.step(torch.tensor(ages, device=ids.device) - 1, live)
             if anew:
                 whole, index = torch.cat([whole, ids], 1), torch.cat([index, later.index], 1)

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.errors import ModelError
-from mechmem.models.engine.backends import Backend, model_device, refuse_training
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, plan_batches
+from mechmem.models.check.site_check import checked_hooks
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed
 from mechmem.models.engine.capabilities import choose_attention
 from mechmem.models.engine.forward import companions
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.lock import held
-from mechmem.models.engine.site_check import checked_hooks
+from mechmem.models.engine.plan import plan_batches
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt
@@ -49,6 +49,8 @@ class _Tap:
         """The same activation, differentiable in `zeros`."""
         rows, columns = (where.to(activation.device) for where in feed.at(self.positions))
         state = activation[rows, columns].detach()
+        # A gradient with respect to zeros that are added is that of the activation, and asks
+        # nothing of the weights: the graph begins here.
         zeros = torch.zeros_like(state, requires_grad=True)
         self.state, self.zeros = state, zeros
         return activation.index_put((rows, columns), zeros, accumulate=True)
@@ -94,6 +96,7 @@ def margin_gradients(
             lengths = torch.tensor([len(prompt.ids) for prompt in own], device=batch.ids.device)
             taps = [_Tap(site, part) for site in sites for part in parts]
             feed = Feed(own, batch.index, lengths, rows)
+            # As in `inference`, but with gradients.
             refuse_training(backend)
             choose_attention(backend)
             with (
@@ -127,6 +130,7 @@ def _difference(last: Tensor, rows: Sequence[int], first: Answers, second: Answe
     at = torch.arange(len(rows), device=last.device)
     one = torch.tensor([first[row][0] for row in rows], device=last.device)
     other = torch.tensor([second[row][0] for row in rows], device=last.device)
+    # Both log-probabilities have the same normalizer, which cancels.
     return (last[at, one] - last[at, other]).sum()
 
 
@@ -134,6 +138,7 @@ def _likelihood(logits: Tensor, rows: Sequence[int], answers: Answers) -> Tensor
     parts = []
     for k, row in enumerate(rows):
         wanted = torch.tensor(answers[row], device=logits.device)
+        # Padded on the left: a row's last logits are those of its answer.
         scores = logits[k, -len(wanted) :]
         parts.append(scores.log_softmax(-1).gather(1, wanted[:, None]).sum())
     return torch.stack(parts).sum()
@@ -160,6 +165,7 @@ def _keep(
     key = (tap.site, tap.positions)
     if key not in out:
         shape = (total, *state.shape[1:])
+        # From zero, because answers of several tokens come in two runs, whose slopes add up.
         zeros = torch.zeros(shape, dtype=torch.float64)
         out[key] = Slope(zeros, zeros.clone())
     at = torch.tensor(list(rows))

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.models.check.site_check import checked_hooks, require_sites
 from mechmem.models.engine.backends import Backend, finite, model_device
 from mechmem.models.engine.batched_edits import (
     Cell,
@@ -28,8 +29,7 @@ from mechmem.models.engine.batched_edits import (
     packs_cells,
     touched_positions,
 )
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch
-from mechmem.models.engine.budget import rows_that_fit
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, PlannedBatch, rows_that_fit
 from mechmem.models.engine.capabilities import has_hooks
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.plan import PassPlan
@@ -42,7 +42,6 @@ from mechmem.models.engine.shared_forward import (
     run_shared,
     start_of,
 )
-from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.tokenizing import TokenizedPrompt
 
@@ -104,6 +103,7 @@ class Grid:
         self.backend, self.prompts, self.cells = backend, list(prompts), list(cells)
         self.pad_id, self.token_budget = pad_id, token_budget
         for cell in self.cells:
+            # Now, since a check while blocks are passed over would examine another model.
             require_sites(backend, [item.site for item in cell])
         # Hooks of somebody else may do anything, to any row.
         self._reuses = reuse and not has_hooks(backend.model)
@@ -148,6 +148,7 @@ class Grid:
             # An edit by nothing equals the unedited model to the bit, so it runs as that does.
             return _Route(0, True, alone=True)
         layers = int(self.backend.model.cfg.n_layers)
+        # The unedited cell runs no block again.
         start = min((start_of(item.site) for item in cell), default=layers)
         if not self._resumes:
             start = 0
@@ -159,6 +160,7 @@ class Grid:
 
     def _worth_it(self, cell: Cell) -> list[int] | None:
         """How many tokens of every prompt come before the edited ones, where that saves work."""
+        # One prompt is enough: its beginning serves every cell.
         found = shareable_lengths(self.backend, self.prompts, cell, least=1)
         total = sum(len(prompt.ids) for prompt in self.prompts)
         if found is None or not packs_cells(self.backend):
@@ -176,6 +178,7 @@ class Grid:
             if route.whole == whole and not route.alone
         ]
         touching = [item for cell in cells for item in cell]
+        # Where all tokens run, keys and values of a beginning are of no use.
         return plan_passes(
             self.backend, self.prompts, self.token_budget, interventions=touching, share=not whole
         )
@@ -202,6 +205,7 @@ class Grid:
             if size <= MOST_KEPT:
                 kept.append(shared)
             yield shared
+        # All batches or none: a later call needs each of them.
         if size <= MOST_KEPT:
             self._kept[whole] = kept
 
@@ -331,6 +335,7 @@ def many_next(
         at, mine = list(rows), out[cell]
         ids = candidates[at].to(logits.device)
         mine.tokens[at] = logits.argmax(-1).cpu()
+        # Through float32, in which `last_logits` hands logits on: the same number either way.
         mine.scores[at] = logits.float().gather(1, ids).double().cpu()
         places = {row: k for k, row in enumerate(at)}
         for row in set(wanted.get(cell, ())) & set(places):

@@ -24,6 +24,7 @@ from mechmem.models.sites import STREAMS, Site
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
     "z": "attn.hook_z",
+    # Where a norm follows the branch, `hook_attn_out` lies behind it, and this before it.
     "attn_module": "attn.hook_out",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
@@ -74,7 +75,7 @@ def hooks_attached(
     stop_early: bool = False,
 ) -> Iterator[Callable[[Feed], None]]:
     """Attach interventions and readers for forward passes, whatever the sites may be worth; see
-    `mechmem.models.engine.site_check.checked_hooks`.
+    `mechmem.models.check.site_check.checked_hooks`.
 
     Args:
         backend: The model.
@@ -104,6 +105,7 @@ def hooks_attached(
 
         def follow(later: Feed) -> None:
             for program in programs.values():
+                # What came and left in one pass must not be carried into the next.
                 program.feed, program.came, program.left = later, None, None
 
         yield follow
@@ -135,7 +137,9 @@ class _Program:
     def functions(self) -> Iterator[tuple[Callable[[Tensor], Tensor | None], bool]]:
         """Each with whether it runs before the user's own hooks."""
         if self.carry is not None:
+            # First: the user's hooks at the end of a block see it as the edit makes it.
             yield self._carried, True
+        # Also without steps: the program of mlp_out only remembers what it was handed.
         if self.steps or self.stop or self.carry is None:
             yield self, self.first
 
@@ -160,9 +164,10 @@ class _Program:
         came, left = middle.came, middle.left
         if came is None or left is None or left is came or branch.left is None:
             return None
-        moved = (left + branch.left).to(tensor)
+        moved = (left + branch.left).to(tensor)  # an edit may have come in another dtype
         if moved.requires_grad:
             return moved  # an edit by nothing still has a gradient
+        # What was not moved keeps the block's own sum, to the bit.
         return torch.where(left == came, tensor, moved)
 
 
@@ -188,6 +193,8 @@ def _programs(
     for reader in readers:
         at(*reader.site).steps.append((None, reader))
     for name, program in programs.items():
+        # A user's change there reaches the MLP only; if ours came behind it, it would be carried
+        # into the stream as well.
         program.first = name.endswith(_HOOKS["resid_mid"]) and backend.kind == "TransformerBridge"
     return programs
 

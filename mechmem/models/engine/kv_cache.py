@@ -25,6 +25,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], room: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        # transformers sets these at the first `update`, which is another here.
         self.dtype, self.device, self.is_initialized = keys[0].dtype, keys[0].device, True
         self.length = max(int(part.shape[-2]) for part in keys)
         self._whole = tuple(_with_room(parts, self.length, room) for parts in (keys, values))
@@ -66,6 +67,7 @@ def _with_room(parts: Sequence[Tensor], tokens: int, room: int) -> Tensor:
 def joins(cache: Any) -> bool:
     """Whether other rows can be put below those of a cache: keys and values are all it holds."""
     layers = getattr(cache, "layers", None) or []
+    # Exactly this type: others may hold a window, shared beginnings or states.
     return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
 
 
@@ -82,6 +84,7 @@ def join_rows(
     Returns:
         The cache, and its mask.
     """
+    # From the first column that any row uses: padding that was needed for rows that have left.
     masks = [part[:, int(part.any(0).long().argmax()) :] for part in (mask, other_mask)]
     for k, (one, two) in enumerate(zip(cache.layers, other.layers, strict=True)):
         pairs = [(one.keys, one.values), two.joined() if isinstance(two, PrefixedLayer) else
@@ -111,7 +114,7 @@ def reserve(cache: Any, room: int) -> None:
         if isinstance(layer, PrefixedLayer) and spreads <= MOST_SPREAD:
             keys, values = layer.joined()
             layers[k] = GrowingLayer([keys], [values], room)
-        elif type(layer) is DynamicLayer:
+        elif type(layer) is DynamicLayer:  # not of a window, which drops tokens
             layers[k] = GrowingLayer([keys], [values], room)
             layer.keys = layer.values = None  # freed now, not after the last layer
 
@@ -127,6 +130,7 @@ def keep_rows(cache: Any, rows: Sequence[int]) -> bool:
         for layer in cache.layers:
             layer.batch_select_indices(torch.tensor(list(rows), device=layer.device))
         return True
+    # TransformerLens's own cache, behind a HookedTransformer.
     if hasattr(cache, "entries") and hasattr(cache, "previous_attention_mask"):
         for entry in cache.entries:
             at = torch.tensor(list(rows), device=entry.past_keys.device)

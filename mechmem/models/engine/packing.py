@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.models.engine.backends import Backend, additive_mask, model_device, model_dtype
-from mechmem.models.engine.batching import Batch
-from mechmem.models.engine.budget import MAX_BATCH_ROWS, MAX_PAIRS, rows_that_fit
+from mechmem.models.engine.batching import MAX_BATCH_ROWS, MAX_PAIRS, Batch, rows_that_fit
 from mechmem.models.engine.capabilities import holds, same_logits, tried
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
@@ -64,6 +63,7 @@ def pack(
     """
     pool = _Pool(lengths)
     largest = min(token_budget, ENOUGH * pass_cost)
+    # The pairs of one row are the square of its width.
     widest = min(largest, n_ctx, math.isqrt(MAX_PAIRS))
 
     def fill(width: int) -> list[list[int]]:
@@ -86,6 +86,7 @@ def pack(
 
     def price(width: int) -> float:
         """Of one token, in tokens."""
+        # Filled on trial and given back: the price of a width depends on what finds room in it.
         lanes = fill(width)
         for lane in reversed(lanes):
             pool.give(lane)
@@ -96,6 +97,7 @@ def pack(
     while pool.sizes:
         longest = pool.sizes[-1]
         widths = [int(longest * times) for times in _WIDTHS]
+        # The longest prompt always has a row, however narrow the limits are.
         lanes = fill(min((w for w in widths if w <= max(longest, widest)), key=price))
         yield Packed(
             tuple(row for lane in lanes for row in lane),
@@ -113,7 +115,7 @@ class _Pool:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths
         self.stacks: dict[int, list[int]] = {}
-        for row in reversed(range(len(lengths))):
+        for row in reversed(range(len(lengths))):  # `pop` takes from the end
             self.stacks.setdefault(lengths[row], []).append(row)
         self.sizes = sorted(self.stacks)
 
@@ -141,6 +143,8 @@ class _Pool:
 def packed_causal_mask(batch: Batch, dtype: torch.dtype) -> Float[Tensor, "row 1 token key"]:
     """What is added to attention scores: a token sees the earlier ones of its own prompt. Padding
     before the prompts of a row sees itself, so that no token is without any."""
+    # Every prompt starts at position 0: counted along the row, that numbers the prompts, and
+    # padding before them is number 0.
     prompt = (batch.index == 0).cumsum(1)
     width = prompt.shape[1]
     earlier = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()

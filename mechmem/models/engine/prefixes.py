@@ -42,6 +42,7 @@ class _Node:
 
     def close(self, right: int) -> None:
         """Share at this depth, where that saves more than sharing deeper."""
+        # All rows but one are saved the beginning; at a tie, one of many rows is taken.
         own = (right - self.left) * self.depth
         if self.depth >= MIN_PREFIX and own >= self.saved:
             self.saved, self.best_prefixes = own, [(self.depth, self.left, right)]
@@ -51,10 +52,12 @@ def best_prefixes(keys: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]
     """Which rows share how long a beginning: the choice that saves most tokens."""
     everywhere = _common(min(keys), max(keys))  # a header of all of them: not worth comparing
     order = sorted(range(len(keys)), key=lambda row: (keys[row][everywhere:], row))
+    # -1 behind the last row closes all beginnings that are still open.
     same = [0, *(_common(keys[a], keys[b]) for a, b in pairwise(order)), -1]
     stack = [_Node(0, 0)]
     for place in range(len(order)):
         depth, child, left = same[place + 1], _Node(0, place), place
+        # Longer beginnings end here: each takes what lies deeper, then says whether it saves more.
         while stack and stack[-1].depth > depth:
             node = stack.pop()
             node.take(child)
@@ -121,6 +124,7 @@ def run_prefixes(batch: Batch, run: Callable[[Any], object]) -> PrefixCache:
     """
     cache: Any = DynamicCache()
     run(cache)
+    # Of the layers that ran: the pass may have been left early.
     return PrefixCache(batch.mask, [(layer.keys, layer.values) for layer in cache.layers])
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mechmem.errors import ModelError
+from mechmem.models.check.site_check import checked_hooks, require_sites
 from mechmem.models.engine.backends import Backend, finite, model_device
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Batch, Feed, PlannedBatch, Prefix
 from mechmem.models.engine.capabilities import has_hooks, holds, tried
@@ -21,7 +22,6 @@ from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inferenc
 from mechmem.models.engine.hooks import Intervention, StopForward, hooks_attached
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.shared_forward import ActivationReader
-from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.positions import Positions
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt
@@ -134,10 +134,11 @@ class SiteReader:
         if (
             self.prefix is not None
             and self.slots is not None
-            and bool((self.slots.slot >= 0).any())
+            and bool((self.slots.slot >= 0).any())  # else beginnings may hold no state to take
         ):
             assert self.prefix.value is not None
             slot = self.slots.slot.to(device)
+            # -1 takes any state, which `where` leaves out.
             known = self.prefix.value[self.slots.prefix_of.to(device)[:, None], slot]
             value = torch.where(over_features(slot >= 0, value), known, value)
         self.value = value
@@ -150,6 +151,7 @@ def over_features(values: Tensor, like: Tensor) -> Tensor:
 
 def _summed(activation: Tensor, keep: Tensor) -> Tensor:
     """Sum over the kept tokens, in float64."""
+    # A sum over a beginning and one over its rest must add up to that over the whole.
     weight = over_features(keep.to(activation.device).double(), activation)
     return (activation.detach().double() * weight).sum(1, keepdim=True)
 
@@ -200,13 +202,11 @@ def take_states(
     positions.check_stackable(prompts)
     if plan is None:
         plan = plan_passes(
-            backend,
-            prompts,
-            token_budget,
-            interventions=interventions,
+            backend, prompts, token_budget, interventions=interventions,
             share=share and side == "left",
+            # A mean is taken along a row, over all prompts that would stand in it.
             pack=not positions.pooled,
-        )
+        )  # fmt: skip
     works = plan.works if works is None else works
     wanted = wanted_in_prefixes(works, prompts, positions)
 

@@ -1,23 +1,28 @@
-"""Running a model over prompts: states out, logits out, nothing left behind."""
+"""What a model says after prompts: logits, and how likely answers and tokens are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.backends import Backend, finite
 from mechmem.models.engine.batched_edits import Cell, batch_edits, copies_per_cell, split_by_cell
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.generation import generate
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.site_check import checked_hooks
 from mechmem.models.engine.stopping import Completion, Decode
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told
+
+SCORED_TOKENS = 1024
+"""Tokens of a batch of `token_scores`: the logits of all of them are held at once."""
+
+Scores = tuple[Float[Tensor, " token"], Bool[Tensor, " token"]]
 
 
 def last_logits(
@@ -68,6 +73,7 @@ def answer_logprobs(
     """
     out = torch.zeros(len(prompts), dtype=torch.float64)
     joined = [
+        # An answer's last token is scored, never read.
         TokenizedPrompt(prompt.id, prompt.ids + answer[:-1], prompt.spans)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
@@ -80,6 +86,7 @@ def answer_logprobs(
         ready = passes.ready(work)
         own = tuple(prompts[row] for row in work.rows)
         lengths = torch.tensor([len(prompt.ids) for prompt in own], device=ready.mask.device)
+        # The lengths of the prompts alone make the answers generated text.
         feed = Feed(own, ready.batch.index, lengths, work.rows)
         longest = max(len(answers[row]) for row in work.rows)
         with inference(backend), checked_hooks(backend, feed, interventions):
@@ -90,6 +97,7 @@ def answer_logprobs(
         for k, row in enumerate(work.rows):
             wanted = torch.tensor(answers[row], device=logits.device)
             told_apart = finite(logits[k, -len(wanted) :], backend.model)
+            # In float64: half precision ends with the logits.
             each = told_apart.double().log_softmax(-1)
             scores.append(each.gather(1, wanted[:, None]).sum().cpu())
         return scores
@@ -99,6 +107,43 @@ def answer_logprobs(
             out[list(work.rows)] = torch.stack(scores)
             tell(len(work.rows), sum(len(joined[row].ids) for row in work.rows))
     return out
+
+
+def token_scores(
+    backend: Backend,
+    prompts: Sequence[TokenizedPrompt],
+    *,
+    interventions: Sequence[Intervention] = (),
+    pad_id: int = 0,
+    token_budget: int = SCORED_TOKENS,
+) -> list[Scores]:
+    """Per text, of every token but the first: its log-probability (nats, float64) after those
+    before it, and whether greedy decoding would have written it there."""
+    out: dict[int, Scores] = {}
+    # The logits of every token are wanted, those of a beginning too.
+    plan = plan_passes(backend, prompts, token_budget, interventions=interventions, share=False)
+    passes = BatchPreparer(backend, prompts, pad_id)
+
+    def run(work: PlannedBatch) -> list[Scores]:
+        ready = passes.ready(work)
+        longest = max(len(prompts[row].ids) for row in work.rows)
+        with inference(backend), checked_hooks(backend, ready.batch.feed(), interventions):
+            logits, _ = backend.forward(
+                ready.batch.ids, ready.mask, cache=ready.cache, keep=longest
+            )
+        scored = []
+        for k, row in enumerate(work.rows):
+            ids = torch.tensor(prompts[row].ids, device=logits.device)
+            own = finite(logits[k, -len(ids) :], backend.model)[:-1].double()
+            logps = own.log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+            scored.append((logps.cpu(), (own.argmax(-1) == ids[1:]).cpu()))
+        return scored
+
+    with told(None, len(prompts), "scoring tokens") as tell:
+        for work, scored in halved_on_oom(plan.works, run):
+            out |= zip(work.rows, scored, strict=True)
+            tell(len(work.rows), sum(len(prompts[row].ids) for row in work.rows))
+    return [out[row] for row in range(len(prompts))]
 
 
 def one_token(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from mechmem.models.check.site_check import checked_hooks, require_sites
 from mechmem.models.engine.backends import Backend, model_device
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import holds, same_logits, tried
@@ -20,7 +21,6 @@ from mechmem.models.engine.forward import PreparedBatch, inference
 from mechmem.models.engine.hooks import StopForward, hook_name, hooks_attached
 from mechmem.models.engine.kv_cache import PrefixedLayer
 from mechmem.models.engine.prefixes import PrefixCache
-from mechmem.models.engine.site_check import checked_hooks, require_sites
 from mechmem.models.sites import Site
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
@@ -28,6 +28,7 @@ from mechmem.seeding import keyed_rng
 Form = Callable[[Tensor], Any]
 """How a block of this model hands its output on."""
 
+# Blocks of some models hand on a tensor, those of others a tuple that begins with it.
 _FORMS: tuple[Form, ...] = (lambda value: value, lambda value: (value,))
 
 
@@ -77,11 +78,13 @@ def resumed(
         return hand_on(args[0] if args else kwargs["hidden_states"])
 
     def begin(*args: Any, **kwargs: Any) -> Any:
+        # Through the hook point, so that edits and readers at this end still act.
         return hand_on(point(residual))
 
     own = [block.__dict__.get("forward") for block in blocks]
     try:
         for block in blocks:
+            # Past a bridge's `__setattr__`, which would set it on the transformers module inside.
             block.__dict__["forward"] = pass_on
         blocks[-1].__dict__["forward"] = begin
         yield
@@ -164,6 +167,7 @@ class SharedForward:
         """The keys and values of the first ``skip`` tokens of some of the rows."""
         rows = torch.tensor(list(at), device=self.mask.device)
         mask = self.mask[rows]
+        # Counted in tokens, not in columns: padding before a row is none of the skipped.
         mask = mask * (mask.cumsum(1) <= torch.tensor(list(skip), device=mask.device)[:, None])
         used = int(mask.any(0).nonzero().max()) + 1 if bool(mask.any()) else 0
         every = len(at) == self.mask.shape[0]
@@ -196,9 +200,11 @@ def run_shared(
     if keys and cache is None:
         cache = DynamicCache()
     if keeps or keys:
+        # Keys are wanted of all blocks; without them the pass may end at the last reader.
         hooks = checked_hooks(backend, ready.batch.feed(), (), keeps, not keys)
         with inference(backend), hooks, suppress(StopForward):
             backend.forward(ready.batch.ids, ready.mask, cache=cache, last_only=True)
+    # Cloned, since a slice would keep the whole tensor alive.
     residuals = {
         start: keep.value if last is None else keep.value[:, -last:].clone()
         for start, keep in zip(starts, keeps, strict=True)

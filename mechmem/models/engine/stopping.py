@@ -77,12 +77,14 @@ class StoppingCriteria:
             return False
         if self._found(self.decode(ids[-self._window :])) is None:
             return False
+        # A window may begin within a character, or without the blank of its first word.
         return self._found(self.decode(ids)) is not None
 
     def _can_end(self, token: int) -> bool:
         """Whether the token may hold the last character of a stop string."""
         if token not in self._possible:
             piece = self.decode([token])
+            # A part of a character, which the next token completes, may be of a stop string too.
             self._possible[token] = "\ufffd" in piece or any(
                 not text or _changes(text[-1]) or text[-1] in piece for text in self.stop
             )

@@ -51,6 +51,7 @@ class ProbeEdit:
         step = torch.as_tensor(rng.standard_normal(tuple(activation.shape[1:])))
         size = activation[row].double().square().mean().sqrt().cpu()
         moved = activation.clone()
+        # In units of the state, so that what follows moves by far more than rounding.
         moved[row] += (0.5 * size * step).to(activation)
         self.before = activation[kept_rows(self.site.layer)].detach()
         self.after = moved[kept_rows(self.site.layer)].detach()
@@ -89,6 +90,7 @@ class Trace:
             self._keep(self.leaving, layer - 1, value)
 
     def _keep(self, to: dict[int, Tensor], layer: int, value: Tensor) -> None:
+        # The first counts: the final norm hears the stream, the unembedding behind it no more.
         if layer not in to:
             to[layer] = value[kept_rows(layer)].clone()
 
@@ -146,6 +148,7 @@ class InvariantCheck:
         self.trace, self.blocks, self.logits = trace, blocks, logits
         self.unit = float(torch.finfo(logits.dtype).eps)
         for value in trace.values.values():
+            # The coarsest of all dtypes on the way: logits may be of a finer one than the stream.
             self.unit = max(self.unit, float(torch.finfo(value.dtype).eps))
 
     def verdict(self, probe: ProbeEdit) -> Finding:
@@ -184,6 +187,7 @@ class InvariantCheck:
                 f"an edit does not act on what follows; it is off by {found.edit_error:.2g} of the "
                 "change it should make"
             )
+        # A state of zeros is moved by nothing, and then no logit has to change.
         elif not effect > 0 and any(bool(change.any()) for change in changes):
             reason = "an edit there changes no logit"
         return Finding(site, found.read_error, found.edit_error, effect, reason)
@@ -267,11 +271,12 @@ class InvariantCheck:
     def _off(self, invariant: Invariant, scale: Tensor, rows: slice) -> tuple[float, float]:
         """Largest relative error over tokens, and what rounding allows."""
         real = torch.ones(invariant.found.shape[:2], dtype=torch.bool)
-        real[1, : self._pad()] = False
+        real[1, : self._pad()] = False  # what stands on padding is nobody's state
         error = (invariant.found - invariant.expected).norm(dim=-1)[rows][real[rows]]
         whole = invariant.expected.norm(dim=-1)[rows][real[rows]]
         size = scale.norm(dim=-1)[rows][real[rows]]
         size = torch.where(size > 0, size, whole).clamp_min(torch.finfo(torch.float64).tiny)
+        # A sum is rounded in units of its own size, and a small branch is measured in its own.
         allowed = TOLERANCE + 8 * self.unit * float((whole / size).max())
         return float((error / size).max()), min(allowed, _CAP)
 
@@ -293,6 +298,7 @@ def _as_it_is(value: Tensor) -> Tensor:
 
 def _largest(errors: list[tuple[float, float]]) -> float:
     values = [error for error, _ in errors]
+    # `max` would pass NaN over unless it came first.
     return next((v for v in values if v != v), max(values, default=float("nan")))
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from mechmem.errors import SiteError
 from mechmem.models.architectures import block_modules, end_of_blocks, module_inputs
-from mechmem.models.engine.backends import Backend, model_device, refuse_training
+from mechmem.models.check.invariants import (
+    PAD,
+    Finding,
+    InvariantCheck,
+    ProbeEdit,
+    ProbeReader,
+    Trace,
+)
+from mechmem.models.engine.backends import Backend, held, model_device, refuse_training
 from mechmem.models.engine.batching import Batch, Feed
 from mechmem.models.engine.capabilities import FAILURES, always_fails, without_hooks
 from mechmem.models.engine.hooks import (
@@ -25,15 +33,6 @@ from mechmem.models.engine.hooks import (
     hooks_attached,
     misses_stream,
 )
-from mechmem.models.engine.invariants import (
-    PAD,
-    Finding,
-    InvariantCheck,
-    ProbeEdit,
-    ProbeReader,
-    Trace,
-)
-from mechmem.models.engine.lock import held
 from mechmem.models.sites import STREAMS, Site
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.seeding import keyed_rng
@@ -109,6 +108,7 @@ def check_stream(backend: Backend, stream: str) -> list[Finding]:
     helping = {s for s in STREAMS if hook_name(Site(s, 0)) in known}
     trace = Trace(stream, len(blocks))
     probes = [ProbeEdit(site) for site in sites]
+    # The other streams too: a stream is proved by the sums in which it stands.
     seen = [ProbeReader(Site(s, k)) for s in helping | {stream} for k in range(len(blocks))]
     batch = _check_batch(backend, len(blocks))
 
@@ -141,7 +141,7 @@ def _check_batch(backend: Backend, n_layers: int) -> Batch:
     pad = min(PAD, length - 1)
     prompts = [
         TokenizedPrompt("plain", ids, {}),
-        TokenizedPrompt("padded", ids[: length - pad], {}),
+        TokenizedPrompt("padded", ids[: length - pad], {}),  # shorter, so the batch pads it
     ]
     prompts += [TokenizedPrompt("edited", ids, {})] * n_layers
     return Batch.collate(prompts, range(len(prompts)), ids[0], model_device(backend.model))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechmem.models.engine.invariants import Finding
-from mechmem.models.engine.site_check import check_stream
+from mechmem.models.check.invariants import Finding
+from mechmem.models.check.site_check import check_stream
 from mechmem.models.model import Model, ModelInfo
 from mechmem.models.sites import STREAMS, Site
 

@@ -1,0 +1,1 @@
+"""Are sites what they are called, and does an edit there act?"""
