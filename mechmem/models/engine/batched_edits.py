@@ -216,7 +216,7 @@ def packs_cells(backend: Backend) -> bool:
 
 
 def _try_packed_cells(backend: Backend) -> bool:
-    """Prompts of three lengths, cut at three places, three times abreast, against whole runs."""
+    """Prompts of three lengths, cut at two places, three times abreast, against whole runs."""
     cfg, device = backend.model.cfg, model_device(backend.model)
     rng = keyed_rng(0, "abreast check")
     prompts = [
