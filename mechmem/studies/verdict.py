@@ -185,15 +185,19 @@ class Verdict:
         return f"Turned toward {joined(self.turned)} only, beyond refits on exchanged labels"
 
     def table(self) -> pd.DataFrame:
-        """One row per claim for the edit, with its p, and one per claim and refit."""
+        """One row per claim for the edit, with its p, and one per claim and refit; ``of`` says
+        what an effect is the change of, a share or a margin in nats."""
         rows = []
+        of = "margin" if "margin" in self.unit else "share"
         for claim, p in self.p.items():
             null = claim if claim == "both" else "any"
             values = [_statistic(self.effects, claim)]
             values += [_statistic(refit, null) for refit in self.refits]
             for k, value in enumerate(values):
                 kind, own = ("refit", float("nan")) if k else ("edit", p)
-                rows.append({"claim": claim, "kind": kind, "draw": k, "effect": value, "p": own})
+                rows.append(
+                    {"claim": claim, "kind": kind, "draw": k, "effect": value, "p": own, "of": of}
+                )
         return pd.DataFrame(rows)
 
     def as_dict(self) -> dict[str, object]:
