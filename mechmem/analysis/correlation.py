@@ -28,7 +28,9 @@ class ScoreCorrelation:
 
     Attributes:
         spearman, pearson: With 95 % intervals over groups.
-        random: Middle 95 % of Spearman's correlation of random directions of the same site.
+        random: Middle 95 % of Spearman's correlation of isotropic random directions of the site.
+        covariance: The same of random directions with the covariance of the states that the
+            direction was fitted to, such as a fit to nothing gives; NaN where it is not known.
         points: One row per example: id, group, class, score.
         projections: ``[example]`` per site, in activation units.
         score: What the score is called.
@@ -40,6 +42,14 @@ class ScoreCorrelation:
     points: pd.DataFrame
     projections: Mapping[Site, np.ndarray]
     score: str
+    covariance: Mapping[Site, tuple[float, float]]
+
+    def beyond(self, site: Site) -> bool:
+        """Whether the interval of Spearman's correlation lies outside both ranges of random
+        directions. A direction fitted to exchanged labels often lies outside the isotropic one."""
+        found, ranges = self.spearman[site], (self.random[site], self.covariance[site])
+        above = all(found.low > high for _, high in ranges)
+        return above or all(found.high < low for low, _ in ranges)
 
     def correlations(self) -> pd.DataFrame:
         """One row per site."""
@@ -54,6 +64,8 @@ class ScoreCorrelation:
                     **line.row("pearson", counted=False),
                     "random_low": self.random[site][0],
                     "random_high": self.random[site][1],
+                    "covariance_low": self.covariance[site][0],
+                    "covariance_high": self.covariance[site][1],
                     "n": rank.n,
                     "groups": rank.groups,
                 }
@@ -105,7 +117,7 @@ def score_correlation(
         refuse_seen_states(directions, acts, "correlate a score")
     values = _scores(acts, scores)
     groups = list(acts.prompts.groups)
-    ranks, lines, random, projections = {}, {}, {}, {}
+    ranks, lines, random, covariance, projections = {}, {}, {}, {}, {}
     for direction in directions:
         site = direction.site
         states = acts[site].flatten(1).double()
@@ -114,9 +126,12 @@ def score_correlation(
         lines[site] = group_correlation(along, values, groups)
         rng = keyed_rng(seed, "score-correlation", "random", site.key)
         noise = torch.from_numpy(rng.standard_normal((states.shape[1], RANDOM_DIRECTIONS)))
-        found = [spearman(column, values) for column in (states @ noise).numpy().T]
-        low, high = np.quantile(found, [0.025, 0.975])
-        random[site], projections[site] = (float(low), float(high)), along
+        random[site], projections[site] = _range(states @ noise, values), along
+        spread = direction.spread
+        covariance[site] = (np.nan, np.nan)
+        if spread is not None and spread.known:
+            drawn = [spread.drawn(rng) for _ in range(RANDOM_DIRECTIONS)]
+            covariance[site] = _range(states @ torch.stack(drawn, dim=1), values)
     points = pd.DataFrame(
         {
             "id": acts.prompts.ids,
@@ -126,7 +141,14 @@ def score_correlation(
         }
     )
     called = name or (scores if isinstance(scores, str) else "score")
-    return ScoreCorrelation(ranks, lines, random, points, projections, called)
+    return ScoreCorrelation(ranks, lines, random, points, projections, called, covariance)
+
+
+def _range(projections: torch.Tensor, values: np.ndarray) -> tuple[float, float]:
+    """Middle 95 % of Spearman's correlation of the columns with the values."""
+    found = [spearman(column, values) for column in projections.numpy().T]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _scores(acts: Activations, scores: Any) -> np.ndarray:

@@ -86,7 +86,8 @@ class Exchange:
         inner: dict[str, list[str]] = {}
         outer: dict[str, list[tuple[str, str]]] = {}
         for group, members in self.prompts.by_group().items():
-            named = [(p, getattr(p, self.by)) for p in members if getattr(p, self.by) is not None]
+            ordered = sorted(members, key=lambda prompt: prompt.id)  # the first names the stratum
+            named = [(p, getattr(p, self.by)) for p in ordered if getattr(p, self.by) is not None]
             shown = {name for _, name in named}
             if len(shown) > 1:
                 inner[group] = [prompt.id for prompt, _ in named]

@@ -223,8 +223,8 @@ def _turn(source: Source, view: View) -> Any:
         "turn",
         "Turn it",
         "Push the state and see whether the answer turns, beside a control: a push of the same "
-        "size in a direction that was not fitted to the two classes. Only what goes beyond the "
-        "control is an effect.",
+        "size in a direction that was not fitted to the two classes. What goes no further than the "
+        "control is no effect; whether what goes further is one, only a study's refits test.",
         html.Div(
             [
                 html.Div(

@@ -169,6 +169,7 @@ def _short(found: Sweep) -> pd.DataFrame:
     plain = Rates(found.before)
     outcomes = plain.after.allowed[:2]
     first = {"setting": "unedited", "toward": "", "share": "", "edit minus control": ""}
+    first |= {"draws, spread": "", "moved by edit, control": ""}
     first["share"] = ", ".join(f"{name} {plain.share(name)}" for name in outcomes)
     rows = [first]
     for tested in found.tested:
@@ -178,7 +179,10 @@ def _short(found: Sweep) -> pd.DataFrame:
             for name in tested.controls[toward]:
                 row = {"setting": f"  {name}", "toward": toward}
                 row["share"] = str(tested.control_share(toward, name, toward))
-                row["edit minus control"] = str(tested.beyond(toward, name))
+                gap = tested.beyond(toward, name)
+                row["edit minus control"] = str(gap)
+                row["draws, spread"] = f"{gap.draws}, {gap.spread:.3f}"
+                row["moved by edit, control"] = f"{gap.size:.3g}, {gap.control_size:.3g}"
                 rows.append(row)
     return pd.DataFrame(rows)
 

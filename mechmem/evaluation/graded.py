@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from mechmem.errors import PromptError, listed
 from mechmem.evaluation.behavior import Observations, hits
 from mechmem.seeding import keyed_rng
 from mechmem.tasks.base import BEHAVIORS
+from mechmem.tasks.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,13 @@ def graded_answers(seen: Observations, *, seed: int = 0) -> GradedAnswers:
             "A graded score needs `memorized` and `generalized` of every prompt; missing on "
             f"{listed(lacking, 5)}."
         )
-    groups = np.array(prompts.groups)
-    rng = keyed_rng(seed, "graded", len(prompts))
     close, words, chance = {}, {}, {}
     for name in BEHAVIORS:
         answers = [str(getattr(prompt, name)) for prompt in prompts]
         pairs = list(zip(seen.completions, answers, strict=True))
         close[name] = np.array([similarity(text, answer) for text, answer in pairs])
         words[name] = np.array([_words_in_order(text, answer) for text, answer in pairs])
-        others = [_another(groups, answers, row, rng) for row in range(len(prompts))]
+        others = _others(prompts, answers, seed, name)
         chance[name] = np.array(
             [similarity(text, other) for text, other in zip(seen.completions, others, strict=True)]
         )
@@ -135,14 +135,18 @@ def graded_answers(seen: Observations, *, seed: int = 0) -> GradedAnswers:
     return GradedAnswers(seen, close, words, chance, preference, seed)
 
 
-def _another(groups: np.ndarray, answers: list[str], row: int, rng: np.random.Generator) -> str:
-    """Another answer, of another group, at random."""
-    pool = np.flatnonzero((groups != groups[row]) & (np.array(answers) != answers[row]))
-    if pool.size == 0:
-        raise PromptError(
-            f"Chance needs another group with another answer than {answers[row]!r}; there is none."
-        )
-    return answers[int(rng.choice(pool))]
+def _others(prompts: PromptSet, answers: Sequence[str], seed: int, name: str) -> list[str]:
+    """Per prompt another answer, of another group; the same whatever the order of the prompts."""
+    groups, known = np.array(prompts.groups), np.array(answers)
+    out = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        pool = sorted(known[(groups != prompt.group) & (known != answer)].tolist())
+        if not pool:
+            raise PromptError(
+                f"Chance needs another group with another answer than {answer!r}; there is none."
+            )
+        out.append(pool[int(keyed_rng(seed, "graded", name, prompt.id).integers(len(pool)))])
+    return out
 
 
 def similarity(completion: str, answer: str) -> float:

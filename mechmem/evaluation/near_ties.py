@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,8 @@ class NearTies:
             of all prompts, the share above it.
         threshold: Nats. 1 nat: one answer is e = 2.7 times as likely as the other.
         kinds: ``"unedited"`` (rephrasings), ``"edit"`` or ``"control"``, by name.
+        sizes: How far each moved an activation; NaN where nothing was edited. A control is one
+            draw, so how far draws spread is seen by giving several under names of their own.
     """
 
     flips: Mapping[str, tuple[Estimate, ...]]
@@ -35,6 +38,7 @@ class NearTies:
     decided: Mapping[str, tuple[Estimate, Estimate]]
     threshold: float
     kinds: Mapping[str, str]
+    sizes: Mapping[str, float]
 
     def table(self) -> pd.DataFrame:
         """One row per name and bin."""
@@ -67,9 +71,10 @@ class NearTies:
             ]
         )
 
-    def _kind(self, name: str) -> dict[str, str]:
+    def _kind(self, name: str) -> dict[str, Any]:
         kind = self.kinds[name]
-        return {"kind": kind, "control": name if kind == "control" else ""}
+        control = name if kind == "control" else ""
+        return {"kind": kind, "control": control, "size": self.sizes[name]}
 
 
 def near_ties(
@@ -106,8 +111,8 @@ def near_ties(
     } | dict.fromkeys(controls or {}, "control")
     named |= controls or {}
     rows = {name: _turned(result) for name, result in named.items()}
-    sizes = np.concatenate([size for size, _, _ in rows.values()])
-    edges = np.quantile(sizes, np.linspace(0, 1, bins + 1))
+    margins = np.concatenate([size for size, _, _ in rows.values()])
+    edges = np.quantile(margins, np.linspace(0, 1, bins + 1))
     edges[0] = 0.0
     flips, decided = {}, {}
     for name, (size, turned, groups) in rows.items():
@@ -129,7 +134,12 @@ def near_ties(
             else NOT_MEASURED,
             group_mean(above, groups, kind="share"),
         )
-    return NearTies(flips, tuple(float(edge) for edge in edges), decided, threshold, kinds)
+    sizes = {
+        name: one.moved if isinstance(one, Observations) else one.after.moved
+        for name, one in named.items()
+    }
+    ends = tuple(float(edge) for edge in edges)
+    return NearTies(flips, ends, decided, threshold, kinds, sizes)
 
 
 def _name(result: Observations | Rates) -> str:

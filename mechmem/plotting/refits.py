@@ -30,7 +30,8 @@ def refits(verdict: Any, *, theme: str = "light") -> go.Figure:
 
     Args:
         verdict: Of a study, or its saved table: ``claim``, ``kind`` (``edit``, ``refit``),
-            ``draw``, ``effect`` (change of a share), ``p`` (of the edit).
+            ``draw``, ``effect`` (change of a share; of a margin, in nats, where a column ``of``
+            says so), ``p`` (of the edit).
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
@@ -43,6 +44,7 @@ def refits(verdict: Any, *, theme: str = "light") -> go.Figure:
         )
     frame = as_table(verdict, ("claim", "kind", "draw", "effect", "p"), "refits")
     claims = list(dict.fromkeys(frame["claim"].astype(str)))
+    nats = _nats(frame)
     fig = make_subplots(
         len(claims),
         1,
@@ -63,7 +65,7 @@ def refits(verdict: Any, *, theme: str = "light") -> go.Figure:
             y=_apart(null),
             mode="markers",
             marker={"size": 8, "color": GRAY, "opacity": 0.7},
-            hovertext=[f"refit: {_points(value)}" for value in null],
+            hovertext=[f"refit: {_points(value, nats)}" for value in null],
             hoverinfo="text",
             row=number,
             col=1,
@@ -82,8 +84,9 @@ def refits(verdict: Any, *, theme: str = "light") -> go.Figure:
             col=1,
         )
     fig.update_yaxes(visible=False, range=[-0.1, 1.1])
-    fig.update_xaxes(tickformat="+.0%", zeroline=True)
-    fig.update_xaxes(title="change of the share, test prompts", row=len(claims), col=1)
+    fig.update_xaxes(tickformat="+.2~f" if nats else "+.0%", zeroline=True)
+    what = "change of the margin in nats" if nats else "change of the share"
+    fig.update_xaxes(title=f"{what}, test prompts", row=len(claims), col=1)
     count = int((frame["kind"] == "refit").sum()) // len(claims)
     about = f"{count:,} refits of fit, choice and test on exchanged labels; p counts the real fit"
     title = "The real effect among its refits"
@@ -98,14 +101,20 @@ def _real(mine: pd.DataFrame) -> tuple[float, float]:
 
 def _title(frame: pd.DataFrame, claim: str) -> str:
     value, p = _real(frame[frame["claim"] == claim])
-    return f"{_name(claim)}: {_points(value)}, {p_value(p)}"
+    return f"{_name(claim)}: {_points(value, _nats(frame))}, {p_value(p)}"
+
+
+def _nats(frame: pd.DataFrame) -> bool:
+    return "of" in frame and set(frame["of"]) == {"margin"}
 
 
 def _name(claim: str) -> str:
     return CLAIMS.get(claim) or f"toward {plain(claim)}"
 
 
-def _points(value: float) -> str:
+def _points(value: float, nats: bool) -> str:
+    if nats:
+        return f"{value:+.3f} nats"
     return ("+" if value > 0 else "") + percent(value).replace(" %", " points")
 
 

@@ -124,7 +124,7 @@ class Comparison:
         if not reasoning.empty:
             counted.append(
                 f"{int((reasoning['beyond_low'] > 0).sum())} of {len(reasoning)} changes of "
-                "accuracy lie above those of random directions"
+                "accuracy lie above those of random directions, which alone proves nothing"
             )
         return "; ".join(counted)
 
@@ -201,9 +201,9 @@ def _effects(one: SavedStudy) -> pd.DataFrame:
         values = frame[[*ended("beyond_every_control")]]
         head = {"kind": "behavior", "family": frame["family"], "toward": frame["toward"]}
     values = values.set_axis([*ended("beyond")], axis=1)
-    return pd.DataFrame(head | {name: values[name] for name in values}).assign(
-        n=frame["n"], groups=frame["groups"]
-    )
+    judged_by = ("draws", "spread", "rank", "size", "control_size", "n", "groups")
+    kept = {name: frame[name] for name in judged_by if name in frame}
+    return pd.DataFrame(head | {name: values[name] for name in values} | kept)
 
 
 def _mix(one: SavedStudy) -> pd.DataFrame:

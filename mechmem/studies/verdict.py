@@ -14,8 +14,9 @@ that no p has to be divided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 
 import pandas as pd
 
@@ -92,13 +93,13 @@ class Verdict:
             return {}
         own = self.effects.get(self.chosen, {})
         # A refit that found no edit has turned nothing: its effect is 0.
-        larger = [max(_chosen(refit).values(), default=0.0) for refit in self.refits]
-        smaller = [min(_chosen(refit).values(), default=0.0) for refit in self.refits]
+        larger = [_largest(_chosen(refit).values()) for refit in self.refits]
+        smaller = [_smallest(_chosen(refit).values()) for refit in self.refits]
         if not own:
             return {"any": 1.0, "both": 1.0}
         return {
-            "any": rank_p(max(own.values()), larger),
-            "both": rank_p(min(own.values()), smaller),
+            "any": rank_p(_largest(own.values()), larger),
+            "both": rank_p(_smallest(own.values()), smaller),
             **{name: rank_p(value, larger) for name, value in own.items()},
         }
 
@@ -108,10 +109,12 @@ class Verdict:
         if not self.refits:
             return {}
         most = [
-            max((value for own in refit.values() for value in own.values()), default=0.0)
+            _largest([value for own in refit.values() for value in own.values()])
             for refit in self.refits
         ]
-        return {family: rank_p(max(own.values()), most) for family, own in self.effects.items()}
+        return {
+            family: rank_p(_largest(own.values()), most) for family, own in self.effects.items()
+        }
 
     @property
     def turned(self) -> list[str]:
@@ -165,7 +168,7 @@ class Verdict:
         weakest = max(self.turned, key=lambda name: self.p[name])
         return (
             f"Turned toward {joined(self.turned)}, not shown toward {joined(rest)}: {told}, beyond "
-            f"refits on exchanged labels ({self._rank(weakest)})."
+            f"refits on exchanged labels ({self._rank(weakest)}).{self._held_back()}"
         )
 
     @property
@@ -184,8 +187,10 @@ class Verdict:
         return f"Turned toward {joined(self.turned)} only, beyond refits on exchanged labels"
 
     def table(self) -> pd.DataFrame:
-        """One row per claim for the edit, with its p, and one per claim and refit."""
+        """One row per claim for the edit, with its p, and one per claim and refit; ``of`` says
+        what an effect is the change of, a share or a margin in nats."""
         rows = []
+        of = "margin" if "margin" in self.unit else "share"
         for claim, p in self.p.items():
             # Single classes are judged against the larger change of a refit, as `p` does.
             null = claim if claim == "both" else "any"
@@ -193,7 +198,9 @@ class Verdict:
             values += [_statistic(refit, null) for refit in self.refits]
             for k, value in enumerate(values):
                 kind, own = ("refit", float("nan")) if k else ("edit", p)
-                rows.append({"claim": claim, "kind": kind, "draw": k, "effect": value, "p": own})
+                rows.append(
+                    {"claim": claim, "kind": kind, "draw": k, "effect": value, "p": own, "of": of}
+                )
         return pd.DataFrame(rows)
 
     def as_dict(self) -> dict[str, object]:
@@ -212,10 +219,27 @@ class Verdict:
     def _beyond_draws(self, name: str) -> bool:
         return name in self.draws and self.draws[name][0] <= LEVEL
 
+    def _held_back(self) -> str:
+        """Why both ways is not claimed where the refits would allow it; else empty."""
+        own = self.effects[self.chosen]
+        lacking = [name for name in self.classes if not self._beyond_draws(name)]
+        if self.p["both"] > LEVEL or not lacking or min(own.values()) <= TIE:
+            return ""
+        fewest = min(self.draws.get(name, (1.0, 0))[1] for name in lacking)
+        if fewest < FEWEST_REFITS:
+            return (
+                f" Both ways cannot be claimed with {fewest} random draws of the states' "
+                f"covariance beside it; {FEWEST_REFITS} are needed."
+            )
+        return (
+            f" Both ways is not claimed: toward {joined(lacking)} random draws with the states' "
+            "covariance do as much."
+        )
+
     def _rank(self, claim: str) -> str:
         found = self.table()
         mine = found[(found["claim"] == claim) & (found["kind"] == "refit")]["effect"]
-        as_large = int((mine >= _statistic(self.effects, claim) - TIE).sum())
+        as_large = int((~(mine < _statistic(self.effects, claim) - TIE)).sum())
         many = "none" if as_large == 0 else str(as_large)
         return f"{many} of {self.shuffles} did as much, {p_value(self.p[claim])}"
 
@@ -256,7 +280,19 @@ def _statistic(effects: Effects, claim: str) -> float:
     own = _chosen(effects)
     if not own:
         return 0.0
-    return {"any": max(own.values()), "both": min(own.values())}.get(claim, own.get(claim, 0.0))
+    if claim in ("any", "both"):
+        return (_largest if claim == "any" else _smallest)(own.values())
+    return own.get(claim, 0.0)
+
+
+def _largest(values: Iterable[float]) -> float:
+    """0 of nothing; NaN with any NaN among them, whatever their order."""
+    known = list(values)
+    return nan if any(map(isnan, known)) else max(known, default=0.0)
+
+
+def _smallest(values: Iterable[float]) -> float:
+    return -_largest([-value for value in values])
 
 
 def rank_p(value: float, null: Sequence[float]) -> float:

@@ -60,13 +60,21 @@ class Tested:
             drawn=name not in self.edit.settled,
         )
 
-    def beyond(self, toward: str, name: str, outcome: str | None = None) -> Beyond:
+    def beyond(
+        self,
+        toward: str,
+        name: str,
+        outcome: str | None = None,
+        *,
+        rows: np.ndarray | None = None,
+    ) -> Beyond:
         """Share under the edit minus share under a control, its draws a sample like the prompts;
-        default outcome: the one that counts (`goal`)."""
+        default outcome: the one that counts (`goal`), default ``rows``: all prompts."""
         return beyond(
             self.rates[toward].after,
             self._draws(toward, name),
             outcome or self.goal(toward),
+            rows=rows,
             drawn=name not in self.edit.settled,
         )
 
@@ -175,7 +183,8 @@ class Sweep:
     def turned_table(self) -> pd.DataFrame:
         """Test: what became of the prompts that did the other behavior before, by edit and control.
 
-        One row per family, class steered to, edit or control, and outcome: P1's own table.
+        One row per family, class steered to, edit or control, and outcome: P1's own table. Rows of
+        a control carry the edit's share minus its own, and what that was judged by.
         """
         rows = []
         for tested in self.tested:
@@ -183,8 +192,13 @@ class Sweep:
                 for start in tested.rates:
                     if start == toward or start not in self.before.outcomes:
                         continue
+                    here = np.flatnonzero([outcome == start for outcome in self.before.outcomes])
                     for name in (None, *tested.controls[toward]):
                         for outcome, share in tested.turned(toward, start, name).items():
+                            judged: dict[str, Any] = {"size": tested.rates[toward].after.moved}
+                            if name is not None:
+                                gap = tested.beyond(toward, name, outcome, rows=here)
+                                judged = gap.row("edit_minus_control")
                             rows.append(
                                 {
                                     "family": tested.family,
@@ -192,6 +206,7 @@ class Sweep:
                                     "before": start,
                                     "outcome": outcome,
                                     **share.row("share"),
+                                    **judged,
                                 }
                             )
         return pd.DataFrame(rows)

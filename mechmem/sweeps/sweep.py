@@ -85,6 +85,7 @@ def sweep(
             none (``"correct"`` for questions).
         refits: Grids that the same rule made from exchanged classes. Each is swept as the grid is
             (validation, choice, one look at test), without controls, its cells beside all others.
+            One that found no edit, in a family or at all, has nothing to test there.
         refine: Per family, multiples of the best edit's alpha that are tried on validation after
             the grid, in the refits too.
         draws: Random draws per control; with one, how far draws spread is not known and intervals
@@ -106,13 +107,14 @@ def sweep(
         ModelError: When edits do not give the same side by side as alone.
         ArtifactError: When processes share the work without a folder, or it cannot be used.
     """
-    grids = [_families(one) for one in (grid, *refits)]
+    found_anything = [{k: v for k, v in _families(one).items() if v} for one in refits]
+    grids = [_families(grid), *found_anything]
     check_refine(refine)
     _check_asked(objective, draws, seed, folder, progress, token_budget)
     edits = [edit for families in grids for members in families.values() for edit in members]
     if not any(grids[0].values()):
         raise EditError("The grid holds no edit; give for example [mm.AddDirection(r, alpha=2.0)].")
-    empty = [name for families in grids for name, members in families.items() if not members]
+    empty = [name for name, members in grids[0].items() if not members]
     if empty:
         raise EditError(
             f"The grid's families {listed(sorted(set(empty)), 4)} hold no edit, so none of them "

@@ -58,6 +58,21 @@ def test_a_draw_depends_on_the_seed_and_its_number_not_on_the_order_of_the_promp
     assert one != classes(Exchange(prompts).draw(4, 1))
 
 
+def test_a_group_of_several_wordings_has_one_stratum_in_any_order() -> None:
+    prompts = mm.PromptSet(
+        mm.Prompt(id=f"{g}{wording}", text=f"{wording} {g}", group=f"g{g}", meta={"word": wording},
+                  label=("reasoning", "memory")[g % 2])
+        for g in range(24)
+        for wording in ("ab" if g % 3 else "ba")
+    )  # fmt: skip
+    turned = mm.PromptSet(reversed(list(prompts)))
+    found = [
+        {p.id: p.label for p in Exchange(some, "label", lambda p: p.meta["word"]).draw(0, 0)}
+        for some in (prompts, turned)
+    ]
+    assert found[0] == found[1]
+
+
 def test_groups_of_one_class_trade_inside_their_stratum_only() -> None:
     prompts = labeled({"law": (3, 9), "maths": (10, 2), "art": (0, 7)})
     exchange = Exchange(prompts, by="label", stratum=lambda prompt: prompt.meta["topic"])

@@ -221,9 +221,42 @@ class TestScores:
         site = mm.Site(*SITES[0])
         near = mm.score_correlation(fitted, acts, self.scores(acts, arrays, fitted, 0.1))
         assert near.spearman[site].low > near.random[site][1]
+        assert near.covariance[site][0] < 0 < near.covariance[site][1]
         noise = np.random.default_rng(9).normal(size=len(acts))
         far = mm.score_correlation(fitted, acts, noise)
         assert far.random[site][0] < far.spearman[site].value < far.random[site][1]
+
+    def test_a_direction_of_exchanged_labels_is_rarely_beyond_random_ones(self) -> None:
+        """States that vary most along one axis, which the score follows; labels mean nothing."""
+        site, rng = SITES[0], np.random.default_rng(0)
+        scale = np.ones(48)
+        scale[0] = 4.0
+        names = ["memorized", "generalized"] * 40
+        isotropic = claims = 0
+        for _ in range(30):
+            one, other = (scale * rng.normal(size=(80, 48)) for _ in range(2))
+            made = [
+                made_states(
+                    {site: data[:, None]}, names, [f"{prefix}{k}" for k in range(80)],
+                    token_ids=[(0, first + k) for k in range(80)],
+                )
+                for prefix, data, first in (("fit", one, 100), ("held", other, 200))
+            ]  # fmt: skip
+            r = mm.difference_of_means(made[0], toward="generalized")
+            follows = other[:, 0] + 2 * rng.normal(size=80)
+            found = mm.score_correlation(r, made[1], follows, by="behavior")
+            (at,) = found.spearman
+            low, high = found.random[at]
+            isotropic += found.spearman[at].low > high or found.spearman[at].high < low
+            claims += found.beyond(at)
+        assert isotropic >= 6  # a fifth of the time: no test
+        assert claims <= 3  # of 30 at less than 5 %: more come once in 60 times
+
+    def test_where_the_covariance_is_not_known_nothing_is_beyond(self, fitted) -> None:
+        acts, arrays, _ = case("held", seed=8)
+        bare = mm.Directions({d.site: replace(d, spread=None) for d in fitted})
+        found = mm.score_correlation(bare, acts, self.scores(acts, arrays, fitted, 0.1))
+        assert not found.beyond(mm.Site(*SITES[0]))
 
     def test_scores_by_id_and_from_the_prompts_are_the_same(self, fitted) -> None:
         acts, _, _ = case("held", seed=7)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import as_users_run_it
 from question_scene import scene
+from small_study import small_study
 
 import mechmem as mm
 from mechmem.analysis.draws import beyond_draws
@@ -51,6 +52,24 @@ def test_a_sweep_compares_with_draws_one_by_one(here, edit) -> None:
                 np.testing.assert_allclose(getattr(got, field), getattr(want, field), atol=1e-9)
             if name not in ("alpha 0", "uniform noise"):
                 assert got.size == pytest.approx(got.control_size, rel=1e-4)
+
+
+def test_what_became_of_the_other_behavior_says_what_it_was_judged_by() -> None:
+    found = small_study().sweep
+    table = found.turned_table()
+    table = table[table["family"] == found.best.family]
+    control = table[table["kind"] == "control"]
+    assert control[["draws", "size", "control_size", "edit_minus_control"]].notna().all().all()
+    assert table.loc[table["kind"] == "edit", "size"].notna().all()
+    for row in control[control["draws"] > 1].to_dict("records"):
+        rows = np.flatnonzero([name == row["before"] for name in found.before.outcomes])
+        many = found.best.controls[row["toward"]][row["control"]]
+        shares = [np.mean([one.after.outcomes[k] == row["outcome"] for k in rows]) for one in many]
+        assert row["draws"] == len(many)
+        assert row["spread"] == pytest.approx(np.std(shares, ddof=1))
+        own = found.best.rates[row["toward"]].after.outcomes
+        share = np.mean([own[k] == row["outcome"] for k in rows])
+        assert row["edit_minus_control"] == pytest.approx(share - np.mean(shares))
 
 
 def test_transfer_and_models_compared_say_what_they_compare_with(here, edit) -> None:

@@ -99,6 +99,22 @@ class TestGradedAnswers:
             got.chance["memorized"].tolist()
         )
 
+    def test_chance_does_not_depend_on_the_order_of_the_prompts(self) -> None:
+        rng = np.random.default_rng(0)
+        texts = ["".join(rng.choice(list("12345678"), 8)) for _ in range(12)]
+        seen = written(texts, ["other"] * 12)
+        order = rng.permutation(12).tolist()
+        mixed = replace(
+            seen,
+            prompts=mm.PromptSet(seen.prompts[k] for k in order),
+            completions=tuple(seen.completions[k] for k in order),
+            margins=seen.margins[order],
+        )
+        one, other = (mm.evaluation.graded_answers(each) for each in (seen, mixed))
+        for name in one.chance:
+            assert one.chance[name][order].tolist() == other.chance[name].tolist()
+        assert len(set(one.chance["memorized"].tolist())) > 2
+
     def test_partly_counts_what_is_closer_than_chance(self) -> None:
         seen = written(["12345999", "87654999", "24682999", "zz", "zz", "zz"], ["other"] * 6)
         got = mm.evaluation.graded_answers(seen)

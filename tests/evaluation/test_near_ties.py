@@ -54,6 +54,19 @@ class TestNearTies:
         assert got.edges[0] == 0
         assert got.edges[-1] == pytest.approx(8.0)
 
+    def test_tables_say_how_far_edit_and_control_moved_the_states(self, planted) -> None:
+        edit, control = (
+            replace(planted, after=replace(planted.after, moved=size)) for size in (3.0, 2.5)
+        )
+        found = mm.evaluation.near_ties(
+            {"pairs": planted.before, "edit": edit}, controls={"random": control}
+        )
+        for table in (found.table(), found.summary()):
+            sizes = table.groupby("name")["size"].unique()
+            assert sizes["edit"].tolist() == [3.0]
+            assert sizes["random"].tolist() == [2.5]
+            assert np.isnan(sizes["pairs"]).all()
+
     def test_a_task_may_have_its_own_names(self, planted) -> None:
         called = {"memorized": "known", "generalized": "context"}
         one, two = (

@@ -18,6 +18,8 @@ from small_study import small_study
 
 from mechmem import plotting
 from mechmem.errors import MechmemError
+from mechmem.studies.reasoning.margins import UNIT
+from mechmem.studies.verdict import Verdict
 
 
 def saved(table: pd.DataFrame) -> pd.DataFrame:
@@ -322,6 +324,18 @@ def test_refits_are_dots_and_the_real_fit_is_a_line_with_its_p() -> None:
         assert "19 refits" in line.hovertext[0]
     assert lines[2].line.color == plotting.COLORS["memorized"]
     assert "19 refits of fit" in fig.layout.title.subtitle.text
+
+
+def test_refits_of_a_margin_are_shown_in_nats() -> None:
+    own = {"last token": {"reasoning": 0.024, "memory": -0.002}}
+    found = Verdict(own, [own] * 19, 19, unit=UNIT)
+    for given in (found, found.table()):
+        fig = plotting.refits(given)
+        assert fig.layout.annotations[0].text == "either way: +0.024 nats, p = 1"
+        titles = [fig.layout[f"xaxis{k}"].title.text for k in ("", 2, 3, 4)]
+        assert titles[-1] == "change of the margin in nats, test prompts"
+        assert "%" not in fig.layout.xaxis.tickformat
+        assert "share" not in str(fig.to_dict())
 
 
 def test_refits_that_were_not_run_are_not_drawn() -> None:

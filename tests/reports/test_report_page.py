@@ -176,6 +176,34 @@ def test_without_refits_the_sentence_says_that_nothing_was_tested() -> None:
     assert untested.headline() == "Nothing was tested"
 
 
+def test_the_published_form_is_told_with_its_p_among_the_refits_and_never_as_a_claim() -> None:
+    study = small_study()
+    best, *_ = study.sweep.tested
+    form = replace(best, family="P1 as published")
+    found = replace(study.sweep, tested=[best, form])
+    for shuffles, told in ((19, "p = 1 against the best family of every refit."),
+                           (0, "no refits tested it.")):  # fmt: skip
+        refits = [[best, form]] * shuffles
+        whole = replace(found, refits=refits)
+        own = replace(study, sweep=whole, verdict=verdict_of(whole, shuffles))
+        (note,) = [n for n in own.notes() if "the paper (P1) published it" in n]
+        assert note.endswith(f"beyond the control that it beats by least; {told}")
+        assert "(beyond" not in note
+    assert any("only as far as the verdict goes" in line for line in study.limits())
+
+
+def test_the_first_table_says_draws_spread_and_both_sizes_wherever_a_control_stands() -> None:
+    best, shown = small_study().sweep.best, small_study().summary()
+    want = []
+    for toward in reversed(list(best.rates)):
+        for name in best.controls[toward]:
+            gap = best.beyond(toward, name)
+            spread = "" if gap.draws < 2 else f", {100 * gap.spread:.1f}"
+            want.append([f"{gap.draws}{spread}", f"{gap.size:.3g}, {gap.control_size:.3g}"])
+    rows = shown[shown["setting"].str.startswith("  control: ")]
+    assert rows[["draws, spread in points", "moved by edit, control"]].values.tolist() == want
+
+
 def test_broken_answers_are_counted() -> None:
     study = small_study()
     before = same(study)

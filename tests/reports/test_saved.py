@@ -144,6 +144,8 @@ def test_two_studies_lie_side_by_side(folders):
             1e-12,
         )
         assert (row["n"], row["groups"]) == (gap.n, gap.groups)
+        judged = ("draws", "spread", "rank", "size", "control_size")
+        close(row[list(judged)].astype(float), [getattr(gap, name) for name in judged], 1e-9)
     turned = int((mine["beyond_low"] > 0).sum())
     text = found._count()
     assert f"{turned} of 2 went beyond every control toward" in text or turned == 2
@@ -302,6 +304,7 @@ def test_a_study_of_reasoning_stands_beside_others(folders, tmp_path):
     assert (row["beyond"], row["beyond_low"], row["beyond_high"], row["n"]) == (0.2, 0.1, 0.3, 20)
     assert row["toward"] == "memory, toward memory"
     assert "1 of 1 changes of accuracy" in found._count()
+    assert found._count().endswith("random directions, which alone proves nothing")
     assert replace(load_study(folder)).kind == "reasoning"
     assert "correct, memory" in set(found.mix()["outcome"])
 

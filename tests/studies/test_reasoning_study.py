@@ -220,8 +220,27 @@ def test_an_edit_that_does_nothing_is_said_to_do_nothing(study):
         for item in study.trial.tested
     )
     idle = replace(study, trial=replace(study.trial, tested=tested))
-    assert "not beyond random directions" in idle.answer()
-    assert re.search(r"\+0\.0 \[-[\d.]+, \+[\d.]+\]", idle.answer())
+    assert re.search(r"\+0\.0 \[-[\d.]+, \+[\d.]+\] beyond random directions", idle.answer())
+
+
+def test_only_the_verdict_claims_and_every_comparison_says_what_it_was_judged_by(study):
+    for text in (study.answer(), *study.notes()):
+        assert not re.search(r"(\((not )?beyond|below) random", text)
+    assert any("only as far as the verdict goes" in line for line in study.limits())
+    judged = {"draws", "spread", "size", "control_size"}
+    tables = study.tables()
+    for name in ("accuracy", "modes", "validation", "turning", "turning_validation"):
+        rows = tables[name]
+        assert judged <= set(rows.columns), name
+        if "kind" in rows:
+            rows = rows[(rows["kind"] == "edit") & (rows["alpha"] != 0)]
+        else:
+            rows = rows[rows["family"] != "unedited"]
+        assert rows[["draws", "spread"]].notna().all().all(), name
+    repairs = tables["repairs"]
+    assert repairs[["draws", "size", "control_size", "broken_random_spread"]].notna().all().all()
+    bare = tables["summary"].iloc[-1]
+    assert bare["draws, spread in points"].startswith(f"{repairs['draws'].iloc[0]}, ")
 
 
 def test_the_effect_that_is_judged_is_the_gain_that_the_tables_show(study):

@@ -161,3 +161,36 @@ def test_a_single_class_is_told_with_its_own_p() -> None:
     assert mixed.p[G] == 5 / 100
     assert mixed.turned == [G]
     assert "4 of 99 did as much, p = 0.05" in mixed.sentence
+
+
+@pytest.mark.parametrize("refit", [(float("nan"), 0.1), (0.1, float("nan"))])
+def test_a_refit_that_gave_no_number_counts_against_the_effect_in_either_place(refit) -> None:
+    found = Verdict(effects(0.3, 0.2), flat(*refit), 19, draws=BEYOND)
+    assert set(found.p.values()) == {1.0}
+    assert found.family_p == {"chosen": 1.0}
+    assert found.turned == []
+    assert "19 of 19 did as much, p = 1" in found.sentence
+
+
+@pytest.mark.parametrize("own", [(float("nan"), 0.3), (0.3, float("nan"))])
+def test_an_effect_that_is_no_number_passes_no_gate_in_either_place(own) -> None:
+    found = Verdict(effects(*own), flat(0.1, 0.0), 19, draws=BEYOND)
+    assert found.p["any"] == found.p["both"] == found.family_p["chosen"] == 1.0
+    assert found.turned == []
+
+
+@pytest.mark.parametrize(
+    ("draws", "why"),
+    [
+        ({M: (0.25, 3), G: (0.25, 3)}, "with 3 random draws of the states' covariance beside it"),
+        ({M: (0.03, 30)}, "with 0 random draws"),
+        ({M: (0.03, 30), G: (0.2, 30)}, "toward generalized random draws with the states'"),
+        ({M: (0.03, 30), G: (0.03, 30)}, ""),
+    ],
+)
+def test_what_only_the_draws_forbid_is_said_to_be_forbidden_by_them(draws, why) -> None:
+    sentence = Verdict(effects(0.3, 0.2), flat(0.1, 0.0), 19, draws=draws).sentence
+    assert why in sentence
+    assert ("oth ways" in sentence.split("p = 0.05).")[1]) == bool(why)
+    one = Verdict(effects(0.3, -0.1), flat(0.1, -0.3), 19, draws=draws)
+    assert one.sentence.endswith("(none of 19 did as much, p = 0.05).")

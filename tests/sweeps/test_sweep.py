@@ -433,6 +433,11 @@ class TestRefits:
                 for name, rates in mine.rates.items():
                     assert rates.after.completions == theirs.rates[name].after.completions
         assert both.refits[1] == []
+        lacking = swept(refits=[{**other, "neurons": []}, {"neurons": []}], refine=refine)
+        assert [item.family for item in lacking.refits[0]] == ["directions"]
+        assert lacking.refits[1] == []
+        with pytest.raises(mm.EditError, match="'neurons' hold no edit"):
+            swept(edits={**other, "neurons": []})
         assert not any(item.controls[name] for item in both.refits[0] for name in item.rates)
         assert len(both.cells) == len(swept(refine=refine).cells)
 

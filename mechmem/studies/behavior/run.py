@@ -80,7 +80,7 @@ def run_study(
         n: Pairs to make, when the task makes them.
         seed: Keys splits, controls and resampling.
         grid: The rule that makes edits, by family, from what was fitted (`Fit`), instead of the
-            plan's. It is run again in every refit.
+            plan's. It is run again in every refit; one in which it makes none counts as 0.
         plan: What is tried; it goes before ``draws`` and ``steered``. By default all of `Plan`. A
             plan gives the same numbers on any machine.
         budget: Seconds. The plan is shrunk until it takes no longer on this machine; what was left
@@ -244,7 +244,7 @@ def run_study(
             reading=reading,
             n=n,
             seed=seed,
-            grid=lambda fit: {found.best.family: rule(fit)[found.best.family]},
+            grid=lambda fit: {found.best.family: rule(fit).get(found.best.family, ())},
             refine=refine,
             shuffles=shuffles,
             draws=whole.draws,

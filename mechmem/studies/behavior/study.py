@@ -87,7 +87,7 @@ class BehaviorStudy(Study):
     def notes(self) -> list[str]:
         negative = self.negative_note()
         return [
-            *words.notes(self.sweep, self.clean, self.probes),
+            *words.notes(self.sweep, self.clean, self.probes, self.verdict),
             *([negative] if negative else []),
         ]
 

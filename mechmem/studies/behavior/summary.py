@@ -8,12 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from mechmem.analysis.draws import Beyond
 from mechmem.analysis.intervals import Estimate
 from mechmem.evaluation.rates import Rates
 from mechmem.studies.words import DASH, estimate_of, hundredths
 from mechmem.sweeps.result import Sweep, Tested
 
 CLEAN, BEYOND = "clean accuracy %", "edit minus control, points"
+DRAWS, MOVED = "draws, spread in points", "moved by edit, control"
 
 
 def summary_table(found: Sweep, clean: pd.DataFrame) -> pd.DataFrame:
@@ -21,6 +23,8 @@ def summary_table(found: Sweep, clean: pd.DataFrame) -> pd.DataFrame:
 
     Cells are text: percentages with 95 % intervals. The edit minus a control is the share steered
     to, paired by prompt; for families that were not chosen, the control that they beat by least.
+    Beside it stand how many draws the control had, the standard deviation between their shares, and
+    how far edit and control moved a state.
     """
     best = found.best
     plain = Rates(found.before)
@@ -67,7 +71,7 @@ def _row(
     setting: str,
     share: Callable[[str], Estimate],
     outcomes: tuple[str, ...],
-    beyond: Estimate | None = None,
+    beyond: Beyond | None = None,
     clean: str = DASH,
 ) -> dict[str, str]:
     return {
@@ -75,7 +79,13 @@ def _row(
         **{f"{name} %": hundredths(share(name)) for name in outcomes},
         CLEAN: clean,
         BEYOND: DASH if beyond is None else hundredths(beyond, signed=True),
+        DRAWS: DASH if beyond is None else _drawn(beyond),
+        MOVED: DASH if beyond is None else f"{beyond.size:.3g}, {beyond.control_size:.3g}",
     }
+
+
+def _drawn(beyond: Beyond) -> str:
+    return str(beyond.draws) if beyond.draws < 2 else f"{beyond.draws}, {100 * beyond.spread:.1f}"
 
 
 def _clean(accuracy: dict[str, dict[Any, Any]], setting: str) -> str:

@@ -11,6 +11,7 @@ from mechmem.analysis.intervals import Estimate
 from mechmem.analysis.probes import Probes
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
+from mechmem.plotting.data import p_value
 from mechmem.studies.verdict import Verdict
 from mechmem.studies.words import few_groups, joined, points, sentence, share, whole_percent
 from mechmem.sweeps.result import Sweep, Tested
@@ -36,13 +37,13 @@ def answer(found: Sweep, card: Mapping[str, Any], verdict: Verdict) -> str:
     return f"{sentence(text)} {verdict.sentence}"
 
 
-def notes(found: Sweep, clean: pd.DataFrame, probes: Probes) -> list[str]:
+def notes(found: Sweep, clean: pd.DataFrame, probes: Probes, verdict: Verdict) -> list[str]:
     """What has to be said beside the sentence: no gain, cost, published form, probes."""
     told = (
         _no_gain(found),
         _broken(found.best),
         _clean_cost(clean),
-        _paper_form(found.tested),
+        _paper_form(found.tested, verdict),
         _probes(probes),
     )
     return [sentence(text) for text in told if text]
@@ -91,7 +92,8 @@ def limits(
         )
     yield (
         "Separation and probes show what can be read off the states, not what the model uses. Only "
-        "the edits speak about causes, and only as far as they go beyond their controls."
+        "the edits speak about causes, and only as far as the verdict goes: going beyond a control "
+        "is no test of what was fitted and chosen."
     )
     yield (
         "The neurons were ranked by how they differ between behaviors. That a neuron differs does "
@@ -176,20 +178,23 @@ def _clean_cost(clean: pd.DataFrame) -> str:
     return f"accuracy on ordinary items was {whole_percent(rows['unedited'])} unedited and {told}"
 
 
-def _paper_form(tested: Sequence[Tested]) -> str:
-    """What the edit in its published form did, where it was tried."""
+def _paper_form(tested: Sequence[Tested], verdict: Verdict) -> str:
+    """What the edit in its published form did, where it was tried, and its p among the refits."""
     if tested[0].family.startswith(P1):
         return "the chosen edit has the form that the paper (P1) published"
     for one in tested:
         if one.family.startswith(P1):
-            told = joined(
-                [
-                    f"{points(gap)} toward {toward} "
-                    f"({'beyond' if gap.low > 0 else 'not beyond'} its controls)"
-                    for toward, gap in _gaps(one).items()
-                ]
+            told = joined([f"{points(gap)} toward {toward}" for toward, gap in _gaps(one).items()])
+            p = verdict.family_p.get(one.family)
+            rank = (
+                "no refits tested it"
+                if p is None
+                else f"{p_value(p)} against the best family of every refit"
             )
-            return f"the edit as the paper (P1) published it reached {told}"
+            return (
+                f"the edit as the paper (P1) published it reached {told} beyond the control that "
+                f"it beats by least; {rank}"
+            )
     return ""
 
 

@@ -51,12 +51,7 @@ class MemorizationStudy(Study):
     size: float
 
     def headline(self) -> str:
-        beyond = [
-            name
-            for name, found in self._along().items()
-            if found.spearman[self.site].low > found.random[self.site][1]
-            or found.spearman[self.site].high < found.random[self.site][0]
-        ]
+        beyond = [name for name, found in self._along().items() if found.beyond(self.site)]
         if not beyond:
             return "Neither score goes together with the direction beyond random directions"
         which = "Both scores go" if len(beyond) == 2 else f"Only the {beyond[0]} score goes"
@@ -66,7 +61,9 @@ class MemorizationStudy(Study):
         told = joined(
             [
                 f"{name} memorization {ratio(found.spearman[self.site])} (random directions: "
-                "{:.2f} to {:.2f})".format(*found.random[self.site])
+                "{:.2f} to {:.2f}; with the states' covariance: {:.2f} to {:.2f})".format(
+                    *found.random[self.site], *found.covariance[self.site]
+                )
                 for name, found in self._along().items()
             ]
         )

@@ -95,8 +95,8 @@ def repair_table(trial: Trial) -> pd.DataFrame:
     """The case study, counted: errors that an edit repairs, those it makes, and by chance.
 
     A *wrong-mode* error gives the answer of the other route: a fact answered with the sum, a
-    computation answered with the stored value. The counts of random directions are the mean and
-    the largest over the draws.
+    computation answered with the stored value. The counts of random directions are the mean, the
+    standard deviation and the largest over the draws.
     """
     before = trial.before["test"]
     right = correct(before) == 1
@@ -111,7 +111,9 @@ def repair_table(trial: Trial) -> pd.DataFrame:
             return int(((correct(seen) == 1) == good)[of].sum())
 
         row = {**_about(item, sign), "label": label, "errors": int(wrong.sum()),
-               "wrong_mode_errors": int(slip.sum())}  # fmt: skip
+               "wrong_mode_errors": int(slip.sum()), "draws": len(item.random[sign]),
+               "size": item.after[sign].moved,
+               "control_size": size_of(item.random[sign])}  # fmt: skip
         for name, of, good in (
             ("repaired", wrong, True),
             ("wrong_mode_repaired", slip, True),
@@ -120,6 +122,8 @@ def repair_table(trial: Trial) -> pd.DataFrame:
             by_chance = [count(seen, of, good) for seen in item.random[sign]]
             row[name] = count(item.after[sign], of, good)
             row[f"{name}_random_mean"] = float(np.mean(by_chance))
+            several = len(by_chance) > 1
+            row[f"{name}_random_spread"] = float(np.std(by_chance, ddof=1)) if several else np.nan
             row[f"{name}_random_most"] = max(by_chance)
         rows.append(row)
     return pd.DataFrame(rows)

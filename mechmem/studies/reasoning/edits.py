@@ -17,7 +17,14 @@ import pandas as pd
 from mechmem.analysis.directions import Direction, Directions
 from mechmem.analysis.draws import DRAWS
 from mechmem.evaluation.behavior import Observations
-from mechmem.evaluation.controls import controls
+from mechmem.evaluation.controls import (
+    beyond,
+    change_of_draws,
+    controls,
+    draws_of_one,
+    share_of_draws,
+    size_of,
+)
 from mechmem.evaluation.many_edits import evaluate_each
 from mechmem.evaluation.rates import evaluate
 from mechmem.evaluation.steering import RANDOM, add, scale_everywhere, steering_grid
@@ -25,7 +32,7 @@ from mechmem.models.model import Model
 from mechmem.patching.base import Edit
 from mechmem.patching.directions import AddDirection
 from mechmem.patching.projections import ProjectOut
-from mechmem.studies.reasoning.rows import correct, mean_of, of_label
+from mechmem.studies.reasoning.rows import of_label
 from mechmem.tasks.base import Task
 from mechmem.tasks.prompts import PromptSet
 from mechmem.tasks.questions.labels import LABELS
@@ -200,33 +207,38 @@ def _removed(
 ) -> pd.DataFrame:
     """Rows like those of `steering_grid` for projecting each site's direction out."""
     settings = [SignedEdit(family, one, float("nan")) for one in directions if one.norm]
-    edits = [setting.edit(0) for setting in settings]
-    placebos = [controls(edit, model, seed=seed)[RANDOM] for edit in edits]
-    rates = evaluate_each(
-        model, prompts, [*edits, *placebos], task=reader, before=before, margins=False
-    )
-    plain, rows = correct(before), []
-    for k, item in enumerate(rates):
-        setting = settings[k % len(settings)]
+    plan = []
+    for setting in settings:
+        edit = setting.edit(0)
+        _, drawn = draws_of_one(edit, model, draws=VALIDATION_DRAWS, seed=seed, name=RANDOM)
+        plan += [edit, *drawn]
+    done = evaluate_each(model, prompts, plan, task=reader, before=before, margins=False)
+    seen, each, rows = [item.after for item in done], 1 + VALIDATION_DRAWS, []
+    for k, setting in enumerate(settings):
+        own, *others = seen[k * each : (k + 1) * each]
         for label in LABELS:
             mine = of_label(before, label)
-            share = mean_of(correct(item.after), mine, before, "share")
-            change = mean_of(correct(item.after) - plain, mine, before, "change")
-            rows.append(
-                {
-                    "stream": setting.direction.site.stream,
-                    "layer": setting.direction.site.layer,
-                    "alpha": float("nan"),
-                    "kind": "edit" if k < len(settings) else "control",
-                    "control": "" if k < len(settings) else RANDOM,
-                    "class": label,
-                    **share.row("share", counted=False),
-                    **change.row("change", counted=False),
-                    "n": share.n,
-                    "groups": share.groups,
-                    "family": family,
-                }
-            )
+            for kind, many in (("edit", [own]), ("control", others)):
+                beside = kind == "control"
+                share = share_of_draws(many, "correct", rows=mine, drawn=beside)
+                change = change_of_draws(many, before, "correct", rows=mine, drawn=beside)
+                rows.append(
+                    {
+                        "stream": setting.direction.site.stream,
+                        "layer": setting.direction.site.layer,
+                        "alpha": float("nan"),
+                        "kind": kind,
+                        "control": RANDOM if beside else "",
+                        "class": label,
+                        **share.row("share", counted=False),
+                        **change.row("change", counted=False),
+                        "n": share.n,
+                        "groups": share.groups,
+                        "size": size_of(many),
+                        **({} if beside else beyond(own, others, "correct", rows=mine).row()),
+                        "family": family,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

@@ -103,8 +103,8 @@ class QuestionReading(Study):
             for row in each_row(self.baselines)
         ]
         text = (
-            f"Reasoning is told from memory along one direction at {self.chosen}, chosen and "
-            f"fitted on {self.fitted} other questions, with AUROC {'; '.join(told)}."
+            f"Along one direction at {self.chosen}, chosen and fitted on {self.fitted} other "
+            f"questions, reasoning lies above memory with AUROC {'; '.join(told)}."
         )
         return text if self.verdict is None else f"{text} {self.verdict.sentence}"
 

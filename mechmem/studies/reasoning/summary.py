@@ -32,6 +32,12 @@ def summary_table(reading: HeldOutReading, trial: Trial | None) -> pd.DataFrame:
                 "beyond random, points": hundredths(estimate_of(row, "beyond_random"), signed=True)
                 if edited
                 else DASH,
+                "draws, spread in points": f"{row['draws']:g}, {100 * row['spread']:.1f}"
+                if edited
+                else DASH,
+                "moved by edit, random": f"{row['size']:.3g}, {row['control_size']:.3g}"
+                if edited
+                else DASH,
             }
         )
     return pd.DataFrame(rows)
