@@ -47,6 +47,7 @@ def layout(source: Source) -> Any:
             html.Div(
                 [
                     html.Span(id="status", role="status"),
+                    html.Span(id="refused", role="alert"),
                     html.Button("Stop", id="stop", className="plain"),
                 ],
                 id="bar",
@@ -186,7 +187,7 @@ def _typed(name: str, value: str) -> Any:
 def _where(source: Source, view: View) -> Any:
     which = {str(k): f"wording {k + 1}" for k in range(max(1, len(view.texts)))}
     shown = {
-        "projection": "projection on the study's direction",
+        "projection": "projection on the direction between the classes",
         "margin": "margin of the two answers after each layer",
     }
     return _section(

@@ -35,10 +35,10 @@ _READS: Mapping[str, tuple[str, ...]] = {
     "ask": (),
     "map": ("shown", "map"),
     "everywhere": ("map",),
-    "turn": ("site", "kind", "toward", "strength", "positions", "control"),
-    "cost": ("site", "kind", "toward", "strength", "positions", "control"),
-    "beyond": ("site", "kind", "toward", "strength", "positions", "control"),
-    "dose": ("site", "kind", "toward", "positions", "control"),
+    "turn": ("site", "kind", "toward", "strength", "positions"),
+    "cost": ("site", "kind", "toward", "strength", "positions"),
+    "beyond": ("site", "kind", "toward", "strength", "positions"),
+    "dose": ("site", "kind", "toward", "positions"),
 }
 """What of a view each reads besides the prompts."""
 
@@ -98,10 +98,9 @@ class Page:
 
     def key(self, panel: str, view: View) -> tuple[Any, ...]:
         """What the result of a panel depends on."""
-        own = tuple(getattr(view, name) for name in _READS[panel])
-        strength = () if view.kind in DOSED or "strength" not in _READS[panel] else ("any",)
-        if strength:
-            own = tuple(getattr(replace(view, strength=1.0), name) for name in _READS[panel])
+        if view.kind not in DOSED:
+            view = replace(view, strength=1.0)  # it has none
+        own = (getattr(view, name) for name in _READS[panel])
         return (panel, view.texts, view.memorized, view.generalized, *own)
 
     def job(self, panel: str, view: View, window: str, wait: float = WAIT) -> Job:
@@ -205,9 +204,9 @@ class Page:
             total = scores.total if scores is not None else 0
             beside = show.table(
                 neurons,
-                f"Not of this wording, but of the study: neurons of {site} that differ most "
-                f"between the classes, ranked by |r| among all {total} of every site that were "
-                "scored. A difference is not yet a cause.",
+                f"Whatever the wording: neurons of {site} that differ most between the classes, "
+                f"ranked by |r| among all {total} of every site that were scored. A difference is "
+                "not yet a cause.",
                 NEURON_COLUMNS,
             )
         asked = self.done("ask", view)
@@ -251,7 +250,7 @@ class Page:
             aim = next(name for name in self.source.classes if name != aim)
         # What is shown are answers: a class of questions goes by the answer of its side.
         aim = dict(zip(self.source.classes, job.value.before.behaviors, strict=True)).get(aim, aim)
-        dosed = view.kind in DOSED and view.strength != 0
+        dosed = view.kind in DOSED and view.strength != 0 and view.toward
         cost, beyond = (one.value for one in later)
         parts = [show.columns(job.value, cost, beyond, aim if dosed else None)]
         parts += [show.refusal(one.error) for one in later if one.error]
