@@ -81,9 +81,10 @@ def _top(source: Source) -> Any:
     )
 
 
-def labeled(label: str, control: Any, **about: Any) -> Any:
-    """A control under its name."""
-    return html.Div([html.Label(label, htmlFor=control.id), control], className="field", **about)
+def typed(name: str, label: str, value: str) -> Any:
+    """A line to type, under its name."""
+    line = dcc.Input(id=name, value=value, type="text", autoComplete="off", spellCheck=False)
+    return html.Div([html.Label(label, htmlFor=name), line], className="field")
 
 
 def choices(name: str, label: str, options: dict[str, str], value: str) -> Any:
@@ -161,8 +162,8 @@ def _ask(source: Source, view: View) -> Any:
                     groups[0] if groups else None,
                     not groups,
                 ),
-                labeled(f"Answer that is {first}", _typed("memorized", view.memorized)),
-                labeled(f"Answer that is {second}", _typed("generalized", view.generalized)),
+                typed("memorized", f"Answer that is {first}", view.memorized),
+                typed("generalized", f"Answer that is {second}", view.generalized),
             ],
             className="fields",
         ),
@@ -178,10 +179,6 @@ def _ask(source: Source, view: View) -> Any:
         ),
         html.Div(id="shares", role="status"),
     )
-
-
-def _typed(name: str, value: str) -> Any:
-    return dcc.Input(id=name, value=value, type="text", autoComplete="off", spellCheck=False)
 
 
 def _where(source: Source, view: View) -> Any:

@@ -165,7 +165,7 @@ def test_a_conditional_edit_says_where_it_stayed_closed(view) -> None:
 def test_the_columns_stand_together_and_changed_words_are_marked(view) -> None:
     turned = value("turn", replace(view, strength=3.0))
     cost = value("cost", replace(view, strength=3.0))
-    parts = show.columns(turned, cost)
+    parts = show.columns(turned, cost, "")
     text = text_of(parts)
     heads = text_of(parts.children[1])
     assert heads.index("Unedited") < heads.index("Edited") < heads.index("Control: ")
@@ -260,7 +260,7 @@ def test_prompt_text_is_data_everywhere(text, view) -> None:
 
 
 def test_what_is_kept_can_be_read_again(view) -> None:
-    for panel in ("ask", "map", "turn", "cost", "dose"):
+    for panel in ("ask", "map", "everywhere", "turn", "cost", "beyond", "dose"):
         value(panel, view)
     name, packed = kept(page(), "save-csv", view, "test")
     assert name.endswith(".zip")
@@ -272,7 +272,13 @@ def test_what_is_kept_can_be_read_again(view) -> None:
     np.testing.assert_allclose(tables["edited.csv"]["margin"], value("turn", view).edit.margins)
     name, packed = kept(page(), "save-report", view, "test")
     written = packed.decode()
-    assert show.moved_words(value("turn", view)) in written
+    sentences = [*page().map_found(view), page().turn_found(view)]
+    assert len(sentences) == 3
+    assert re.search("its control: |The wrong way: ", sentences[-1])
+    mapped, turned = page().map(view, "test", "light")[2], page().turn(view, "test")[0]
+    for sentence in sentences:
+        assert sentence in written
+        assert sentence in text_of([mapped.parts, turned.parts])
     assert page().source.verdict in written
     assert re.search(r"http-equiv=.Content-Security-Policy", written)
     r = page().live().directions[LAYER]
