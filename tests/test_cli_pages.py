@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from small_study import small_study
 
 import mechmem as mm
 from mechmem.cli import main
+from mechmem.cli.reports import again
 
 
 @pytest.fixture
@@ -97,3 +99,10 @@ def test_saved_directions_go_out_and_into_weights(run, tmp_path):
     status, _, err = run("export", "r", "steer.gguf", "--site", "resid_post.0")
     assert status == 1
     assert "llama.cpp refuses" in err
+
+
+def test_a_command_to_type_is_one_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/mechmem")
+    assert again("open", Path("my study")) == "mechmem open 'my study'"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert again("open", "x").endswith("-m mechmem open x")

@@ -35,6 +35,7 @@ def _gather(app: Dash, page: Page) -> None:
         output={
             "view": Output("view", "data"),
             "said": Output("status", "children", allow_duplicate=True),
+            "refused": Output("refused", "children"),
             "wordings": [Output(f"wording-{k}", "value") for k in rows],
             "hidden": [Output(f"row-{k}", "hidden") for k in rows],
             "memorized": Output("memorized", "value"),
@@ -76,11 +77,12 @@ def _gather(app: Dash, page: Page) -> None:
         known: Any,
     ) -> Any:  # fmt: skip
         nothing = {
-            "view": no_update, "said": no_update, "wordings": [no_update] * len(rows),
-            "hidden": [no_update] * len(rows), "memorized": no_update, "generalized": no_update,
-            "where": no_update, "which": no_update, "strength": no_update,
-            "set": dict.fromkeys(VIEW_SETTINGS, no_update), "question": no_update,
-            "soon": no_update, "beats": [no_update] * len(PARTS), "stale": [no_update] * 2,
+            "view": no_update, "said": no_update, "refused": no_update,
+            "wordings": [no_update] * len(rows), "hidden": [no_update] * len(rows),
+            "memorized": no_update, "generalized": no_update, "where": no_update,
+            "which": no_update, "strength": no_update, "question": no_update,
+            "set": dict.fromkeys(VIEW_SETTINGS, no_update), "soon": no_update,
+            "beats": [no_update] * len(PARTS), "stale": [no_update] * 2,
         }  # fmt: skip
         linked = str(address or "").startswith("#view=")
         triggers = list(ctx.triggered_prop_ids.values()) or (["address"] if linked else [])
@@ -105,14 +107,14 @@ def _gather(app: Dash, page: Page) -> None:
                     page.worker.forget_failures()
                 new = step(page.source, new, trigger, said)
         except (MechmemError, KeyError, TypeError, ValueError) as error:
-            return {**nothing, "said": show.visible(error)}
+            return {**nothing, "refused": show.visible(error)}
         shows = page.shows(new, theme)
         behind = [shows[part] != old for part, old in zip(PARTS, known, strict=True)]
         if not triggers or (new == now and not any(behind)):
-            return nothing
+            return {**nothing, "refused": ""}
         out: dict[str, Any] = {
             **nothing, "view": new.as_dict(), "strength": f"{new.strength:g}", "soon": SOON,
-            "said": "" if new != now else no_update,
+            "said": "" if new != now else no_update, "refused": "",
             # the dose waits for the columns, which wake it
             "beats": [
                 next(_COUNT) if late and part != "dose" else no_update
@@ -300,7 +302,7 @@ def step(source: Source, view: View, trigger: str, set_: Mapping[str, Any]) -> V
         MechmemError: For a link that is none, or a value that no control has.
     """
     if trigger == "address":
-        return View.from_link(set_["address"])
+        return source.own(View.from_link(set_["address"]))
     if trigger == "question":
         wordings = source.wordings(set_["question"])
         if not wordings:

@@ -62,6 +62,7 @@ def report(page: Page, view: View) -> str:
     from mechmem.reports.page import drawn, render_page
 
     tables, turned = _tables(page, view), page.done("turn", view)
+    found = [*page.map_found(view), page.turn_found(view)]
     figures = {}
     if "map" in tables:
         figures["map"] = drawn(plotting.token_map(tables["map"]))
@@ -71,7 +72,7 @@ def report(page: Page, view: View) -> str:
         )
     return render_page(
         "view.html", figures, source=page.source, view=view, tables=tables,
-        found=show.moved_words(turned) if turned is not None else "",
+        found=[one for one in found if one],
         lines=turned.lines if turned is not None else "", link=view.link(),
     )  # fmt: skip
 

@@ -47,6 +47,7 @@ def layout(source: Source) -> Any:
             html.Div(
                 [
                     html.Span(id="status", role="status"),
+                    html.Span(id="refused", role="alert"),
                     html.Button("Stop", id="stop", className="plain"),
                 ],
                 id="bar",
@@ -80,9 +81,10 @@ def _top(source: Source) -> Any:
     )
 
 
-def labeled(label: str, control: Any, **about: Any) -> Any:
-    """A control under its name."""
-    return html.Div([html.Label(label, htmlFor=control.id), control], className="field", **about)
+def typed(name: str, label: str, value: str) -> Any:
+    """A line to type, under its name."""
+    line = dcc.Input(id=name, value=value, type="text", autoComplete="off", spellCheck=False)
+    return html.Div([html.Label(label, htmlFor=name), line], className="field")
 
 
 def choices(name: str, label: str, options: dict[str, str], value: str) -> Any:
@@ -160,8 +162,8 @@ def _ask(source: Source, view: View) -> Any:
                     groups[0] if groups else None,
                     not groups,
                 ),
-                labeled(f"Answer that is {first}", _typed("memorized", view.memorized)),
-                labeled(f"Answer that is {second}", _typed("generalized", view.generalized)),
+                typed("memorized", f"Answer that is {first}", view.memorized),
+                typed("generalized", f"Answer that is {second}", view.generalized),
             ],
             className="fields",
         ),
@@ -179,14 +181,10 @@ def _ask(source: Source, view: View) -> Any:
     )
 
 
-def _typed(name: str, value: str) -> Any:
-    return dcc.Input(id=name, value=value, type="text", autoComplete="off", spellCheck=False)
-
-
 def _where(source: Source, view: View) -> Any:
     which = {str(k): f"wording {k + 1}" for k in range(max(1, len(view.texts)))}
     shown = {
-        "projection": "projection on the study's direction",
+        "projection": "projection on the direction between the classes",
         "margin": "margin of the two answers after each layer",
     }
     return _section(

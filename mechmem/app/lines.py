@@ -57,7 +57,8 @@ def python(head: Mapping[str, str], prompts: PromptSet, edit: str, control: str)
             "unedited = mm.observe(model, prompts, task=task)",
             "edited = mm.evaluate(model, prompts, task=task, edit=edit).after",
             "controlled = mm.evaluate(model, prompts, task=task, edit=control).after",
-            "print(edited.table(), controlled.table())",
+            "for seen in (unedited, edited, controlled):",
+            "    print(seen.table()[['completion', 'behavior', 'margin']])",
         ]
     )
 
@@ -72,4 +73,7 @@ def _prompt_line(prompt: Prompt) -> str:
         given["spans"] = dict(prompt.spans)
     if prompt.meta:
         given["meta"] = dict(prompt.meta)
-    return f"mm.Prompt({prompt.id!r}, " + ", ".join(f"{k}={v!r}" for k, v in given.items()) + ")"
+    said = [repr(prompt.id), *(f"{k}={v!r}" for k, v in given.items())]
+    if prompt.chat is not None:
+        said.append(f"chat=mm.{prompt.chat!r}")
+    return f"mm.Prompt({', '.join(said)})"

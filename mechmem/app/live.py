@@ -86,6 +86,7 @@ class Live:
         known: Prompts of the study's test part; a wording equal to one of them is that prompt.
         head: The first lines of the Python that is shown.
         reading: How the prompts' own answers are read; default as text.
+        lacking: Why there are no directions, where there are none.
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class Live:
         known: PromptSet | None,
         head: Mapping[str, str],
         reading: str | Choice | None = None,
+        lacking: str = "none was fitted here",
     ) -> None:
         self.model, self.task = watched(model), task
         self.directions, self.scores, self.flips = directions, scores, flips
         self.known = {prompt.text: prompt for prompt in known or ()}
-        self.head, self.reading = dict(head), reading
+        self.chat = next((prompt.chat for prompt in self.known.values()), None)
+        self.head, self.reading, self.lacking = dict(head), reading, lacking
         self._seen: dict[tuple[Any, ...], Observations] = {}
 
     def under(self, check: Callable[[], None], work: Callable[[View], Any], view: View) -> Any:
@@ -116,20 +119,20 @@ class Live:
 
     def prompts(self, view: View) -> PromptSet:
         """The wordings as prompts. All typed ones are one group: they ask one question."""
-        texts = list(dict.fromkeys(text for text in view.texts if text))
-        if not texts:
+        if not view.texts:
             raise PromptError("There is no prompt yet: type one, or choose one of the study.")
         made = []
         answers = (view.memorized or None, view.generalized or None)
-        first = self.known.get(texts[0])
+        first = self.known.get(view.texts[0])
         # The two fields show the first wording's answers; where they do, each keeps its own.
         own = first is not None and (first.memorized, first.generalized) == answers
-        for k, text in enumerate(texts):
+        for k, text in enumerate(view.texts):
             one = self.known.get(text)
             if one is None or not (own or (one.memorized, one.generalized) == answers):
                 one = Prompt(
                     f"typed {k + 1}", text, group="typed", memorized=answers[0],
                     generalized=answers[1], answer=None if one is None else one.answer,
+                    chat=self.chat,
                 )  # fmt: skip
             made.append(one)
         return PromptSet(made)
@@ -226,18 +229,13 @@ class Live:
         assert isinstance(made.value, Edit)
         return made.value, made.text
 
-    def control_names(self, view: View) -> list[str]:
-        """The controls of this edit, the strictest first."""
+    def control(self, view: View) -> str:
+        """The strictest control of this edit."""
         edit, _ = self.edit(view)
         names = [name for name in edit.controls(self.model, 0) if name != "alpha 0"]
-        return sorted(names, key=lambda name: not name.startswith("covariance"))
-
-    def control(self, view: View) -> str:
-        """The control that is set, or the strictest."""
-        names = self.control_names(view)
         if not names:
             raise EditError("This edit has no control of the same size here; choose another kind.")
-        return view.control if view.control in names else names[0]
+        return min(names, key=lambda name: not name.startswith("covariance"))
 
     def turn(self, view: View) -> Turned:
         """Unedited, edited, and under a control of the same size, on the same wordings."""
@@ -318,9 +316,9 @@ class Live:
     def fitted(self, what: str) -> Directions:
         if self.directions is None:
             raise EditError(
-                f"{what} needs a direction, and none was fitted here. Open a saved study (mechmem "
-                "study ... --out FOLDER, mechmem open FOLDER), or give --task as well, on which "
-                "one is fitted."
+                f"{what} needs a direction, and {self.lacking}. Open a saved study (mechmem study "
+                "... --out FOLDER, mechmem open FOLDER), or give another --task, on which one is "
+                "fitted."
             )
         return self.directions
 

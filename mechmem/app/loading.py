@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,26 @@ from mechmem.analysis import (
 from mechmem.app.live import Live
 from mechmem.app.source import Source
 from mechmem.caching import cache_activations
-from mechmem.errors import MechmemError, ModelError, listed
+from mechmem.errors import ModelError
 from mechmem.evaluation import observe
 from mechmem.models import Model, load_model
 from mechmem.studies.defaults import OWN_PROMPTS
-from mechmem.tasks import Choice, PromptSet, Task, get_task
+from mechmem.tasks import Choice, PromptSet, QuestionTask, Task, get_task
 from mechmem.tasks.base import with_reading
+from mechmem.tasks.questions.labels import LABELS
 
 FITTED_PAIRS = 200
+_PARTS: dict[str, Any] = {"train": 0.6, "validation": 0.0, "test": 0.4, "seed": 0}
 _FIT = """
 asked = task
 task = asked.prepared(lambda p: mm.observe(model, p, task=asked, margins=False).outcomes)
 fit = task.pairs({n}, 0).split(train=0.6, validation=0.0, test=0.4, seed=0).train
-flips = task.contrast(mm.observe(model, fit, task=task, margins=False).behaving)
-acts = mm.cache_activations(model, flips, sites="resid_post")"""
+fit = task.contrast(mm.observe(model, fit, task=task, margins=False).behaving)
+acts = mm.cache_activations(model, fit, sites="resid_post")"""
+_FIT_LABELED = """
+asked = task.extraction(task.questions({n}, 0))
+fit = asked.split(train=0.6, validation=0.0, test=0.4, seed=0).train
+acts = mm.cache_activations(model, fit, sites="resid_post")"""
 
 
 def load_live(source: Source) -> Live:
@@ -70,7 +77,7 @@ def load_live(source: Source) -> Live:
         held["vector"].provenance.check_model(model, "This study")
         useful = {site: one for site, one in held["vector"].by_site.items() if one.norm > 0}
         held["vector"] = Directions(useful)
-    flips = _read(source, "flips.jsonl")
+    flips = _read(source, "flips.jsonl") or _read(source, "questions_train.jsonl")
     known = [p for p in (_read(source, f"{n}_test.jsonl") for n in ("prompts", "questions")) if p]
     return Live(
         model, task, held["vector"], held["scores"], flips, known[0] if known else None, head,
@@ -109,34 +116,37 @@ def _named(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:
 
 
 def _fitted(model: Model, task: Task | None, head: dict[str, str]) -> Live:
-    """Directions and neurons as a study fits them, on pairs of the task, with seed 0."""
+    """Directions and neurons as a study fits them, on a part of the task's prompts, with seed 0:
+    by behavior on what came out both ways, by label on labeled questions."""
     if task is None:
         return Live(model, None, None, None, None, None, head)
-    ready = task.prepared(lambda asked: observe(model, asked, task=task, margins=False).outcomes)
     n = min(int(model.card.get("study_pairs", FITTED_PAIRS)), FITTED_PAIRS)
-    fit, _, shown = ready.pairs(n, 0).split(train=0.6, validation=0.0, test=0.4, seed=0)
-    seen = observe(model, fit, task=ready, margins=False)
-    flips = ready.contrast(seen.behaving)
-    first, second = ready.behaviors
-    if len(flips) < 4:
-        raise MechmemError(
-            f"Only {len(flips)} of {len(fit)} prompts of {ready.name!r} are contrasted "
-            f"({listed(sorted(set(seen.outcomes)))}), too few to fit a direction. Leave --task out "
-            "to look at prompts alone."
+    if isinstance(task, QuestionTask):
+        by, (second, first), recipe = "label", LABELS, _FIT_LABELED
+        fit, _, shown = task.extraction(task.questions(n, 0)).split(**_PARTS)
+    else:
+        by, (first, second), recipe = "behavior", task.behaviors, _FIT
+        asked = task
+        task = asked.prepared(lambda p: observe(model, p, task=asked, margins=False).outcomes)
+        fit, _, shown = task.pairs(n, 0).split(**_PARTS)
+        fit = task.contrast(observe(model, fit, task=task, margins=False).behaving)
+        shown = observe(model, shown, task=task, margins=False).behaving
+    sides = Counter(getattr(prompt, by) for prompt in fit)
+    if min(sides[first], sides[second]) < 2:
+        lacking = (
+            f"too few contrasted prompts of {task.name!r} are {first} ({sides[first]}) and "
+            f"{second} ({sides[second]}) to fit one"
         )
-    acts = cache_activations(model, flips, sites="resid_post")
-    head["fit"] = _FIT.format(n=n)
-    head["vector"] = f"mm.difference_of_means(acts, toward={second!r})"
-    head["scores"] = f"mm.neuron_mean_difference(acts, first={first!r}, second={second!r})"
-    return Live(
-        model,
-        ready,
-        difference_of_means(acts, toward=second),
-        neuron_mean_difference(acts, first=first, second=second),
-        flips,
-        observe(model, shown, task=ready, margins=False).behaving,
-        head,
+        return Live(model, task, None, None, None, None, head, lacking=lacking)
+    acts = cache_activations(model, fit, sites="resid_post")
+    head["fit"] = recipe.format(n=n)
+    head["vector"] = f"mm.difference_of_means(acts, toward={second!r}, by={by!r})"
+    head["scores"] = (
+        f"mm.neuron_mean_difference(acts, first={first!r}, second={second!r}, by={by!r})"
     )
+    r = difference_of_means(acts, toward=second, by=by)
+    scores = neuron_mean_difference(acts, first=first, second=second, by=by)
+    return Live(model, task, r, scores, fit, shown, head)
 
 
 def _read(source: Source, name: str) -> PromptSet | None:

@@ -35,10 +35,10 @@ _READS: Mapping[str, tuple[str, ...]] = {
     "ask": (),
     "map": ("shown", "map"),
     "everywhere": ("map",),
-    "turn": ("site", "kind", "toward", "strength", "positions", "control"),
-    "cost": ("site", "kind", "toward", "strength", "positions", "control"),
-    "beyond": ("site", "kind", "toward", "strength", "positions", "control"),
-    "dose": ("site", "kind", "toward", "positions", "control"),
+    "turn": ("site", "kind", "toward", "strength", "positions"),
+    "cost": ("site", "kind", "toward", "strength", "positions"),
+    "beyond": ("site", "kind", "toward", "strength", "positions"),
+    "dose": ("site", "kind", "toward", "positions"),
 }
 """What of a view each reads besides the prompts."""
 
@@ -98,10 +98,9 @@ class Page:
 
     def key(self, panel: str, view: View) -> tuple[Any, ...]:
         """What the result of a panel depends on."""
-        own = tuple(getattr(view, name) for name in _READS[panel])
-        strength = () if view.kind in DOSED or "strength" not in _READS[panel] else ("any",)
-        if strength:
-            own = tuple(getattr(replace(view, strength=1.0), name) for name in _READS[panel])
+        if view.kind not in DOSED:
+            view = replace(view, strength=1.0)  # it has none
+        own = (getattr(view, name) for name in _READS[panel])
         return (panel, view.texts, view.memorized, view.generalized, *own)
 
     def job(self, panel: str, view: View, window: str, wait: float = WAIT) -> Job:
@@ -156,7 +155,9 @@ class Page:
             f"{show.plural(groups, 'question')}, with 95 % intervals over questions; wordings of "
             "one question are not independent."
         )
-        found = [html.P(self._found(seen), className="found"), show.shares(table, about)]
+        counts = [f"{seen.outcomes.count(name)} {name}" for name in seen.allowed]
+        said_first = f"Of {show.plural(len(seen), 'wording')}: {', '.join(counts)}."
+        found = [html.P(said_first, className="found"), show.shares(table, about)]
         if seen.allowed[-1] in seen.outcomes:
             neither = (
                 "what was written begins with neither answer above. Type the two that you expect."
@@ -165,10 +166,6 @@ class Page:
             )
             found.insert(1, html.P(f"{seen.allowed[-1]}: {neither}", className="soft"))
         return said + blank[len(said) :], Shown(found, True)
-
-    def _found(self, seen: Any) -> str:
-        counts = [f"{seen.outcomes.count(name)} {name}" for name in seen.allowed]
-        return f"Of {show.plural(len(seen), 'wording')}: {', '.join(counts)}."
 
     def _saved_words(self, view: View) -> tuple[list[Any], Shown]:
         rows = self.source.saved_rows(view.texts)
@@ -205,20 +202,25 @@ class Page:
             total = scores.total if scores is not None else 0
             beside = show.table(
                 neurons,
-                f"Not of this wording, but of the study: neurons of {site} that differ most "
-                f"between the classes, ranked by |r| among all {total} of every site that were "
-                "scored. A difference is not yet a cause.",
+                f"Whatever the wording: neurons of {site} that differ most between the classes, "
+                f"ranked by |r| among all {total} of every site that were scored. A difference is "
+                "not yet a cause.",
                 NEURON_COLUMNS,
             )
-        asked = self.done("ask", view)
-        outcome = asked[0].outcomes[min(view.shown, len(asked[0]) - 1)] if asked else None
-        said, there = [html.P(show.map_words(found, outcome), className="found")], True
-        if len(view.texts) > 1:
-            more = self.job("everywhere", view, window, wait=0.0)
-            there = more.done.is_set()
-            if there and not more.error:
-                said.append(html.P(show.everywhere_words(more.value)))
+        there = len(view.texts) < 2 or self.job("everywhere", view, window, wait=0.0).done.is_set()
+        first, *more = self.map_found(view)
+        said = [html.P(first, className="found"), *map(html.P, more)]
         return figure, beside, Shown(said, there)
+
+    def map_found(self, view: View) -> list[str]:
+        """What the map of one wording says, and those of all."""
+        mapped, asked = self.done("map", view), self.done("ask", view)
+        if mapped is None:
+            return []
+        outcome = asked[0].outcomes[min(view.shown, len(asked[0]) - 1)] if asked else None
+        everywhere = self.done("everywhere", view) if len(view.texts) > 1 else None
+        more = [] if everywhere is None else [show.everywhere_words(everywhere)]
+        return [show.map_words(mapped, outcome), *more]
 
     def _refused(self, error: str, before: str, view: View) -> Shown:
         """A refusal in its own words, once on the page."""
@@ -246,16 +248,21 @@ class Page:
         if job.error:
             return self._refused(job.error, "ask", view), "# refused, see above"
         later = [self.job(name, view, window, wait=0.0) for name in ("cost", "beyond")]
-        aim = view.toward
-        if view.strength < 0:
-            aim = next(name for name in self.source.classes if name != aim)
-        # What is shown are answers: a class of questions goes by the answer of its side.
-        aim = dict(zip(self.source.classes, job.value.before.behaviors, strict=True)).get(aim, aim)
-        dosed = view.kind in DOSED and view.strength != 0
-        cost, beyond = (one.value for one in later)
-        parts = [show.columns(job.value, cost, beyond, aim if dosed else None)]
+        parts = [show.columns(job.value, self.done("cost", view), self.turn_found(view))]
         parts += [show.refusal(one.error) for one in later if one.error]
         return Shown(parts, all(one.done.is_set() for one in later)), job.value.lines
+
+    def turn_found(self, view: View) -> str:
+        """Whether the push did more than its control, and what both of them changed."""
+        turned = self.done("turn", view)
+        if turned is None:
+            return ""
+        sides, aim = turned.before.behaviors, None
+        if view.kind in DOSED and view.strength and view.toward:
+            # What is shown are answers: a class of questions goes by the answer of its side.
+            aim = sides[(view.toward == self.source.classes[0]) != (view.strength > 0)]
+        beyond = show.beyond_words(self.done("beyond", view), sides, aim)
+        return f"{beyond} {show.moved_words(turned, aim)}".strip()
 
     def dose(self, view: View, window: str, theme: str) -> Shown:
         """The dose-response with the control's band."""

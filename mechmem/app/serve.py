@@ -24,7 +24,6 @@ from mechmem.errors import MechmemError
 
 LOCAL = "127.0.0.1"
 PORT = 8713
-COOKIE = "mechmem"
 SHELL = """<!doctype html>
 <html lang="en">
 <head>
@@ -62,7 +61,8 @@ def make_app(page: Page) -> Dash:
 
 def guard(app: Dash, host: str, port: int, token: str) -> None:
     """Answer only to who asks this address by its name, from a page of its own, with the token."""
-    names = {host, "localhost", LOCAL} if host == LOCAL else None
+    names = {"localhost", LOCAL} if host == LOCAL else None
+    cookie = f"mechmem-{port}"  # a browser sends it to every port of this address
     allowed = " ".join(["'self'", *app.csp_hashes()])
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'self' 'unsafe-inline'; "
@@ -79,7 +79,7 @@ def guard(app: Dash, host: str, port: int, token: str) -> None:
         if origin is not None and urlsplit(origin).netloc != request.host:
             abort(403)
         if token:
-            given = request.args.get("token") or request.cookies.get(COOKIE, "")
+            given = request.args.get("token") or request.cookies.get(cookie, "")
             if not hmac.compare_digest(given.encode(), token.encode()):
                 abort(403)
         return None
@@ -91,7 +91,7 @@ def guard(app: Dash, host: str, port: int, token: str) -> None:
         answer.headers["Referrer-Policy"] = "no-referrer"
         answer.headers["Cache-Control"] = "no-store"
         if token and request.args.get("token"):
-            answer.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
+            answer.set_cookie(cookie, token, httponly=True, samesite="Strict")
         return answer
 
 
@@ -114,7 +114,8 @@ class OpenPage:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = make_server(host, taken, app.server, threaded=True)
         self._server.daemon_threads = True
-        self.url = f"http://{host}:{taken}/" + (f"?token={token}" if token else "")
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{taken}/" + (f"?token={token}" if token else "")
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:

@@ -206,13 +206,8 @@ def plural(n: int, name: str) -> str:
     return f"{n} {name}{'' if n == 1 else 's'}"
 
 
-def columns(
-    found: Turned,
-    cost: pd.DataFrame | None,
-    beyond: pd.DataFrame | None = None,
-    aim: str | None = None,
-) -> Any:
-    """Unedited, edited and control, always together; ``aim`` is the class that is pushed to."""
+def columns(found: Turned, cost: pd.DataFrame | None, said: str) -> Any:
+    """Unedited, edited and control, always together, under what they say."""
     names = ("Unedited", "Edited", f"Control: {found.name}, same size, one draw")
     seen = (found.before, found.edit, found.control)
     reports = (None, *found.reports)
@@ -243,8 +238,6 @@ def columns(
                 **{"aria-label": name},
             )
         )
-    verdict = beyond_words(beyond, found.before.behaviors, aim)
-    said = f"{verdict} {moved_words(found, aim)}".strip()
     return html.Div([html.P(said, className="found"), html.Div(parts, className="three")])
 
 
@@ -294,14 +287,11 @@ def _kl(cost: pd.DataFrame | None, k: int) -> str:
     if cost is None:
         return "KL on neutral prompts: being measured" if k else "KL on neutral prompts: 0"
     row = cost.iloc[k]
-    low, high = float(row["value_low"]), float(row["value_high"])
-    ends = f" [{low:.3f}, {high:.3f}]" if low == low else ""
-    n = int(row["n"])
-    return (
-        f"KL on {n} neutral prompts: {float(row['value']):.3f} nats{ends}"
-        if k
-        else (f"KL on {n} neutral prompts: 0")
-    )
+    said = f"KL on {row['n']} neutral prompts: "
+    if not k:
+        return f"{said}0"
+    ends = f" [{row['value_low']:.3f}, {row['value_high']:.3f}]"
+    return f"{said}{row['value']:.3f} nats{ends if row['value_low'] == row['value_low'] else ''}"
 
 
 def dose(
@@ -316,7 +306,7 @@ def dose(
         x=[*x, *x[::-1]],
         y=[*control["margin_high"].tolist(), *control["margin_low"].tolist()[::-1]],
         fill="toself", fillcolor=faded(GRAY, 0.25), line={"width": 0}, hoverinfo="skip",
-        name=f"{name}, middle 95 % of 10 draws",
+        name=f"{name}, middle 95 % of {control['draws'].iloc[0]} draws",
     )  # fmt: skip
     for part, color, dash, called in (
         (control, GRAY, "dash", f"{name}, mean"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechmem.app.view import MOST_WORDINGS, POSITIONS, STRONGEST, View
-from mechmem.errors import ArtifactError
+from mechmem.errors import ArtifactError, MechmemError, listed
 from mechmem.manifests import read_json
 from mechmem.reports.saved import SavedStudy
 
@@ -29,7 +29,7 @@ class Source:
         study: What was saved.
         model: A loaded model, or the name of one; default that of the study.
         task: A task or its name; default that of the study, or of a lab model's card.
-        opened: How the lines of Python get at the study's folder, or at objects of the notebook.
+        names: What the lines of Python call objects of the notebook.
     """
 
     study: SavedStudy | None = None
@@ -126,6 +126,21 @@ class Source:
         self.sites = [site.key for site in live.directions.sites]
         names = ("text", "group", "memorized", "generalized", "behavior")
         self.prompts = [{n: getattr(one, n) for n in names} for one in live.known.values()]
+
+    def own(self, view: View) -> View:
+        """A view that came by a link, where it is of what is open here.
+
+        Raises:
+            MechmemError: For a site or a class of another study.
+        """
+        for name, allowed in (("site", self.sites), ("toward", self.classes)):
+            value = getattr(view, name)
+            if self.sites and value and value not in allowed:
+                raise MechmemError(
+                    f"The link is of another study: {name} is {value!r:.60}, and here there are "
+                    f"{listed(allowed)}. Open that study, and then its link."
+                )
+        return view
 
     def groups(self) -> list[str]:
         """Questions of the test part, those that came out both ways first."""

@@ -35,7 +35,7 @@ class View:
     """Everything that a window shows is computed from this.
 
     Attributes:
-        texts: The wordings, at most eight.
+        texts: The wordings, at most eight; empty ones and repeated ones are left out.
         memorized, generalized: The two possible answers; empty where there are none.
         shown: Which wording the map is of.
         map: ``"projection"`` or ``"margin"``.
@@ -44,7 +44,6 @@ class View:
         toward: The class to steer to.
         strength: In distances between the classes, -3 to 3.
         positions: Words of `POSITIONS`, or the number of a token.
-        control: Name of the control beside the edit.
         live: Whether the model was asked for.
     """
 
@@ -58,10 +57,11 @@ class View:
     toward: str = ""
     strength: float = 1.0
     positions: str = "each_step"
-    control: str = ""
     live: bool = False
 
     def __post_init__(self) -> None:
+        texts = tuple(dict.fromkeys(text for text in self.texts if text))
+        object.__setattr__(self, "texts", texts)
         for name, allowed in (("kind", EDITS), ("map", MAPS)):
             if getattr(self, name) not in allowed:
                 raise MechmemError(
@@ -69,6 +69,11 @@ class View:
                 )
         if not -STRONGEST <= self.strength <= STRONGEST:
             raise MechmemError(f"strength is {self.strength}; it goes from -3 to 3.")
+        stream, _, layer = self.site.rpartition(".")
+        if self.site and not (stream and layer.isdecimal()):
+            raise MechmemError(f"site is {self.site!r:.60}; one is written like 'resid_post.3'.")
+        if self.shown < 0:
+            raise MechmemError(f"shown is {self.shown}; the first wording is 0.")
         if len(self.texts) > MOST_WORDINGS:
             raise MechmemError(
                 f"{len(self.texts)} wordings are too many; at most {MOST_WORDINGS} are shown."
@@ -77,7 +82,7 @@ class View:
     @property
     def where(self) -> str | int:
         """Positions as the library takes them."""
-        number = self.positions.lstrip("-")
+        number = self.positions.removeprefix("-")
         return int(self.positions) if number.isdecimal() and number.isascii() else self.positions
 
     def as_dict(self) -> dict[str, Any]:

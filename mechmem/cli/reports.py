@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,4 +93,10 @@ def run_and_report(
         report = write_report(result, out)
     save_config(out)
     print_result(result.summary(), output, said=result.answer(), notes=result.notes())
-    say(f"report: {report}\nto ask and turn it yourself: mechmem open {out}", err=True)
+    say(f"report: {report}\nto ask and turn it yourself: {again('open', out)}", err=True)
+
+
+def again(*words: object) -> str:
+    """A command to type, also where `make` installed it and no PATH finds it."""
+    name = ["mechmem"] if shutil.which("mechmem") else [sys.executable, "-m", "mechmem"]
+    return shlex.join([*name, *map(str, words)])

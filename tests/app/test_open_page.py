@@ -22,6 +22,7 @@ from mechmem.app.callbacks import step
 from mechmem.app.downloads import report
 from mechmem.app.downloads import saved as kept
 from mechmem.app.layout import layout
+from mechmem.app.lines import python
 from mechmem.app.live import Live
 from mechmem.app.loading import load_live
 from mechmem.app.source import Source
@@ -164,7 +165,7 @@ def test_a_conditional_edit_says_where_it_stayed_closed(view) -> None:
 def test_the_columns_stand_together_and_changed_words_are_marked(view) -> None:
     turned = value("turn", replace(view, strength=3.0))
     cost = value("cost", replace(view, strength=3.0))
-    parts = show.columns(turned, cost)
+    parts = show.columns(turned, cost, "")
     text = text_of(parts)
     heads = text_of(parts.children[1])
     assert heads.index("Unedited") < heads.index("Edited") < heads.index("Control: ")
@@ -259,7 +260,7 @@ def test_prompt_text_is_data_everywhere(text, view) -> None:
 
 
 def test_what_is_kept_can_be_read_again(view) -> None:
-    for panel in ("ask", "map", "turn", "cost", "dose"):
+    for panel in ("ask", "map", "everywhere", "turn", "cost", "beyond", "dose"):
         value(panel, view)
     name, packed = kept(page(), "save-csv", view, "test")
     assert name.endswith(".zip")
@@ -271,7 +272,13 @@ def test_what_is_kept_can_be_read_again(view) -> None:
     np.testing.assert_allclose(tables["edited.csv"]["margin"], value("turn", view).edit.margins)
     name, packed = kept(page(), "save-report", view, "test")
     written = packed.decode()
-    assert show.moved_words(value("turn", view)) in written
+    sentences = [*page().map_found(view), page().turn_found(view)]
+    assert len(sentences) == 3
+    assert re.search("its control: |The wrong way: ", sentences[-1])
+    mapped, turned = page().map(view, "test", "light")[2], page().turn(view, "test")[0]
+    for sentence in sentences:
+        assert sentence in written
+        assert sentence in text_of([mapped.parts, turned.parts])
     assert page().source.verdict in written
     assert re.search(r"http-equiv=.Content-Security-Policy", written)
     r = page().live().directions[LAYER]
@@ -293,7 +300,7 @@ def test_every_control_leads_to_a_view(view) -> None:
     set_ = {
         "wordings": ["a", "", "b"], "memorized": "m", "generalized": None, "toward": "memorized",
         "strength": "2.5", "kind": "set", "site": "resid_post.2", "positions": "all",
-        "control": "random direction", "map": "margin", "shown": "1",
+        "map": "margin", "shown": "1",
         "click": {"points": [{"x": 3, "y": "resid_post 2"}]}, "question": source.groups()[1],
     }  # fmt: skip
     asked = step(source, view, "ask", set_)
@@ -301,7 +308,7 @@ def test_every_control_leads_to_a_view(view) -> None:
     clicked = step(source, view, "map-figure", set_)
     assert (clicked.site, clicked.where) == ("resid_post.2", 3)
     assert step(source, view, "strength", set_).strength == 2.5
-    for name in ("toward", "kind", "site", "positions", "control", "map"):
+    for name in ("toward", "kind", "site", "positions", "map"):
         assert getattr(step(source, view, name, set_), name) == set_[name]
     other = step(source, view, "question", set_)
     assert other.texts == tuple(p["text"] for p in source.wordings(set_["question"]))
@@ -309,43 +316,22 @@ def test_every_control_leads_to_a_view(view) -> None:
     assert link == clicked
 
 
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        ({"kind": "explode"}, "kind is 'explode'; there are 'add'"),
-        ({"strength": 9.0}, "strength is 9.0; it goes from -3 to 3"),
-        ({"texts": ["x"] * 9}, "9 wordings are too many"),
-        ({"texts": [1]}, "texts must be a list of texts"),
-        ({"site": 3}, "site of a view cannot be 3"),
-        ({"other": 1}, "This is not a view"),
-        ("x", "This is not a view"),
-    ],
-)
-def test_a_view_that_is_none_is_refused(found, words) -> None:
-    with pytest.raises(MechmemError, match=words):
-        View.from_dict(found)
+def test_a_position_that_is_no_number_is_refused_in_words(view) -> None:
+    assert "Unknown position '--3'" in result("turn", replace(view, positions="--3")).error
 
 
-def test_a_link_that_was_cut_off_is_refused(view) -> None:
-    with pytest.raises(MechmemError, match="cut off"):
-        View.from_link(view.link()[:-7])
-
-
-def test_a_model_alone_is_asked_but_has_nothing_to_turn_with() -> None:
-    from mechmem.app.page import Page
-
-    alone = Page(Source(None, mm.load_model("lab/addition-cued"), mm.get_task("addition-cued")))
-    alone.source.task = None
-    alone.source.model = replace(alone.source.model, card={})
-    first = replace(
-        alone.source.first_view(), texts=("1 + 2 + 3 + 4 \n Now Alice says Target:",),
-        memorized="9", generalized="10", map="margin",
-    )  # fmt: skip
-    assert first.live
-    assert alone.job("ask", first, "w", LONG).value[1] is None
-    assert not alone.job("map", first, "w", LONG).error
-    assert "needs a direction" in alone.job("turn", first, "w", LONG).error
-    alone.worker.close()
+def test_a_wording_of_a_study_in_chats_is_asked_in_the_same_chat(view) -> None:
+    chat = mm.Chat(system="Be brief.")
+    one = mm.Prompt("a", "1 + 2", memorized="3", generalized="4", chat=chat)
+    head = {"model": "model", "task": "task", "vector": "r"}
+    live = Live(page().live().model, None, None, None, None, mm.PromptSet([one]), head)
+    asked = replace(view, texts=("1 + 2", "2 + 1"), memorized="3", generalized="4")
+    prompts = live.prompts(asked)
+    assert [prompt.chat for prompt in prompts] == [chat, chat]
+    names: dict[str, object] = {"model": None, "task": None, "r": None}
+    made = python(head, prompts, "r", "c").partition("prompts = ")[2].partition("\n\n")[0]
+    exec(f"import mechmem as mm\nprompts = {made}", names)
+    assert names["prompts"] == prompts
 
 
 def test_a_study_of_a_model_that_is_not_here_says_so_and_fetches_nothing(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -100,6 +101,30 @@ def test_another_address_wants_its_token() -> None:
     page = open_page(saved(), host="0.0.0.0", port=0)
     assert "?token=" in page.url
     page.close()
+
+
+def test_two_pages_of_one_address_keep_their_own_tokens() -> None:
+    apps = [make_app(Page(Source(load_study(saved())))) for _ in range(2)]
+    cookies = []
+    for port, app in enumerate(apps):
+        guard(app, "0.0.0.0", port, f"secret-{port}")
+        answer = app.server.test_client().get(f"/?token=secret-{port}")
+        cookies.append(answer.headers["Set-Cookie"].partition(";")[0])
+    both = {"Cookie": "; ".join(cookies)}
+    for app in apps:
+        client = app.server.test_client(use_cookies=False)
+        assert client.get("/", headers=both).status_code == 200
+    assert cookies[0].partition("=")[0] != cookies[1].partition("=")[0]
+
+
+def test_an_address_of_six_groups_stands_in_brackets() -> None:
+    try:
+        page = open_page(saved(), host="::1", port=0)
+    except MechmemError as error:
+        pytest.skip(str(error))
+    with contextlib.closing(page.start()):
+        assert page.url.startswith("http://[::1]:")
+        assert fetched(page.url)[0] == 200
 
 
 def test_a_port_that_is_taken_is_refused_or_another_one_found(opened: OpenPage) -> None:

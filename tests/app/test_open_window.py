@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from app_scene import page, saved, text_of
+from app_scene import page, saved
 from window import Window
 
 import mechmem as mm
@@ -215,27 +214,6 @@ def test_no_figure_offers_to_be_shared(tmp_path: Path) -> None:
     assert '"modeBarButtons"' in written.rsplit("Plotly.newPlot", 1)[1]
 
 
-def test_a_model_without_a_study_offers_its_sites_and_questions() -> None:
-    alone = Page(Source(None, mm.load_model("lab/addition-cued")))
-    shown = threading.Event()  # nothing is fitted before the page was seen
-    alone.worker.ask("gate", "no window", "gate", "a gate", lambda _: shown.wait())
-    opened = Window(alone)
-    assert opened.get("question-field", "hidden")
-    shown.set()
-    opened.settle()
-    fitted = [site.key for site in alone.live().directions.sites]
-    assert [one["value"] for one in opened.get("site", "options")] == fitted
-    assert opened.get("site") == fitted[len(fitted) // 2]
-    assert not opened.get("question-field", "hidden")
-    assert opened.get("question") == opened.get("question", "options")[0]
-    assert "Unedited" in opened.text("columns")
-    assert alone.source.prompts[0]["text"] in alone.live().known
-    view = replace(View.from_dict(opened.get("view", "data")), site="")
-    edit, _ = alone.live().edit(view)
-    assert edit.direction.site.key == fitted[len(fitted) // 2]
-    alone.worker.close()
-
-
 def test_an_own_question_is_read_for_no_longer_than_its_answers_take() -> None:
     held = page().live()
     alone = Page(Source(load_study(saved())))
@@ -325,4 +303,4 @@ def test_a_push_that_moves_nothing_says_so() -> None:
     view = replace(page().source.first_view(), live=True, strength=0.0)
     job = page().job("turn", view, "still", 120.0)
     assert "nats toward" not in show.moved_words(job.value)
-    assert "margin unchanged" in text_of(show.columns(job.value, None))
+    assert "margin unchanged" in show.moved_words(job.value)
