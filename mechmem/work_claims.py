@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from mechmem.errors import ArtifactError
 from mechmem.manifests import LARGEST, regular
-from mechmem.writing import HERE, gone
+from mechmem.writing import HERE, clock_of, gone
 
 T = TypeVar("T")
 
@@ -84,21 +84,35 @@ def shared_out(
             time.sleep(LOOKED_EVERY)
 
 
+@contextmanager
+def in_turn(unit: Path) -> Iterator[None]:
+    """Inside, no other worker is at the unit; it is waited for until none is.
+
+    Raises:
+        ArtifactError: When the folder cannot be written.
+    """
+    while True:
+        with claimed(unit) as mine:
+            if mine:
+                yield
+                return
+        time.sleep(LOOKED_EVERY)
+
+
 def is_stale(claim: Path) -> bool:
     """Whether a claim is free again: its process is gone from this machine, or it was not touched
-    for `STALE_CLAIM` seconds.
+    for `STALE_CLAIM` seconds by the clock of its file system, whatever this machine's says.
 
     Raises:
         ArtifactError: For a claim that is no file, and can be neither read nor taken over.
     """
     try:
-        age = time.time() - regular(claim, LARGEST).stat().st_mtime
-        text = claim.read_bytes()
+        age = clock_of(claim.parent) - regular(claim, LARGEST).stat().st_mtime
     except OSError:
         return False  # it went
     try:
-        said = json.loads(text or b"{}")
-    except (ValueError, RecursionError):
+        said = json.loads(claim.read_bytes() or b"{}")
+    except (OSError, ValueError, RecursionError):
         said = None  # it is being written, or is somebody else's
     if age > STALE_CLAIM or not isinstance(said, dict):
         return age > STALE_CLAIM

@@ -44,6 +44,7 @@ def test_help_shows_an_example_of_every_command():
         ("sweep addition-cued --out a --edit neurons --layer 1", "only --edit direction has one"),
         ("sweep addition-cued --out a --edit direction --top .1", "only --edit neurons has one"),
         ("study addition-cued --out a --join b", "a study is written to one folder"),
+        ("study addition-cued --join a --budget 1m", "every worker would shrink the plan"),
         ("study reasoning --read-only --max-new-tokens 9", "where states are read nothing is"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mechmem.models.engine.batching import PlannedBatch
+from mechmem.models.engine.batching import PlannedBatch, Prefix
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
@@ -140,16 +140,38 @@ def measured_memory(model: Model, sites: Sequence[Site], longest: int) -> Memory
 
 
 def _bytes(model: Model, sites: Sequence[Site], lengths: Sequence[int]) -> int:
-    rng = np.random.default_rng(0)
-    prompts = [
-        TokenizedPrompt(str(k), tuple(rng.integers(model.info.vocab_size, size=n).tolist()), {})
-        for k, n in enumerate(lengths)
-    ]
-    plan = PassPlan((PlannedBatch(tuple(range(len(lengths))), max(lengths)),), tuple(prompts))
+    run = short_pass(model, sites, lengths, Positions.parse("last"))
     with Meter(model.tl) as meter:
-        for _taken in take_states(
-            model.backend, prompts, sites, Positions.parse("last"), pad_id=model.tokens.pad_id,
-            plan=plan,
-        ):  # fmt: skip
-            pass
+        run()
     return int(meter.peak)
+
+
+def short_pass(
+    model: Model, sites: Sequence[Site], lengths: Sequence[int], where: Positions, shared: int = 0
+) -> Callable[[], None]:
+    """A pass over random tokens, without edits.
+
+    Args:
+        lengths: Tokens of every row.
+        where: What is read of them.
+        shared: How many tokens at the start of all rows are one beginning, run first.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(model.info.vocab_size, size=n).tolist() for n in lengths]
+    prompts = [
+        TokenizedPrompt(str(k), (*drawn[0][:shared], *ids[shared:]), {})
+        for k, ids in enumerate(drawn)
+    ]
+    rows = tuple(range(len(lengths)))
+    work = PlannedBatch(rows, max(lengths))
+    if shared:
+        work = PlannedBatch(rows, max(lengths) - shared, (Prefix(0, shared),), (0,) * len(rows))
+    plan = PassPlan((work,), tuple(prompts))
+
+    def run() -> None:
+        for _taken in take_states(
+            model.backend, prompts, sites, where, pad_id=model.tokens.pad_id, plan=plan
+        ):
+            pass
+
+    return run

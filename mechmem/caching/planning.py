@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mechmem.caching.activations import check_dtype
 from mechmem.caching.memory import measured_memory
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, PlannedBatch
+from mechmem.caching.speed import measured_speed
+from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.forward import plan_passes
-from mechmem.models.engine.plan import PassPlan, pair_cost, pass_cost
+from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
 from mechmem.models.positions import Positions, PositionSpec
-from mechmem.models.sites import SiteSpec
-from mechmem.models.tokenizing import PromptsLike
+from mechmem.models.sites import Site, SiteSpec
+from mechmem.models.tokenizing import PromptsLike, TokenizedPrompt
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ExtractionPlan:
             a few short passes. It counts the tensors that are alive together, not what an allocator
             keeps back.
         state_bytes: Size of the states, where they are kept.
-        seconds: Estimated from one timed batch; ``None`` when none was timed.
+        seconds: Carried over from a few short passes; ``None`` when none was timed.
     """
 
     plan: PassPlan
@@ -59,12 +61,11 @@ def plan_extraction(
     share_prefixes: bool = True,
     timed: bool = True,
 ) -> ExtractionPlan:
-    """Plan an extraction without running it, but for one batch that is timed and four short passes
-    of random tokens (1,024 at most) that say what memory it takes.
+    """Plan an extraction without running it, but for four short passes of random tokens (1,024 at
+    most in a row) that say what memory it takes, and are run again for the time.
 
     Args:
-        timed: Run the plan's smallest batch twice and take the time of the second. The estimate is
-            rough where batches differ much in length.
+        timed: Whether to say the time: on an idle machine within a third, under edits rougher.
         model, prompts, sites, positions, dtype, token_budget, share_prefixes: As they will be
             given to `cache_activations`, `cache_moments` or `extract_activations`.
 
@@ -89,27 +90,35 @@ def plan_extraction(
     sample = min(range(len(tokenized)), key=lambda row: len(tokenized[row].ids))
     (one,) = take_states(model.backend, [tokenized[sample]], wanted, where, share=False)
     per_prompt = sum(state[0].numel() for state in one.states.values()) * dtype.itemsize
-    seconds, costs = None, (pass_cost(model.backend), pair_cost(model.backend))
-    if timed:
-        work = min(plan.works, key=lambda item: item.computed)
-        if work.prefixes:  # whole prompts, so that one pass is timed and not two
-            work = PlannedBatch(work.rows, max(len(tokenized[row].ids) for row in work.rows))
-        alone = PassPlan((work,), plan.prompts)
-        for _ in range(2):
-            start = time.perf_counter()
-            for _taken in take_states(
-                model.backend, tokenized, wanted, where, interventions=model.interventions,
-                pad_id=model.tokens.pad_id, plan=alone,
-            ):  # fmt: skip
-                pass
-            seconds = (time.perf_counter() - start) * plan.cost(*costs) / alone.cost(*costs)
     longest = max(len(prompt.ids) for prompt in tokenized)
+    memory = measured_memory(model, wanted, longest)
+    seconds = None
+    if timed:
+        seconds = measured_speed(model, wanted, where, plan).total(plan)
+        if model.interventions:
+            seconds *= _slower(model, tokenized[sample], wanted, where)
     return ExtractionPlan(
         plan,
-        measured_memory(model, wanted, longest).peak(plan, per_prompt * 4 // dtype.itemsize),
+        memory.peak(plan, per_prompt * 4 // dtype.itemsize),
         per_prompt * len(asked),
         seconds,
     )
+
+
+def _slower(
+    model: Model, prompt: TokenizedPrompt, sites: Sequence[Site], where: Positions
+) -> float:
+    """How many times as long one prompt takes under the edits in force."""
+    took = {True: 0.0, False: 0.0}
+    for edited in (True, False, True, False):
+        start = time.perf_counter()
+        for _taken in take_states(
+            model.backend, [prompt], sites, where, pad_id=model.tokens.pad_id,
+            interventions=model.interventions if edited else (),
+        ):  # fmt: skip
+            pass
+        took[edited] = time.perf_counter() - start
+    return took[True] / took[False]
 
 
 def _size(number: float) -> str:

@@ -74,6 +74,7 @@ def run_and_report(
     from mechmem.artifacts import check_writable
     from mechmem.progress import silenced
     from mechmem.reports import write_report
+    from mechmem.work_claims import in_turn
 
     check_writable(out)  # found out before the work
     with progress_bar("loading") as bar:
@@ -90,7 +91,8 @@ def run_and_report(
         if not is_first():
             return
         told("writing the report")
-        report = write_report(result, out)
+        with in_turn(out / "report.html"):  # workers that joined end together
+            report = write_report(result, out)
     save_config(out)
     print_result(result.summary(), output, said=result.answer(), notes=result.notes())
     say(f"report: {report}\nto ask and turn it yourself: {again('open', out)}", err=True)

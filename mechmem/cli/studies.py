@@ -212,6 +212,12 @@ def study(
     from mechmem.studies.behavior.pace import seconds_of
     from mechmem.studies.behavior.plan import Plan
 
+    if budget is not None and (join is not None or is_shared()):
+        raise typer.BadParameter(
+            "every worker would shrink the plan by its own pace; save a plan with a study in one "
+            "process, and give it to all with --plan",
+            param_hint="--budget",
+        )
     if plan is not None and (validation is not None or test is not None):
         raise typer.BadParameter("the plan says how many", param_hint="--validation, --test")
     limits = {
@@ -281,6 +287,13 @@ def _run(
         task=task,
         n=asked.number(model),
         negative=negative,
-        finished=lambda study: study.save(out) if is_first() else None,
+        finished=lambda study: _saved(study, out) if is_first() else None,
         **options,
     )
+
+
+def _saved(study: BehaviorStudy, out: Path) -> None:
+    from mechmem.work_claims import in_turn
+
+    with in_turn(out / "report.html"):
+        study.save(out)

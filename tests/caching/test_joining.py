@@ -10,15 +10,20 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import bench, contrast_set
+from pandas import DataFrame
 from test_store import KillAfter, hashes
 
 import mechmem as mm
+import mechmem.reports
 from mechmem import work_claims
+from mechmem.cli import reports
+from mechmem.cli.output import Format
 from mechmem.cli.status import _table
-from mechmem.work_claims import claim_of, claimed, is_stale, shared_out
+from mechmem.work_claims import claim_of, claimed, in_turn, is_stale, shared_out
 from mechmem.writing import HERE
 
 OPTIONS = {"token_budget": 14, "shard_rows": 4}
@@ -90,6 +95,43 @@ class TestClaims:
         with claimed(tmp_path / "unit") as mine:
             assert mine == stale
 
+    @pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+    @pytest.mark.parametrize("age", [0.0, work_claims.STALE_CLAIM + 5])
+    def test_a_clock_that_is_wrong_does_not_matter(self, tmp_path, monkeypatch, ahead, age) -> None:
+        left_by_another(claim_of(tmp_path / "unit"), "elsewhere", 1, age)
+        own = time.time
+        monkeypatch.setattr(time, "time", lambda: own() + ahead)
+        with claimed(tmp_path / "unit") as mine:
+            assert mine == (age > work_claims.STALE_CLAIM)
+
+    def test_one_that_may_not_be_read_is_free_when_nobody_touches_it(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        """Of another user of the folder."""
+
+        def refused(path: Path) -> bytes:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        claim = claim_of(tmp_path / "unit")
+        monkeypatch.setattr(Path, "read_bytes", refused)
+        for age in (0.0, work_claims.STALE_CLAIM + 5):
+            left_by_another(claim, "elsewhere", 1, age)
+            assert is_stale(claim) == (age > 0)
+
+    def test_two_that_end_together_write_in_turn(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(work_claims, "LOOKED_EVERY", 0.01)
+        alone = tmp_path / "alone"
+
+        def work() -> None:
+            for _ in range(20):
+                with in_turn(tmp_path / "page"):
+                    alone.mkdir()  # fails where somebody else is inside
+                    time.sleep(0.005)
+                    alone.rmdir()
+
+        assert forked([work, work, work]) == [0, 0, 0]
+        assert not list(tmp_path.iterdir())
+
     def test_it_waits_for_what_others_are_at(self, tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(work_claims, "LOOKED_EVERY", 0.01)
         other, looked = tmp_path / "b", []
@@ -127,6 +169,26 @@ def test_three_workers_of_which_one_is_killed_write_the_bytes_of_one(tmp_path) -
 
     assert forked([work(KillAfter(1)), work(steady), work(steady)]) == [-signal.SIGKILL, 0, 0]
     assert hashes(tmp_path / "three") == hashes(tmp_path / "one")
+
+
+def test_workers_that_end_together_write_one_report_after_the_other(tmp_path, monkeypatch) -> None:
+    """Each ends with the last unit, so all write to one folder at the same moment."""
+    monkeypatch.setattr(work_claims, "LOOKED_EVERY", 0.01)
+    study, alone = SimpleNamespace(summary=DataFrame, answer=str, notes=list), tmp_path / "alone"
+
+    def written(study: object, folder: Path) -> Path:
+        alone.mkdir()  # fails where somebody else is inside
+        time.sleep(0.2)
+        alone.rmdir()
+        return folder / "report.html"
+
+    monkeypatch.setattr(mm.reports, "write_report", written)
+    monkeypatch.setattr(reports, "save_config", lambda folder: None)
+
+    def work() -> None:
+        reports.run_and_report(lambda say: study, tmp_path / "out", Format.table)
+
+    assert forked([work, work, work]) == [0, 0, 0]
 
 
 def test_status_counts_what_is_done_claimed_stale_and_missing(tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from helpers import HOOKED, bench, close, fresh_bench, ragged, word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import mechmem as mm
+from mechmem.caching import speed
 from mechmem.models.engine.batching import MAX_PAIRS, rows_that_fit
 from mechmem.models.engine.plan import make_plan
 from mechmem.models.tokenizing import TokenizedPrompt
@@ -152,6 +154,45 @@ class TestThePlanOfAnExtraction:
         assert one == min(lengths)
         assert len(passes) == 4  # of random tokens, to see what they take
         assert max(passes) <= 8 * max(lengths)
+
+
+def words(low: int, high: int, rows: int, first: int = 0) -> list[str]:
+    rng = random.Random(high)
+    start = [f"w{rng.randrange(40)}" for _ in range(first)]
+    return [
+        " ".join([*start, *(f"w{rng.randrange(40)}" for _ in range(rng.randint(low, high)))])
+        for _ in range(rows)
+    ]
+
+
+@pytest.mark.skipif(HOOKED, reason="shared beginnings need a bridge")
+@pytest.mark.parametrize(
+    "texts",
+    [
+        words(5, 30, 100),
+        words(5, 300, 12),
+        [*words(5, 15, 60), *words(1500, 1500, 1)],
+        words(10, 40, 12, first=600),
+    ],
+    ids=["short", "ragged", "one long", "header"],
+)
+@pytest.mark.parametrize("law", [(5e-3, 1e-5, 2e-8), (1e-4, 1e-5, 1e-7)])
+def test_the_time_is_what_the_passes_take_whatever_takes_it(monkeypatch, law, texts) -> None:
+    """On a clock that only passes move on: each by itself, by its tokens, by their pairs."""
+    model, own, now = wide("llama"), type(wide("llama").backend).forward, [0.0]
+
+    def forward(backend, ids, mask, **options):
+        now[0] += law[0] + ids.numel() * (law[1] + law[2] * mask.shape[-1])
+        return own(backend, ids, mask, **options)
+
+    prompts = mm.PromptSet.from_texts(texts)
+    mm.cache_activations(model, prompts)  # what the model can do is tried once
+    monkeypatch.setattr(type(model.backend), "forward", forward)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    plan = mm.plan_extraction(model, prompts)
+    begun = now[0]
+    mm.cache_activations(model, prompts)
+    assert plan.seconds == pytest.approx(now[0] - begun, rel=0.1)
 
 
 def allocated(run: Callable[[], object]) -> int:
