@@ -17,10 +17,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from helper import write_page
+from paper_lab import row_of
 
 import mechmem as mm
 from mechmem import plotting
+from mechmem.analysis.draws import DRAWS
+from mechmem.studies.words import estimate_of
 from mechmem.tasks.lab.addition_cued import CUES
 
 HERE = Path(__file__).parents[1]
@@ -47,7 +51,8 @@ instance; fitted on {flips} flips of 60 % of the instances, measured on {test} p
 block 0 at the cue words and the last token, each position by its own mean difference, alpha 1;
 **published** shifts the top 10 % of residual coordinates of all layers at the last position, ranked
 by correlation, alpha 1. A control is the same shift on as many random neurons, scaled to the same
-length. Intervals are 95 %, from resampling instances. In the snippets `edit` is one of the two,
+length: {draws} draws, their spread inside the interval; of near-ties one draw. Intervals are 95 %,
+from resampling instances. In the snippets `edit` is one of the two,
 `test` those prompts, `acts` and `scores` the states and differences that they were fitted on,
 `seen` and `rates` what was observed; the script has how each was made.
 """
@@ -293,6 +298,12 @@ def holding(scene: Scene) -> tuple[str, object]:
     )
 
 
+def _beyond(found: mm.evaluation.EditTransfer, name: str) -> str:
+    """The classes toward which an edit goes beyond its control on training seed 1."""
+    sides = ("memorized", "generalized")
+    return " and ".join(s for s in sides if found.beyond(name, "seed 1", s).low > 0) or "neither"
+
+
 def transfer(scene: Scene) -> tuple[str, object]:
     kinds = {"sum shown": True, "sum never shown": False}
 
@@ -374,7 +385,8 @@ def transfer(scene: Scene) -> tuple[str, object]:
             ],
             between,
         )
-        + "\n\nThe foreign edit does not steer; the model's own does."
+        + f"\n\nBeyond its control: the foreign edit toward {_beyond(away, 'seed 0')}, the model's "
+        f"own toward {_beyond(away, 'seed 1')}."
     )
     return text, plotting.transfer_matrix(edits)
 
@@ -624,7 +636,7 @@ def sizes(scene: Scene) -> tuple[str, object]:
         return window_of(mm.cache_activations(model, flips, positions=scene.spans))
 
     found = mm.evaluation.effect_by_model(models, fit, n=600, seed=1)
-    rows = []
+    measured, rows = found.table(), []
     for name in models:
         seen = found.observed[name]
         rows.append(
@@ -634,7 +646,7 @@ def sizes(scene: Scene) -> tuple[str, object]:
                 f"{100 * np.mean([o == 'memorized' for o in seen.outcomes]):.1f} %",
                 f"{100 * seen.flip_rate:.1f} %",
                 *(
-                    share(found.rates[name][t].compared_with(found.controls[name][t], t), True)
+                    share(estimate_of(row_of(measured, model=name, toward=t), "beyond"), True)
                     if found.rates[name]
                     else "too few flips"
                     for t in ("memorized", "generalized")
@@ -656,10 +668,17 @@ def sizes(scene: Scene) -> tuple[str, object]:
             ],
             rows,
         )
-        + "\n\nOne to three trainings per size: differences no larger than those between the seeds "
-        "of one size say nothing about size."
+        + f"\n\nThe control: {measured['draws'].max()} draws, whose shares spread by "
+        f"{100 * measured['spread'].max():.1f} points at most; edits moved a state by "
+        f"{_from_to(measured['size'])}, controls by {_from_to(measured['control_size'])}. One to "
+        "three trainings per size: differences no larger than those between the seeds of one size "
+        "say nothing about size."
     )
     return text, plotting.effect_by_model(found)
+
+
+def _from_to(values: pd.Series) -> str:
+    return f"{values.min():.2f} to {values.max():.2f}"
 
 
 SECTIONS = [
@@ -800,7 +819,9 @@ def main() -> None:
     asked = parser.parse_args()
     scene = Scene(asked.work)
     flips = len(scene.flips)
-    head = HEAD.format(flips=flips // 2, test=len(scene.test), groups=len(set(scene.test.groups)))
+    head = HEAD.format(
+        flips=flips // 2, test=len(scene.test), groups=len(set(scene.test.groups)), draws=DRAWS
+    )
     parts, figures = [head], {}
     for section in SECTIONS:
         if asked.only not in (None, section.name):
