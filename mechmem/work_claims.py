@@ -38,7 +38,7 @@ def claimed(unit: Path) -> Iterator[bool]:
     """Inside, the unit is this worker's; or somebody else's, and then the value is False.
 
     Raises:
-        ArtifactError: When the folder cannot be written.
+        ArtifactError: When the folder cannot be written, or the claim is a link to nothing.
     """
     claim = claim_of(unit)
     if not _take(claim):
@@ -128,6 +128,11 @@ def _take(claim: Path) -> bool:
         with claim.open("x", encoding="utf-8") as file:
             file.write(about)
     except FileExistsError:
+        if claim.is_symlink() and not claim.exists():
+            raise ArtifactError(
+                f"{claim} is a link to a file that does not exist, which no worker gives back. "
+                "Remove it."
+            ) from None
         return False
     except OSError as error:
         raise ArtifactError(

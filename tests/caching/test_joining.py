@@ -118,6 +118,14 @@ class TestClaims:
             left_by_another(claim, "elsewhere", 1, age)
             assert is_stale(claim) == (age > 0)
 
+    def test_a_link_to_nothing_is_refused_and_not_waited_for(self, tmp_path) -> None:
+        claim_of(tmp_path / "unit").symlink_to(tmp_path / "nowhere")
+        with (
+            pytest.raises(mm.ArtifactError, match=r"unit.claim is a link .*Remove it"),
+            claimed(tmp_path / "unit"),
+        ):
+            pass
+
     def test_two_that_end_together_write_in_turn(self, tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(work_claims, "LOOKED_EVERY", 0.01)
         alone = tmp_path / "alone"
