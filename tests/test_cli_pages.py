@@ -41,7 +41,8 @@ def test_report_and_compare_work_on_folders_alone(run, tmp_path):
     assert (tmp_path / "a" / "report.html").is_file()
     status, out, err = run("compare", "a", "b", "--out", "both.html", "--format", "csv")
     assert status == 0, err
-    assert out.startswith("study,kind,family,toward,beyond,beyond_low,beyond_high,n,groups\n")
+    judged = "beyond,beyond_low,beyond_high,draws,spread,rank,size,control_size"
+    assert out.startswith(f"study,kind,family,toward,{judged},n,groups\n")
     assert (tmp_path / "both.html").is_file()
     assert "folders:\n- a\n- b\n" in (tmp_path / "both.html.config.yaml").read_text()
     status, out, err = run("report", "nowhere")

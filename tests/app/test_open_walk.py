@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,17 @@ def ask(tab: Tab, prompt: str, first: str, second: str) -> None:
     tab.click("ask")
 
 
+def linked(tab: Tab, told: Callable[[View], bool], seconds: float = 60.0) -> View:
+    """What the page's link says, which is told with the next look at the line."""
+    end = time.time() + seconds
+    while time.time() < end:
+        said = tab.text("link")
+        if said and told(view := View.from_link(said)):
+            return view
+        time.sleep(0.05)
+    raise AssertionError(f"the link still says {said}")
+
+
 def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: Path) -> None:
     tab = Tab(browser, opened.url)
     tab.until("!!document.getElementById('main')")
@@ -62,7 +73,7 @@ def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: P
         "(() => {const b = document.querySelector('#map-figure .nsewdrag').getBoundingClientRect();"
         "return [b.x, b.y, b.width, b.height]})()"
     )
-    tokens = len(opened.page.tokens(View.from_link(tab.text("link"))))
+    tokens = len(opened.page.tokens(linked(tab, lambda view: view.texts == PROMPTS[:1])))
     rows = len(opened.page.source.sites)
     tab.mouse(x + wide * 2.5 / tokens, y + high * (1 - 1.5 / rows))
     tab.until("document.getElementById('lines').innerText.includes('positions=2')")
@@ -79,7 +90,7 @@ def test_a_walk_through_the_page(browser: Browser, opened: OpenPage, tmp_path: P
     tab.until(f"document.getElementById('columns').innerText.includes('{said}')")
     tab.until(READY)
     assert tab.text("columns") != before
-    view = View.from_link(tab.text("link"))
+    view = linked(tab, lambda view: view.strength == now)
     turned = opened.page.done("turn", view)
     heads = tab.js("[...document.querySelectorAll('.three h3')].map(one => one.innerText)")
     assert heads == ["Unedited", "Edited", f"Control: {turned.name}, same size, one draw"]
@@ -116,8 +127,7 @@ def test_two_windows_at_once_show_each_its_own(browser: Browser, opened: OpenPag
         tab.until(READY)
     margins = []
     for tab, prompt in zip(tabs, PROMPTS, strict=True):
-        view = View.from_link(tab.text("link"))
-        assert view.texts == (prompt,)
+        view = linked(tab, lambda view, prompt=prompt: view.texts == (prompt,))
         own = opened.page.done("ask", view)[0].margins[0]
         assert f"{abs(own):.2f} nats toward" in tab.text("said-0")
         assert tab.seen("Runtime.exceptionThrown", "Log.entryAdded") == []
