@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechmem.models.engine.batching import PlannedBatch, Prefix
+from mechmem.models.engine.kv_cache import bytes_per_token
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
@@ -128,13 +129,12 @@ def measured_memory(model: Model, sites: Sequence[Site], longest: int) -> Memory
     lengths = [wide, max(wide - 1, 1)]
     rest = _bytes(model, sites, lengths) - own - token * 2 * wide
     cfg, size = model.tl.cfg, next(model.tl.parameters()).element_size()
-    groups = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
     return Memory(
         own,
         token,
         pair,
         max(rest / (2 * wide**2), pair),
-        2 * int(cfg.n_layers) * groups * int(cfg.d_head) * size,
+        bytes_per_token(model.tl),
         2 * int(cfg.n_heads) * int(cfg.d_head) * size,
     )
 

@@ -12,7 +12,7 @@ from models import parity, zoo
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mechmem as mm
-from mechmem.models.engine import generation
+from mechmem.models.engine import generation, kv_cache
 from mechmem.models.engine.kv_cache import keep_rows, reserve
 from mechmem.models.engine.stopping import Completion, StoppingCriteria
 from mechmem.models.positions import Positions
@@ -232,6 +232,7 @@ class TestRowsThatWait:
             return own(cache, mask, other, other_mask, room)
 
         monkeypatch.setattr(generation, "join_rows", counted)
+        monkeypatch.setattr(kv_cache, "MOST_KEPT", 0)  # no more than one batch's
         return rows
 
     def written(
@@ -260,6 +261,32 @@ class TestRowsThatWait:
         wanted = [greedy(hf, model.token_ids(prompt), NEW, ends)[0] for prompt in PROMPTS]
         assert [done.ids for done in model.complete(PROMPTS, NEW, token_budget=70)] == wanted
         assert sum(joined) > 2
+
+    @pytest.mark.parametrize("factor", [1, 2, 100])
+    def test_so_many_write_at_once_as_memory_allows(self, factor, monkeypatch) -> None:
+        """A pass reads no more than the budget; rows that write hold more, up to eight batches."""
+        model = mm.load_model(zoo.build("gpt2"), tokenizer=zoo.tokenizer())
+        budget = 2 * max(len(model.token_ids(prompt)) for prompt in PROMPTS)
+        each = kv_cache.bytes_per_token(model.tl)
+        assert each == 2 * model.info.n_layers * model.info.d_model * 4
+        monkeypatch.setattr(kv_cache, "MOST_KEPT", factor * budget * each)
+        kept = min(factor, 8) * budget
+        assert kv_cache.tokens_kept(model.tl, budget) == kept
+        read, steps, own = [], [], type(model.backend).forward
+
+        def counted(backend, ids, mask, **more):
+            (steps if ids.shape[1] == 1 else read).append(ids.numel())
+            return own(backend, ids, mask, **more)
+
+        model.__dict__["eos_ids"] = ()
+        wanted = [done.ids for done in model.complete(PROMPTS, NEW, token_budget=10**6)]
+        monkeypatch.setattr(type(model.backend), "forward", counted)
+        assert [done.ids for done in model.complete(PROMPTS, NEW, token_budget=budget)] == wanted
+        assert max(read) <= budget
+        longest, shortest = (
+            f(len(model.token_ids(prompt)) for prompt in PROMPTS) for f in (max, min)
+        )
+        assert kept // (longest + NEW) <= max(steps) <= max(1, kept // (shortest + NEW))
 
     def test_edits_samples_and_shared_beginnings_are_theirs(self, joined) -> None:
         model = mm.load_model(zoo.build("llama"), tokenizer=zoo.tokenizer())

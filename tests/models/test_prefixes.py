@@ -234,7 +234,7 @@ class TestItIsDone:
         self, most, monkeypatch
     ) -> None:
         plain, model = loaded("llama")
-        monkeypatch.setattr(kv_cache, "MOST_SPREAD", most)
+        monkeypatch.setattr(kv_cache, "MOST_KEPT", most)
         kinds = set()
         own = kv_cache.reserve
 

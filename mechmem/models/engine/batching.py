@@ -333,12 +333,17 @@ def check_budget(token_budget: int) -> None:
     whole_number(token_budget, "token_budget", most=MOST_TOKENS, error=ModelError)
 
 
-def rows_that_fit(token_budget: int, width: int, keys: int | None = None) -> int:
+def rows_that_fit(
+    token_budget: int, width: int, keys: int | None = None, most: float = MAX_BATCH_ROWS
+) -> int:
     """How many rows of ``width`` tokens, each attending to ``keys`` of them, make one batch.
+
+    Args:
+        most: No more than so many.
 
     Raises:
         ModelError: For a budget that is not a number of tokens.
     """
     check_budget(token_budget)
     pairs = width * (width if keys is None else keys)
-    return max(1, min(MAX_BATCH_ROWS, token_budget // width, MAX_PAIRS // pairs))
+    return max(1, int(min(MAX_BATCH_ROWS, most, token_budget // width, MAX_PAIRS // pairs)))

@@ -143,6 +143,7 @@ def plan_passes(
     *,
     interventions: Sequence[Intervention] = (),
     extra: int = 0,
+    kept: float = math.inf,
     share: bool = True,
     own: Sequence[TokenizedPrompt] | None = None,
     pack: bool = False,
@@ -154,6 +155,7 @@ def plan_passes(
         token_budget: Most tokens in one batch, padding included.
         interventions: Edits in force; what they touch is not shared.
         extra: Tokens that every row will grow by (generation).
+        kept: Most tokens that the rows of a batch may hold in the end.
         share: Whether prompts may share anything: those that begin alike, their beginning, which
             then runs once; and short ones a row.
         own: The prompts without what follows them, when ``prompts`` carry more (answers).
@@ -178,7 +180,7 @@ def plan_passes(
     while True:
         plans = [
             make_plan(
-                [prompts[row] for row in rows], token_budget, extra=extra,
+                [prompts[row] for row in rows], token_budget, extra=extra, kept=kept,
                 limits=None if allowed is None else [allowed[row] for row in rows],
                 pass_cost=pass_cost(backend), pair_cost=pair,
                 n_ctx=int(getattr(backend.model.cfg, "n_ctx", 0) or 0) or math.inf,

@@ -19,11 +19,16 @@ from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
 from mechmem.models.check.site_check import checked_hooks
 from mechmem.models.engine.backends import Backend, finite
-from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET, Feed, PlannedBatch
+from mechmem.models.engine.batching import (
+    DEFAULT_TOKEN_BUDGET,
+    MAX_BATCH_ROWS,
+    Feed,
+    PlannedBatch,
+)
 from mechmem.models.engine.capabilities import cache_continues, honors_padding
 from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
 from mechmem.models.engine.hooks import Intervention
-from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve
+from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve, tokens_kept
 from mechmem.models.engine.stopping import Completion, Decode, StoppingCriteria
 from mechmem.models.tokenizing import TokenizedPrompt
 from mechmem.progress import Progress, told
@@ -101,12 +106,13 @@ def generate(
     """
     out = [Completion() for _ in prompts]
     ending = StoppingCriteria(decode, stop, eos_ids)
+    kept = tokens_kept(backend.model, token_budget)
     with told(progress, len(prompts), "writing") as tell:
         for room, rows in _by_room(prompts, max_new_tokens, n_ctx):
             chosen = [prompts[row] for row in rows]
             keeps = room > 1 and cache_continues(backend)
             plan = plan_passes(
-                backend, chosen, token_budget, interventions=interventions, extra=room,
+                backend, chosen, token_budget, interventions=interventions, extra=room, kept=kept,
                 # Without a cache every step runs the whole text anew, and nothing could be shared.
                 share=share and (keeps or room == 1),
             )  # fmt: skip
@@ -117,7 +123,7 @@ def generate(
             ) -> Tensor:
                 return choose(logits, [rows[row] for row in at], step)
 
-            waiting = _Waiting(plan.works, chosen, token_budget)
+            waiting = _Waiting(plan.works, chosen, kept)
 
             def run(
                 work: PlannedBatch,
@@ -149,40 +155,38 @@ class _Waiting:
     Args:
         works: The batches.
         prompts: What was planned.
-        token_budget: Most tokens that rows which write may hold.
+        kept: Most tokens that rows which write may hold.
 
     Attributes:
         taken: What has joined, in order.
     """
 
     def __init__(
-        self, works: Sequence[PlannedBatch], prompts: Sequence[TokenizedPrompt], token_budget: int
+        self, works: Sequence[PlannedBatch], prompts: Sequence[TokenizedPrompt], kept: int
     ) -> None:
         self.works, self.taken = deque(works), list[PlannedBatch]()
-        self.prompts, self.token_budget = prompts, token_budget
+        self.prompts, self.kept = prompts, kept
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         while self.works:
             yield self.works.popleft()
 
-    def join(
-        self, passes: BatchPreparer, going: int, size: int, width: int, room: int
-    ) -> PlannedBatch | None:
+    def join(self, passes: BatchPreparer, going: int, width: int, room: int) -> PlannedBatch | None:
         """Rows of the next batch, as many as there is room for; ``None`` for too few.
 
         Args:
             going: Rows that write still.
-            size: Rows that the batch began with.
             width: Tokens of the longest of those that write.
             room: Tokens that every new one will grow by.
         """
         # A beginning cannot be run now: the edits of the batch that writes would act in its pass.
-        if not self.works or not _worth_leaving(size, going) or not passes.knows(self.works[0]):
+        if not self.works or not passes.knows(self.works[0]):
             return None
         rows = self.works[0].rows
         width = max([width, *(len(self.prompts[row].ids) for row in rows)])
-        free = min(size, self.token_budget // (width + room)) - going
-        if 8 * free < size:  # too few for a pass of their own
+        free = min(MAX_BATCH_ROWS, self.kept // (width + room)) - going
+        # Few are not worth a pass of their own, and copying what the others have kept.
+        if 8 * min(free, len(rows)) < going:
             return None
         piece, *rest = self.works.popleft().cut(free)
         self.works.extendleft(rest)
@@ -246,7 +250,7 @@ def _write(
             joining = None
             if alike and not anew and joins(cache):
                 longest = max(len(passes.prompts[members[k]].ids) + ages[k] for k in going)
-                joining = waiting.join(passes, len(going), len(work.rows), longest, room)
+                joining = waiting.join(passes, len(going), longest, room)
             # TransformerLens counts the position of a row that is done on, past a learned table.
             past = n_ctx is not None and width >= n_ctx
             leave = joining is not None or past or _worth_leaving(len(members), len(going))

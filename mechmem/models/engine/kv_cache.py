@@ -10,8 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-MOST_SPREAD = 2 << 30
-"""Bytes of keys and values of one batch for which rows get copies of a shared beginning."""
+MOST_KEPT = 2 << 30
+"""Bytes of keys and values that rows which write may hold at once. A step costs nearly the same for
+few rows as for many, until these take longer to read than the weights."""
+
+
+def bytes_per_token(model: Any) -> int:
+    """What a model keeps of one token, keys and values of all layers."""
+    cfg, size = model.cfg, int(next(model.parameters()).element_size())
+    heads = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
+    return 2 * int(cfg.n_layers) * heads * int(cfg.d_head) * size
+
+
+def tokens_kept(model: Any, token_budget: int) -> int:
+    """Most tokens of rows that write at once: of one to eight batches."""
+    fit = MOST_KEPT // max(1, bytes_per_token(model))
+    return max(token_budget, min(fit, 8 * token_budget))
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]
@@ -111,7 +125,7 @@ def reserve(cache: Any, room: int) -> None:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4:
             continue  # a recurrent layer, or one that has seen nothing
-        if isinstance(layer, PrefixedLayer) and spreads <= MOST_SPREAD:
+        if isinstance(layer, PrefixedLayer) and spreads <= MOST_KEPT:
             keys, values = layer.joined()
             layers[k] = GrowingLayer([keys], [values], room)
         elif type(layer) is DynamicLayer:  # not of a window, which drops tokens

@@ -128,6 +128,7 @@ def make_plan(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     *,
     extra: int = 0,
+    kept: float = math.inf,
     limits: Sequence[int] | None = None,
     pass_cost: float = PASS_COST,
     pair_cost: float | None = None,
@@ -139,6 +140,7 @@ def make_plan(
         prompts: What to run.
         token_budget: Most tokens in a batch, padding included; one prompt always fits.
         extra: Tokens that every row will grow by (generation).
+        kept: Most tokens that the rows of a batch may hold in the end.
         limits: How many tokens at the start of every prompt may be shared; at least one token of
             a prompt always runs by itself. ``None`` shares nothing.
         pass_cost: What starting a forward pass costs, in tokens: what is saved by padding less, or
@@ -148,7 +150,7 @@ def make_plan(
         n_ctx: Nothing is shared in rows that are wider, stored tokens counted.
     """
     # Another batch costs its passes for new tokens as well.
-    fill = _Fill(token_budget, extra, pass_cost * (1 + extra), pair_cost, n_ctx)
+    fill = _Fill(token_budget, extra, kept, pass_cost * (1 + extra), pair_cost, n_ctx)
     plain = PassPlan(tuple(_plain(prompts, range(len(prompts)), fill)), tuple(prompts), extra)
     if limits is None or len(prompts) < 2:
         return plain
@@ -171,6 +173,7 @@ def plan_batches(
     prompts: Sequence[TokenizedPrompt],
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     extra: int = 0,
+    kept: float = math.inf,
     pass_cost: float = math.inf,
 ) -> Iterator[tuple[int, ...]]:
     """Rows of each batch: longest prompts first, so that little is padded and memory peaks early.
@@ -179,13 +182,14 @@ def plan_batches(
         prompts: What to run.
         token_budget: Most tokens in a batch, padding included; one prompt always fits.
         extra: Tokens that every row will grow by (generation).
+        kept: Most tokens that the rows of a batch may hold in the end.
         pass_cost: What another batch costs, in tokens: more padding than that, and it is made.
     """
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
     start = 0
     while start < len(order):
         width = len(prompts[order[start]].ids)
-        size = rows_that_fit(token_budget, width + extra)
+        size = rows_that_fit(token_budget, width, most=kept // (width + extra))
         lengths = [len(prompts[row].ids) for row in order[start : start + size]]
         size = unpadded(lengths, pass_cost)
         yield tuple(order[start : start + size])
@@ -207,6 +211,7 @@ class _Fill(NamedTuple):
 
     token_budget: int
     extra: int
+    kept: float
     padding: float
     pair: float | None
     n_ctx: float
@@ -219,7 +224,7 @@ def _plain(
     chosen, budget = [prompts[row] for row in rows], fill.token_budget
     alone = [
         PlannedBatch(tuple(rows[k] for k in batch), len(chosen[batch[0]].ids))
-        for batch in plan_batches(chosen, budget, fill.extra, fill.padding)
+        for batch in plan_batches(chosen, budget, fill.extra, fill.kept, fill.padding)
     ]
     if fill.pair is None:
         return alone
@@ -248,6 +253,12 @@ def _shared(
     def rest(row: int, length: int) -> int:
         return len(prompts[row].ids) - length
 
+    def most_rows(width: int, known: int) -> int:
+        own, whole = width + fill.extra, known + width
+        # What is known is copied for every row where that fits, and read where it is otherwise.
+        most = max(fill.kept // (known + own), fill.token_budget // own)
+        return rows_that_fit(fill.token_budget, width, whole, most)
+
     sized = []
     for length, rows in found:
         ordered = sorted(rows, key=lambda row: (-rest(row, length), row))
@@ -261,15 +272,14 @@ def _shared(
         rows = sum(len(rows) for _, _, rows in group)
         padding = sum(prefix_width - length for length, _, _ in group)
         padding += sum(width - rest(row, length) for length, _, rows in group for row in rows)
-        grown = width + fill.extra
         return (
-            rows <= rows_that_fit(fill.token_budget, grown, prefix_width + grown)
+            rows <= most_rows(width, prefix_width)
             and len(group) <= MAX_BATCH_ROWS
             and len(group) * prefix_width <= fill.token_budget
             and len(group) * prefix_width * prefix_width <= MAX_PAIRS
             and padding <= 2 * fill.padding  # its two passes
             # Rests of several beginnings stand behind padding, which may outgrow the context.
-            and (len(group) == 1 or prefix_width + grown <= fill.n_ctx)
+            and (len(group) == 1 or prefix_width + width + fill.extra <= fill.n_ctx)
         )
 
     def work(group: Sequence[tuple[int, int, list[int]]]) -> PlannedBatch:
@@ -292,7 +302,7 @@ def _shared(
         start, first = 0, Prefix(min(rows), length)
         while start < len(rows):
             own = rest(rows[start], length)
-            size = rows_that_fit(fill.token_budget, own + fill.extra, length + own + fill.extra)
+            size = most_rows(own, length)
             rests = [rest(row, length) for row in rows[start : start + size]]
             size = unpadded(rests, fill.padding)
             part = tuple(rows[start : start + size])
