@@ -32,7 +32,7 @@ def main() -> None:
         if len(sys.argv) > 1 and twin.stem not in sys.argv[1:]:
             continue
         notebook = jupytext.read(twin)
-        NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(FOLDER))
+        NotebookClient(notebook, timeout=1800, kernel_name="python3").execute(cwd=str(FOLDER))
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{number}"
             cell.get("metadata", {}).pop("execution", None)
