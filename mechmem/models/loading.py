@@ -33,6 +33,7 @@ from mechmem.models.gguf import is_gguf, open_gguf
 from mechmem.models.model import Model
 from mechmem.models.quiet import quiet_transformers
 from mechmem.models.shipped import shipped_folder
+from mechmem.models.sizes import warn_of_memory
 from mechmem.seeding import caller_state_kept
 
 _NOT_GREEDY = (
@@ -167,6 +168,8 @@ def _from_name(
     if folder.is_dir():
         check_written(folder)
         refuse_options({"revision": options.get("revision")}, "a folder", ())
+        if not placement(options) and options.get("quantization_config") is None:
+            warn_of_memory(folder, name, parse_dtype(dtype), device)
     where = str(folder) if folder.is_dir() else name
     own = tokenizer if tokenizer is not None else tokenizer_at(where, options)
     # A model that ships is there at once; for others the bars of download and loading are news.

@@ -3,13 +3,16 @@ transformers would fill every gap with random numbers first, however large it is
 
 from __future__ import annotations
 
+import json
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mechmem.errors import ModelError
+from mechmem.errors import MechmemWarning, ModelError
 from mechmem.models.booting import kept_still
 
 _COUNTS = {
@@ -94,6 +97,35 @@ def held_in(folder: Path, packed: bool = False) -> int | None:
     if not files or None in counted:
         return None
     return sum(shape.numel() for shapes in counted for shape in shapes or ())
+
+
+def warn_of_memory(folder: Path, name: str, dtype: torch.dtype, device: Any) -> None:
+    """Say that the weights of a folder are larger than the memory they are to be read into, which
+    would end the process without a word."""
+    if "quantization_config" in json.loads((folder / "config.json").read_text("utf-8")):
+        return  # packed in files, and in memory too
+    # As `save_pretrained` names them: others beside them may be the same weights once more.
+    shapes = [_shapes(file) or [] for file in folder.glob("model*.safetensors")]
+    weights, memory = sum(shape.numel() for part in shapes for shape in part), _memory(device)
+    if memory is not None and weights * dtype.itemsize > memory:
+        smaller = "" if dtype.itemsize <= 2 else f"dtype='bfloat16' ({2 * weights / 1e9:.1f} GB), "
+        warnings.warn(
+            f"The weights of {name} take {weights * dtype.itemsize / 1e9:.1f} GB in "
+            f"{str(dtype).removeprefix('torch.')}, and there are {memory / 1e9:.1f} GB of memory. "
+            f"Load it with {smaller}device_map= or quantization_config=, or load a smaller model.",
+            MechmemWarning,
+            stacklevel=5,
+        )
+
+
+def _memory(device: Any) -> int | None:
+    """Bytes of a device's memory; ``None`` where that is not known."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda":
+        return int(torch.cuda.get_device_properties(where).total_memory)
+    if where.type != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def longest_in(folder: Path) -> int | None:

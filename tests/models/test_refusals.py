@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import mechmem as mm
 from mechmem.models.shipped import LAB_FOLDER
-from mechmem.models.sizes import check_held, held_in
+from mechmem.models.sizes import check_held, held_in, warn_of_memory
 
 peft = pytest.importorskip("peft")
 
@@ -143,6 +144,20 @@ class TestSizesThatTheFilesDoNotHold:
         monkeypatch.setattr(hf.AutoModelForCausalLM, "from_config", None)
         with pytest.raises(mm.ModelError, match=r"259,200,000 weights .*num_local_experts=9000"):
             check_held(config, 10**6, "a")
+
+    def test_of_more_than_the_memory_there_is_a_word(self, folder, monkeypatch):
+        held = sum(p.numel() for p in load_file(folder / "model.safetensors").values())
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2, "SC_PHYS_PAGES": held}.get)
+        with pytest.warns(
+            mm.MechmemWarning, match=r"take 0.0 GB in float32, .* Load it with dtype='bfloat16' \("
+        ):
+            mm.load_model(folder, device="cpu")
+        for way in ({"dtype": "bfloat16"}, {"device_map": "cpu"}):  # it fits exactly, or is spread
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", mm.MechmemWarning)
+                mm.load_model(folder, **way)
+        configured(folder, quantization_config={})
+        warn_of_memory(folder, "m", torch.float32, "cpu")
 
     def test_of_tables(self, tmp_path):
         config = hf.GPTNeoConfig(
