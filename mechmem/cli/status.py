@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,16 @@ def _row(units: Sequence[_Unit]) -> dict[str, float]:
     row: dict[str, float] = {"units": len(units)}
     row |= {name: states.count(name) for name in ("done", "claimed", "stale", "missing")}
     done = sorted((unit.made, unit.tokens) for unit in units if unit.made is not None)[-RECENT:]
-    took = done[-1][0] - done[0][0] if done else 0.0
-    pace = sum(tokens for _, tokens in done[1:]) / took if took else float("nan")
+    pace = _pace(*zip(*done, strict=True)) if len(done) > 1 else math.nan
     left = sum(unit.tokens for unit, state in zip(units, states, strict=True) if state != "done")
     return {**row, "tokens per second": pace, "seconds left": left / pace if left else 0.0}
+
+
+def _pace(made: Sequence[float], tokens: Sequence[int]) -> float:
+    """Tokens per second; a gap ten times as long as most is a pause, in which nobody worked."""
+    import numpy as np
+
+    gaps = np.diff(made)
+    worked = gaps <= 10 * (np.median(gaps) or gaps.max())
+    took = float(gaps[worked].sum())
+    return float(np.array(tokens[1:])[worked].sum()) / took if took else math.nan
