@@ -101,7 +101,11 @@ def shrunk(covariance: Matrix, n: int, shrinkage: Shrinkage) -> tuple[Matrix, fl
         if shrinkage != "oas":
             raise MechmemError(f"shrinkage must be 'oas' or 0 to 1, got {shrinkage!r}.")
         amount = oas_shrinkage(covariance, n)
-    elif isinstance(shrinkage, bool) or not 0 <= shrinkage <= 1:
+    elif (
+        isinstance(shrinkage, bool)
+        or not isinstance(shrinkage, (int, float))
+        or not 0 <= shrinkage <= 1
+    ):
         raise MechmemError(f"shrinkage must be 'oas' or 0 to 1, got {shrinkage!r}.")
     else:
         amount = float(shrinkage)

@@ -29,7 +29,7 @@ from mechmem.caching.histograms import Histograms
 from mechmem.caching.moments import Moments
 from mechmem.caching.provenance import PROVENANCE, Provenance
 from mechmem.errors import ArtifactError, MechmemError, SiteError, listed
-from mechmem.models.sites import Site
+from mechmem.models.sites import Site, as_site
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class NeuronScores:
         """
         if scope not in ("global", "site"):
             raise MechmemError(f"scope must be 'global' or 'site', got {scope!r}.")
-        wanted = self.sites if sites is None else [Site(*site) for site in sites]
+        wanted = self.sites if sites is None else [as_site(site) for site in sites]
         missing = [str(site) for site in wanted if site not in self.mean_difference]
         if missing:
             raise SiteError(

@@ -107,6 +107,8 @@ def state_map(
     largest = np.abs(axes).argmax(axis=1)
     axes = axes * np.where(axes[np.arange(2), largest] < 0, -1.0, 1.0)[:, None]
     share = np.append(sizes**2 / (sizes**2).sum(), 0.0)
+    if name in (others or {}):
+        raise PromptError(f"{name!r} names the fitted states; name the other set otherwise.")
     sets = {name: acts, **(others or {})}
     points = pd.concat(
         [

@@ -107,6 +107,8 @@ def _named(source: Source, card: Mapping[str, Any]) -> tuple[Task | None, str]:
     if isinstance(source.task, Task):
         return source.task, "task"
     saved = source.study.task if source.study is not None else card.get("task")
+    if getattr(source.study, "kind", "") in ("reading", "together"):
+        saved = None  # questions, or several tasks: neither makes prompts
     name = source.task or saved
     if name is None or name == OWN_PROMPTS:
         return None, "None"

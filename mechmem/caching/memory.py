@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechmem.models.engine.batching import PlannedBatch, Prefix
-from mechmem.models.engine.kv_cache import bytes_per_token
+from mechmem.models.engine.capabilities import bytes_per_token
 from mechmem.models.engine.plan import PassPlan
 from mechmem.models.engine.reading import take_states
 from mechmem.models.model import Model
@@ -134,7 +134,7 @@ def measured_memory(model: Model, sites: Sequence[Site], longest: int) -> Memory
         token,
         pair,
         max(rest / (2 * wide**2), pair),
-        bytes_per_token(model.tl),
+        bytes_per_token(model.backend),
         2 * int(cfg.n_heads) * int(cfg.d_head) * size,
     )
 

@@ -74,6 +74,7 @@ def _run(
     from mechmem.studies.reasoning.read_only import read_labels
     from mechmem.studies.reasoning.run import run_reasoning_study
     from mechmem.tasks import Reasoning, get_task
+    from mechmem.tasks.questions.forms import fitting_examples
     from mechmem.tasks.questions.right_wrong import right_and_wrong
 
     reader = Reasoning() if max_new_tokens is None else Reasoning(max_new_tokens=max_new_tokens)
@@ -90,11 +91,11 @@ def _run(
             progress=say,
         )  # fmt: skip
     if asked is not None:
-        shots = None if worked is None else len(worked)
+        # As many for every question as there are for each; where there are none, it is said.
+        fit = [len(fitting_examples(p, worked)) for p in asked if p.meta.get("kind") and worked]
         return run_reasoning_study(
-            model, task=reader, questions=asked, examples=worked, shots=shots,
-            shuffles=shuffles, seed=seed,
-            progress=say,
+            model, task=reader, questions=asked, examples=worked,
+            shots=max(1, min(fit)) if fit else None, shuffles=shuffles, seed=seed, progress=say,
         )  # fmt: skip
     task = get_task("recall-reasoning", **model.card.get("task_options", {}))
     return run_reasoning_study(model, task=task, shuffles=shuffles, seed=seed, progress=say)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechmem.errors import ModelError, PromptError, TaskError, listed
+from mechmem.errors import ModelError, PromptError, TaskError, did_you_mean, listed
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.stopping import Completion
 from mechmem.models.model import Model, ModelInfo
@@ -114,6 +114,19 @@ class Observations:
                 "truncated": self.truncated,
                 "reading": self.reading,
             }
+        )
+
+
+def known_outcome(seen: Observations, outcome: str) -> None:
+    """Refuse an outcome that the task does not have, whose share would be 0.
+
+    Raises:
+        TaskError: Naming those it has.
+    """
+    if outcome not in seen.allowed:
+        raise TaskError(
+            f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}."
+            f"{did_you_mean(outcome, seen.allowed)}"
         )
 
 

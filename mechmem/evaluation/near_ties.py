@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import NOT_MEASURED, Estimate, group_mean
-from mechmem.errors import MechmemError, PromptError
+from mechmem.errors import MechmemError, PromptError, listed
 from mechmem.evaluation.behavior import Observations
 from mechmem.evaluation.rates import Rates
 from mechmem.evaluation.shared import need_margins
@@ -106,6 +106,8 @@ def near_ties(
     if threshold < 0:
         raise MechmemError(f"threshold must be a number from 0, in nats, got {threshold}.")
     named = dict(results) if isinstance(results, Mapping) else {_name(results): results}
+    if twice := sorted({*named} & {*(controls or {})}):
+        raise PromptError(f"Two results are named {listed(twice)}; give every one its own name.")
     kinds = {
         name: "unedited" if isinstance(one, Observations) else "edit" for name, one in named.items()
     } | dict.fromkeys(controls or {}, "control")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
 from mechmem.errors import PromptError, listed
-from mechmem.evaluation.behavior import hits, observe
+from mechmem.evaluation.behavior import hits, known_outcome, observe
 from mechmem.evaluation.rates import Rates, evaluate
 from mechmem.models.model import Model
 from mechmem.models.tokenizing import PromptsLike
@@ -39,6 +39,7 @@ class Prompting:
         if missing:
             raise PromptError(f"Nothing named {listed(missing)}; there are {listed(self.rates)}.")
         first, second = self.rates[one], self.rates[other]
+        known_outcome(first.after, outcome)
         return group_mean(
             hits(first.after, outcome) - hits(second.after, outcome),
             first.after.prompts.groups,
@@ -92,6 +93,8 @@ def prompting(
     before = observe(model, asked, task=task)
     rates: dict[str, Rates] = {"unchanged": Rates(before, before)}
     kinds = {"unchanged": "rewrite"}
+    if "unchanged" in rewrites:
+        raise PromptError("'unchanged' names the prompts as they are; name that rewrite otherwise.")
     for name, rewrite in rewrites.items():
         rates[name] = Rates(observe(model, rewritten(asked, rewrite), task=task), before)
         kinds[name] = "rewrite"

@@ -10,8 +10,15 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.errors import PromptError, TaskError, did_you_mean, listed
-from mechmem.evaluation.behavior import Observations, check_kinds, hits, observe, reader_for
+from mechmem.errors import PromptError, listed
+from mechmem.evaluation.behavior import (
+    Observations,
+    check_kinds,
+    hits,
+    known_outcome,
+    observe,
+    reader_for,
+)
 from mechmem.evaluation.shared import refuse_seen
 from mechmem.models.model import Model
 from mechmem.models.tokenizing import PromptsLike, TokenizedPrompt
@@ -123,11 +130,7 @@ class Rates:
         return self.before
 
     def _is(self, seen: Observations, outcome: str) -> np.ndarray:
-        if outcome not in seen.allowed:
-            raise TaskError(
-                f"Unknown outcome {outcome!r}; this task has {listed(seen.allowed)}."
-                f"{did_you_mean(outcome, seen.allowed)}"
-            )
+        known_outcome(seen, outcome)
         return hits(seen, outcome)
 
 

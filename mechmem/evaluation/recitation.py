@@ -81,10 +81,11 @@ class Recitation:
             raise PromptError(f"match={match!r} is not one of {listed(MATCHES)}.")
         values = self.rows[MATCHES[match]].to_numpy(float)
         exact = self.rows["exact"].to_numpy(bool)
-        most = CALIPER * values.std()
-        free = list(np.flatnonzero(~exact))
+        known = np.isfinite(values)  # no loss without a token before
+        most = CALIPER * values[known].std()
+        free = list(np.flatnonzero(~exact & known))
         kept: dict[int, str] = {}
-        for row in np.flatnonzero(exact):
+        for row in np.flatnonzero(exact & known):
             near = min(free, key=lambda other: abs(values[other] - values[row]), default=None)
             if near is not None and abs(values[near] - values[row]) <= most:
                 free.remove(near)

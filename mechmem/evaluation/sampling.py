@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from mechmem.analysis.intervals import Estimate, group_mean
-from mechmem.errors import ModelError
-from mechmem.evaluation.behavior import Observations, observe, reader_for
+from mechmem.errors import MechmemError, ModelError, listed
+from mechmem.evaluation.behavior import Observations, known_outcome, observe, reader_for
 from mechmem.models.engine.batching import DEFAULT_TOKEN_BUDGET
 from mechmem.models.engine.generation import Sampler, generate
 from mechmem.models.model import Model
@@ -36,26 +36,25 @@ class Sampling:
 
     def share(self, temperature: float, outcome: str) -> Estimate:
         """Share of the draws with this outcome."""
-        return self._mean(
-            [draws.count(outcome) / len(draws) for draws in self.outcomes[temperature]]
-        )
+        known_outcome(self.greedy, outcome)
+        return self._mean([draws.count(outcome) / len(draws) for draws in self._drawn(temperature)])
 
     def as_greedy(self, temperature: float) -> Estimate:
         """Share of the draws with the outcome of greedy decoding."""
-        pairs = zip(self.outcomes[temperature], self.greedy.outcomes, strict=True)
+        pairs = zip(self._drawn(temperature), self.greedy.outcomes, strict=True)
         return self._mean([draws.count(usual) / len(draws) for draws, usual in pairs])
 
     def agreement(self, temperature: float) -> Estimate:
         """Probability that two different draws for one prompt come out alike."""
         values = []
-        for draws in self.outcomes[temperature]:
+        for draws in self._drawn(temperature):
             counts = np.array([draws.count(name) for name in set(draws)], dtype=float)
             values.append(float((counts * (counts - 1)).sum()) / (len(draws) * (len(draws) - 1)))
         return self._mean(values)
 
     def both(self, temperature: float) -> Estimate:
         """Share of the prompts whose draws show both behaviors."""
-        found = [set(self.greedy.behaviors) <= set(draws) for draws in self.outcomes[temperature]]
+        found = [set(self.greedy.behaviors) <= set(draws) for draws in self._drawn(temperature)]
         return self._mean([float(value) for value in found])
 
     def table(self) -> pd.DataFrame:
@@ -72,6 +71,14 @@ class Sampling:
                 row |= value.row(name, counted=False)
             rows.append({**row, "n": len(draws), "groups": len(set(self.greedy.prompts.groups))})
         return pd.DataFrame(rows)
+
+    def _drawn(self, temperature: float) -> tuple[tuple[str, ...], ...]:
+        if temperature not in self.outcomes:
+            raise MechmemError(
+                f"Nothing was drawn at temperature {temperature!r}; there are "
+                f"{listed(map(str, self.outcomes))}."
+            )
+        return self.outcomes[temperature]
 
     def _mean(self, values: Sequence[float]) -> Estimate:
         return group_mean(values, self.greedy.prompts.groups, kind="share")

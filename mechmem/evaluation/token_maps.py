@@ -178,7 +178,7 @@ def _own(edit: Edit) -> Direction:
 
 def _counted(direction: Direction, states: torch.Tensor) -> np.ndarray:
     """From the middle of the class means, where those are known, in lengths of the direction."""
-    middle = direction.threshold if direction.has_means else 0.0
+    middle = (direction.toward_mean + direction.away_mean) / 2 if direction.has_means else 0.0
     out: np.ndarray = (direction.project(states).numpy() - middle) / direction.norm
     return out
 

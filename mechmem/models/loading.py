@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mechmem.errors import MechmemWarning, ModelError, listed
+from mechmem.errors import MechmemWarning, ModelError, listed, shown
 from mechmem.models.adapters import is_adapter_folder, is_peft_model, merged, open_adapter
 from mechmem.models.architectures import POSITION_TABLES
 from mechmem.models.booting import (
@@ -140,13 +140,24 @@ def check_source(name: str) -> None:
         ModelError: When there is none.
     """
     shipped = shipped_folder(name)
-    folder = shipped or Path(name).expanduser()
+    folder = shipped or _path(name)
     if shipped is not None or is_gguf(folder) or is_adapter_folder(folder):
         return
     if name.startswith((".", "/", "~")) or folder.exists():
         check_folder(folder)
     else:
         tokenizer_at(name, {})
+
+
+def _path(name: str) -> Path:
+    path = Path(name).expanduser()
+    try:
+        path.exists()
+    except OSError as error:  # a text that is too long for a name: a prompt, say
+        raise ModelError(
+            f"{shown(name, 60)} names no model: {error.strerror}. Give a name, a folder or a file."
+        ) from None
+    return path
 
 
 def _from_name(
@@ -158,7 +169,7 @@ def _from_name(
     options: Mapping[str, Any],
 ) -> Model:
     shipped = shipped_folder(name)
-    folder = shipped or Path(name).expanduser()
+    folder = shipped or _path(name)
     if is_gguf(folder):
         return _from_gguf(folder, name, tokenizer, device, dtype, prepend_bos, options)
     if is_adapter_folder(folder):

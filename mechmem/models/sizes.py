@@ -105,7 +105,8 @@ def warn_of_memory(folder: Path, name: str, dtype: torch.dtype, device: Any) -> 
     if "quantization_config" in json.loads((folder / "config.json").read_text("utf-8")):
         return  # packed in files, and in memory too
     # As `save_pretrained` names them: others beside them may be the same weights once more.
-    shapes = [_shapes(file) or [] for file in folder.glob("model*.safetensors")]
+    files = [*folder.glob("model.safetensors"), *folder.glob("model-?????-of-?????.safetensors")]
+    shapes = [_shapes(file) or [] for file in files]
     weights, memory = sum(shape.numel() for part in shapes for shape in part), _memory(device)
     if memory is not None and weights * dtype.itemsize > memory:
         smaller = "" if dtype.itemsize <= 2 else f"dtype='bfloat16' ({2 * weights / 1e9:.1f} GB), "

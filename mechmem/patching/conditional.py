@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
@@ -127,13 +128,14 @@ class OnlyWhere(Edit):
         return self.edit.settled
 
     def controls(self, model: Model, seed: int) -> dict[str, Edit]:
-        """Those of the edit inside that act where the gate is, behind the same gate."""
-        gated = set(self.gates)
-        return {
-            name: replace(self, edit=control)
-            for name, control in self.edit.controls(model, seed).items()
-            if set(control.changes(model)) <= gated
-        }
+        """Those of the edit inside that the same gate can hold, behind it."""
+        found: dict[str, Edit] = {}
+        for name, control in self.edit.controls(model, seed).items():
+            gated = replace(self, edit=control)
+            with suppress(EditError):  # it acts at a site that the gate does not reach
+                gated.changes(model)
+                found[name] = gated
+        return found
 
 
 class _Gated:

@@ -252,7 +252,9 @@ def _random(direction: Direction, name: str, seed: int, moves: str) -> Direction
         center = spread.center.double()
         offset = float(center @ vector) / float(vector.norm()) - float(center @ direction.unit)
         toward, away = toward + offset, away + offset
-    return replace(direction, vector=vector, method="random", toward_mean=toward, away_mean=away)
+    return replace(
+        direction, vector=vector, method="random", toward_mean=toward, away_mean=away, boundary=None
+    )
 
 
 def _at_length_of(before: Tensor, changed: Tensor) -> Tensor:

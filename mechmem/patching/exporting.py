@@ -71,7 +71,9 @@ def export_vectors(
     vectors, about, made = _vectors(what, model, alpha, toward)
     if layers is not None:
         wanted = list(layers)
-        vectors = {site: value for site, value in vectors.items() if _block(site) in wanted}
+        # The file's own numbers: layers of sites, or blocks to whose output a file adds.
+        number = (lambda site: site.layer) if target.suffix == ".safetensors" else _block
+        vectors = {site: value for site, value in vectors.items() if number(site) in wanted}
         if not vectors:
             raise SiteError(f"None of the layers {listed(wanted)} has a vector to export.")
     info = made.model

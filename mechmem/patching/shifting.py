@@ -165,7 +165,7 @@ class ShiftNeurons(Edit):
             "at": "all scored" if self.at is None else named(self.at),
             "positions": str(self._region()[0]),
             **{
-                name: value if isinstance(value, (str, float)) else named(value)
+                name: value if isinstance(value, (str, int, float)) else named(value)
                 for name, value, usual in (
                     ("among", self.among, None),
                     ("units", self.units, "difference"),

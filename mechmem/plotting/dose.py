@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechmem.errors import MechmemError, listed
 from mechmem.plotting.data import (
     as_array,
     as_table,
@@ -37,6 +38,10 @@ def dose_response(
     frame = as_table(dose, columns, "dose_response").copy()
     if negative is None:
         negative = str(frame["toward"].iloc[0]) if len(frame) else next(iter(COLORS))
+    if len(frame) and negative not in set(frame["toward"]):
+        raise MechmemError(
+            f"Nothing was steered toward {negative!r}; there are {listed(set(frame['toward']))}."
+        )
     frame["signed"] = np.where(frame["toward"] == negative, -1.0, 1.0) * as_array(frame["alpha"])
     # At alpha 0 both directions are the unedited model: one point is enough.
     frame = frame.drop_duplicates(["signed", "kind", "outcome"])

@@ -109,8 +109,9 @@ class SavedStudy:
         return {name: self.table(name) for name in self.names}
 
     def summary(self) -> pd.DataFrame:
-        """The table that the terminal shows; empty where none was saved as ``summary``."""
-        return self.table("summary") if "summary" in self.names else pd.DataFrame()
+        """The table that the terminal shows; empty where none is known."""
+        name = str(self.manifest.get("summary", "summary"))
+        return self.table(name) if name in self.names else pd.DataFrame()
 
     def figures(self) -> dict[str, go.Figure]:
         """Every figure by name.

@@ -79,10 +79,14 @@ class Study(ABC):
     def write_artifacts(self, folder: Path) -> None:  # noqa: B027 (there need not be any)
         """Write what was fitted and asked."""
 
+    def summary_name(self) -> str:
+        """Which table the terminal shows: the one called ``summary``, else the first."""
+        found = list(self.tables())
+        return "summary" if "summary" in found else found[0]
+
     def summary(self) -> pd.DataFrame:
-        """The table that the terminal shows: the one called ``summary``, else the first."""
-        found = self.tables()
-        return found.get("summary", next(iter(found.values()), pd.DataFrame()))
+        """That table."""
+        return self.tables()[self.summary_name()]
 
     def verdict_line(self) -> str:
         """What a reader sees first: the verdict where refits were run, else the `headline`."""
@@ -104,6 +108,7 @@ class Study(ABC):
             "answer": self.answer(),
             "notes": self.notes(),
             "limits": self.limits(),
+            "summary": self.summary_name(),
         }
 
     def save(self, folder: str | Path) -> Path:

@@ -36,8 +36,9 @@ class Together(Study):
     def limits(self) -> list[str]:
         return self._said({name: part.limits() for name, part in self.parts.items()})
 
-    def summary(self) -> pd.DataFrame:
-        return next(iter(self.parts.values())).summary()
+    def summary_name(self) -> str:
+        name, part = next(iter(self.parts.items()))
+        return f"{name}_{part.summary_name()}"
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {
@@ -66,7 +67,7 @@ class Together(Study):
                     "answer": part.answer(),
                     "notes": part.notes(),
                     "limits": part.limits(),
-                    "summary": f"{name}_{next(iter(part.tables()))}",
+                    "summary": f"{name}_{part.summary_name()}",
                     "details": part.details(),
                 }
                 for name, part in self.parts.items()

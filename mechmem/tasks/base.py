@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar, overload
 
 from mechmem.errors import TaskError, listed
@@ -236,7 +238,10 @@ def _wrong(prompt: Prompt) -> list[str]:
     if given is None:
         letters = [chr(ord("A") + k) for k in range(len(prompt.meta.get("options", ())))]
         given = letters if prompt.answer in letters else [prompt.memorized, prompt.generalized]
-    several = [given] if isinstance(given, str) else list(given)
+    if isinstance(given, str) and given.lstrip().startswith("["):  # as a table's cell holds a list
+        with suppress(ValueError):
+            given = json.loads(given)
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
     return [str(answer) for answer in several if answer is not None and answer != prompt.answer]
 
 

@@ -7,12 +7,14 @@ from functools import partial
 
 import pytest
 import torch
+import transformers as hf
 from helpers import ragged
 from models import parity, zoo
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mechmem as mm
 from mechmem.models.engine import generation, kv_cache
+from mechmem.models.engine.capabilities import bytes_per_token
 from mechmem.models.engine.kv_cache import keep_rows, reserve
 from mechmem.models.engine.stopping import Completion, StoppingCriteria
 from mechmem.models.positions import Positions
@@ -267,11 +269,11 @@ class TestRowsThatWait:
         """A pass reads no more than the budget; rows that write hold more, up to eight batches."""
         model = mm.load_model(zoo.build("gpt2"), tokenizer=zoo.tokenizer())
         budget = 2 * max(len(model.token_ids(prompt)) for prompt in PROMPTS)
-        each = kv_cache.bytes_per_token(model.tl)
+        each = bytes_per_token(model.backend)
         assert each == 2 * model.info.n_layers * model.info.d_model * 4
         monkeypatch.setattr(kv_cache, "MOST_KEPT", factor * budget * each)
         kept = min(factor, 8) * budget
-        assert kv_cache.tokens_kept(model.tl, budget) == kept
+        assert kv_cache.tokens_kept(each, budget) == kept
         read, steps, own = [], [], type(model.backend).forward
 
         def counted(backend, ids, mask, **more):
@@ -287,6 +289,52 @@ class TestRowsThatWait:
             f(len(model.token_ids(prompt)) for prompt in PROMPTS) for f in (max, min)
         )
         assert kept // (longest + NEW) <= max(steps) <= max(1, kept // (shortest + NEW))
+
+    @pytest.mark.parametrize("most", [4, 10, 20])
+    def test_memory_that_is_too_small_for_those_who_join(self, most, monkeypatch) -> None:
+        """Eight rows are planned; with those who join they are more than fit."""
+        model = mm.load_model(zoo.build("gpt2"), tokenizer=zoo.tokenizer())
+        prompts = mm.PromptSet(
+            mm.Prompt(id=str(k), text=" ".join(map(str, numbers(10, k)))) for k in range(40)
+        )
+        model.__dict__["eos_ids"] = ()
+        wanted = [done.ids for done in model.complete(prompts, NEW)]
+        own = type(model.backend).forward
+
+        def small(backend, ids, *args, cache=None, **more):
+            held = 0 if cache is None else cache.layers[0].keys.shape[0]
+            if max(held, len(ids)) > most:
+                raise torch.OutOfMemoryError("too many rows")
+            return own(backend, ids, *args, cache=cache, **more)
+
+        monkeypatch.setattr(type(model.backend), "forward", small)
+        budget = 8 * len(model.token_ids(prompts[0]))
+        assert [done.ids for done in model.complete(prompts, NEW, token_budget=budget)] == wanted
+
+    @pytest.mark.parametrize("family", ["mamba", "rwkv"])
+    def test_a_model_that_reads_all_anew_never_reads_more_than_the_budget(
+        self, family, monkeypatch
+    ) -> None:
+        config = {
+            "mamba": lambda: hf.MambaConfig(
+                num_hidden_layers=2, state_size=8, hidden_size=32, vocab_size=64
+            ),
+            "rwkv": lambda: hf.RwkvConfig(num_hidden_layers=2, hidden_size=32, vocab_size=64),
+        }[family]()
+        plain = hf.AutoModelForCausalLM.from_config(config).eval()
+        model = mm.load_model(plain, tokenizer=zoo.tokenizer())
+        model.__dict__["eos_ids"] = ()
+        model.complete(PROMPTS, 2)  # what it can do is tried
+        read, own = [], type(model.backend).forward
+
+        def counted(backend, ids, *args, **more):
+            read.append(ids.numel())
+            return own(backend, ids, *args, **more)
+
+        monkeypatch.setattr(type(model.backend), "forward", counted)
+        model.complete(PROMPTS, NEW, token_budget=50)
+        assert len(read) >= NEW
+        assert max(read) <= 50
 
     def test_edits_samples_and_shared_beginnings_are_theirs(self, joined) -> None:
         model = mm.load_model(zoo.build("llama"), tokenizer=zoo.tokenizer())

@@ -159,6 +159,10 @@ class TestSizesThatTheFilesDoNotHold:
         configured(folder, quantization_config={})
         warn_of_memory(folder, "m", torch.float32, "cpu")
 
+    def test_of_a_prompt_instead_of_a_model(self):
+        with pytest.raises(mm.ModelError, match="names no model: File name too long"):
+            mm.load_model("How many apples are left? " * 20)
+
     def test_of_tables(self, tmp_path):
         config = hf.GPTNeoConfig(
             num_layers=2, hidden_size=32, num_heads=4, vocab_size=64,

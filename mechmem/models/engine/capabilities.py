@@ -155,6 +155,29 @@ def cache_continues(backend: Backend) -> bool:
     return tried(backend, "caches", test)
 
 
+def bytes_per_token(backend: Backend) -> int:
+    """What the model keeps of a token: keys and values of all layers."""
+
+    def test() -> int:
+        ids, tokens = _random_ids(backend, "cache size", 1, 4), 4
+        try:
+            _, cache = backend.forward(ids, torch.ones_like(ids), use_cache=True, last_only=True)
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            cache = None
+        layers = getattr(cache, "layers", None) or []
+        parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        sizes = [part.nbytes for part in parts if isinstance(part, Tensor)]
+        if sizes:
+            return sum(sizes) // tokens
+        cfg, size = backend.model.cfg, int(next(backend.model.parameters()).element_size())
+        heads = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
+        return 2 * int(cfg.n_layers) * heads * int(cfg.d_head) * size
+
+    return tried(backend, "bytes per token", test)
+
+
 def _random_ids(backend: Backend, name: str, rows: int, tokens: int) -> Tensor:
     rng = keyed_rng(0, name)
     ids = rng.integers(0, int(backend.model.cfg.d_vocab), size=(rows, tokens))

@@ -104,7 +104,7 @@ def halved_on_oom(works: Iterable[W], run: Callable[[W], T]) -> Iterator[tuple[W
             if not failed:
                 yield work, result[0]
                 continue
-            _release()
+            release()
             if not work.halves():
                 raise ModelError(
                     f"A prompt of {work.width + work.prefix_width} tokens does not fit in memory "
@@ -126,7 +126,8 @@ def _attempt(run: Callable[[W], T], work: W) -> tuple[list[T], bool]:
         return [], True
 
 
-def _release() -> None:
+def release() -> None:
+    """Free what a pass that failed has left."""
     # What the failed pass left may hang in cycles, and the allocator keeps freed blocks.
     gc.collect()
     if torch.cuda.is_available():
@@ -143,7 +144,7 @@ def plan_passes(
     *,
     interventions: Sequence[Intervention] = (),
     extra: int = 0,
-    kept: float = math.inf,
+    kept: int | None = None,
     share: bool = True,
     own: Sequence[TokenizedPrompt] | None = None,
     pack: bool = False,
@@ -155,7 +156,8 @@ def plan_passes(
         token_budget: Most tokens in one batch, padding included.
         interventions: Edits in force; what they touch is not shared.
         extra: Tokens that every row will grow by (generation).
-        kept: Most tokens that the rows of a batch may hold in the end.
+        kept: Most tokens that the rows of a batch may hold in the end, where the passes that follow
+            read new tokens only; ``None`` where a pass may read them all.
         share: Whether prompts may share anything: those that begin alike, their beginning, which
             then runs once; and short ones a row.
         own: The prompts without what follows them, when ``prompts`` carry more (answers).

@@ -7,7 +7,7 @@ rows that wait take their places, as far as the token budget goes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -18,15 +18,25 @@ from torch import Tensor
 from mechmem.errors import ModelError
 from mechmem.models.architectures import length_class
 from mechmem.models.check.site_check import checked_hooks
-from mechmem.models.engine.backends import Backend, finite
+from mechmem.models.engine.backends import Backend, finite, is_out_of_memory
 from mechmem.models.engine.batching import (
     DEFAULT_TOKEN_BUDGET,
     MAX_BATCH_ROWS,
     Feed,
     PlannedBatch,
 )
-from mechmem.models.engine.capabilities import cache_continues, honors_padding
-from mechmem.models.engine.forward import BatchPreparer, halved_on_oom, inference, plan_passes
+from mechmem.models.engine.capabilities import (
+    bytes_per_token,
+    cache_continues,
+    honors_padding,
+)
+from mechmem.models.engine.forward import (
+    BatchPreparer,
+    halved_on_oom,
+    inference,
+    plan_passes,
+    release,
+)
 from mechmem.models.engine.hooks import Intervention
 from mechmem.models.engine.kv_cache import join_rows, joins, keep_rows, reserve, tokens_kept
 from mechmem.models.engine.stopping import Completion, Decode, StoppingCriteria
@@ -106,11 +116,16 @@ def generate(
     """
     out = [Completion() for _ in prompts]
     ending = StoppingCriteria(decode, stop, eos_ids)
-    kept = tokens_kept(backend.model, token_budget)
+    rule = length_class(backend.model)
     with told(progress, len(prompts), "writing") as tell:
         for room, rows in _by_room(prompts, max_new_tokens, n_ctx):
             chosen = [prompts[row] for row in rows]
             keeps = room > 1 and cache_continues(backend)
+            kept = None
+            if keeps and all(
+                rule(len(prompt.ids)) == rule(len(prompt.ids) + room - 1) for prompt in chosen
+            ):
+                kept = tokens_kept(bytes_per_token(backend), token_budget)
             plan = plan_passes(
                 backend, chosen, token_budget, interventions=interventions, extra=room, kept=kept,
                 # Without a cache every step runs the whole text anew, and nothing could be shared.
@@ -123,7 +138,7 @@ def generate(
             ) -> Tensor:
                 return choose(logits, [rows[row] for row in at], step)
 
-            waiting = _Waiting(plan.works, chosen, kept)
+            waiting = _Waiting(plan.works, chosen, kept or token_budget)
 
             def run(
                 work: PlannedBatch,
@@ -132,14 +147,17 @@ def generate(
                 keeps: bool = keeps,
                 waiting: _Waiting = waiting,
             ) -> dict[int, Completion]:
-                taken = len(waiting.taken)
-                try:
-                    return _write(
-                        passes, work, waiting, room, keeps, interventions, ending, picks, n_ctx
-                    )
-                except (RuntimeError, MemoryError):
-                    waiting.give_back(taken)  # it may be tried again, in halves
-                    raise
+                while True:
+                    taken = len(waiting.taken)
+                    try:
+                        return _write(
+                            passes, work, waiting, room, keeps, interventions, ending, picks, n_ctx
+                        )
+                    except (RuntimeError, MemoryError) as error:
+                        # Those that have joined are too many; without any it is tried in halves.
+                        if not (is_out_of_memory(error) and waiting.give_back(taken)):
+                            raise
+                    release()
 
             for _, done in halved_on_oom(waiting, run):
                 for row, completion in done.items():
@@ -193,10 +211,12 @@ class _Waiting:
         self.taken.append(piece)
         return piece
 
-    def give_back(self, since: int) -> None:
-        """What has joined since then waits again."""
-        self.works.extendleft(reversed(self.taken[since:]))
+    def give_back(self, since: int) -> bool:
+        """What has joined since then waits again, and nobody joins any more; whether any had."""
+        joined, self.kept = self.taken[since:], 0
+        self.works.extendleft(reversed(joined))
         del self.taken[since:]
+        return bool(joined)
 
 
 def _write(
@@ -240,7 +260,7 @@ def _write(
             )
             ids = _next(finite(logits[:, -1], backend.model), members, ages, choose)
             del logits
-            going = _take(ids, members, ages, done, ending, room)
+            going = ending.take(ids, [done[row] for row in members], ages, room)
             if not going:
                 break
             if step + 1 in anew:
@@ -272,7 +292,8 @@ def _write(
                 done |= {row: Completion() for row in rows}
                 first = _next(finite(logits[:, -1], backend.model), rows, young, choose)
                 del logits
-                going += [len(members) + k for k in _take(first, rows, young, done, ending, room)]
+                more = ending.take(first, [done[row] for row in rows], young, room)
+                going += [len(members) + k for k in more]
                 cache, mask = join_rows(cache, mask[:, :width], other, ready.mask, room)
                 width, mask = mask.shape[1], torch.nn.functional.pad(mask, (0, room))
                 feed, ids = feed.above(own), torch.cat([ids, first])
@@ -301,26 +322,6 @@ def _next(logits: Tensor, members: Sequence[int], ages: Sequence[int], choose: C
         rows = torch.tensor(at, device=logits.device)
         out[rows] = choose(logits[rows], [members[k] for k in at], age)
     return out[:, None]
-
-
-def _take(
-    ids: Tensor,
-    members: Sequence[int],
-    ages: list[int],
-    done: Mapping[int, Completion],
-    ending: StoppingCriteria,
-    room: int,
-) -> list[int]:
-    """Write every row's token down, and say which rows go on."""
-    going = []
-    for k, (token,) in enumerate(ids.tolist()):
-        completion = done[members[k]]
-        if not completion.finished and ages[k] < room:
-            ending.ends(completion, token)
-        ages[k] += 1
-        if not completion.finished and ages[k] < room:
-            going.append(k)
-    return going
 
 
 def _worth_leaving(rows: int, going: int) -> bool:

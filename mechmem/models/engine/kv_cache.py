@@ -15,17 +15,9 @@ MOST_KEPT = 2 << 30
 few rows as for many, until these take longer to read than the weights."""
 
 
-def bytes_per_token(model: Any) -> int:
-    """What a model keeps of one token, keys and values of all layers."""
-    cfg, size = model.cfg, int(next(model.parameters()).element_size())
-    heads = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
-    return 2 * int(cfg.n_layers) * heads * int(cfg.d_head) * size
-
-
-def tokens_kept(model: Any, token_budget: int) -> int:
+def tokens_kept(bytes_per_token: int, token_budget: int) -> int:
     """Most tokens of rows that write at once: of one to eight batches."""
-    fit = MOST_KEPT // max(1, bytes_per_token(model))
-    return max(token_budget, min(fit, 8 * token_budget))
+    return max(token_budget, min(MOST_KEPT // max(1, bytes_per_token), 8 * token_budget))
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call, unused-ignore]

@@ -128,7 +128,7 @@ def make_plan(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     *,
     extra: int = 0,
-    kept: float = math.inf,
+    kept: int | None = None,
     limits: Sequence[int] | None = None,
     pass_cost: float = PASS_COST,
     pair_cost: float | None = None,
@@ -140,7 +140,8 @@ def make_plan(
         prompts: What to run.
         token_budget: Most tokens in a batch, padding included; one prompt always fits.
         extra: Tokens that every row will grow by (generation).
-        kept: Most tokens that the rows of a batch may hold in the end.
+        kept: Most tokens that the rows of a batch may hold in the end, where the passes that follow
+            read new tokens only; ``None`` where a pass may read them all.
         limits: How many tokens at the start of every prompt may be shared; at least one token of
             a prompt always runs by itself. ``None`` shares nothing.
         pass_cost: What starting a forward pass costs, in tokens: what is saved by padding less, or
@@ -173,7 +174,7 @@ def plan_batches(
     prompts: Sequence[TokenizedPrompt],
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     extra: int = 0,
-    kept: float = math.inf,
+    kept: int | None = None,
     pass_cost: float = math.inf,
 ) -> Iterator[tuple[int, ...]]:
     """Rows of each batch: longest prompts first, so that little is padded and memory peaks early.
@@ -182,14 +183,17 @@ def plan_batches(
         prompts: What to run.
         token_budget: Most tokens in a batch, padding included; one prompt always fits.
         extra: Tokens that every row will grow by (generation).
-        kept: Most tokens that the rows of a batch may hold in the end.
+        kept: Most tokens that the rows of a batch may hold in the end, where the passes that follow
+            read new tokens only; ``None`` where a pass may read them all.
         pass_cost: What another batch costs, in tokens: more padding than that, and it is made.
     """
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].ids), row))
     start = 0
     while start < len(order):
         width = len(prompts[order[start]].ids)
-        size = rows_that_fit(token_budget, width, most=kept // (width + extra))
+        size = rows_that_fit(token_budget, width + extra)
+        if kept is not None:
+            size = rows_that_fit(token_budget, width, most=kept // (width + extra))
         lengths = [len(prompts[row].ids) for row in order[start : start + size]]
         size = unpadded(lengths, pass_cost)
         yield tuple(order[start : start + size])
@@ -211,7 +215,7 @@ class _Fill(NamedTuple):
 
     token_budget: int
     extra: int
-    kept: float
+    kept: int | None
     padding: float
     pair: float | None
     n_ctx: float
@@ -254,10 +258,13 @@ def _shared(
         return len(prompts[row].ids) - length
 
     def most_rows(width: int, known: int) -> int:
-        own, whole = width + fill.extra, known + width
+        own = width + fill.extra
+        size = rows_that_fit(fill.token_budget, own, known + own)
+        if fill.kept is None:
+            return size
         # What is known is copied for every row where that fits, and read where it is otherwise.
-        most = max(fill.kept // (known + own), fill.token_budget // own)
-        return rows_that_fit(fill.token_budget, width, whole, most)
+        most = max(fill.kept // (known + own), size)
+        return rows_that_fit(fill.token_budget, width, known + width, most)
 
     sized = []
     for length, rows in found:

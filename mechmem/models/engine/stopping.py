@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from mechmem.errors import PromptError
 
 Decode = Callable[[Sequence[int]], str]
@@ -59,6 +61,26 @@ class StoppingCriteria:
             completion.ids.append(token)
             completion.finished = bool(self.stop) and self._complete(completion.ids)
         return completion.finished
+
+    def take(
+        self, ids: Tensor, rows: Sequence[Completion], ages: list[int], room: int
+    ) -> list[int]:
+        """Write every row's token down, and say which rows go on.
+
+        Args:
+            ids: ``[row, 1]``.
+            rows: What has been written.
+            ages: How many tokens each row was given, those after its end too; one more afterwards.
+            room: Most tokens of a row.
+        """
+        going = []
+        for k, (token,) in enumerate(ids.tolist()):
+            if not rows[k].finished and ages[k] < room:
+                self.ends(rows[k], token)
+            ages[k] += 1
+            if not rows[k].finished and ages[k] < room:
+                going.append(k)
+        return going
 
     def close(self, completion: Completion) -> None:
         """Give a completion its text, and let it end at its first stop string."""

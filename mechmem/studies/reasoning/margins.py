@@ -98,6 +98,12 @@ def turn_margins(
             f"(`memorized`) and a wrong (`generalized`) answer; missing on {len(lacking)} of "
             f"{len(items)}."
         )
+    few = {name: len({p.group for p in items if p.label == name}) for name in LABELS}
+    if min(few.values()) < 2:
+        raise PromptError(
+            "Turning chooses on some items and looks once at the others, so each label needs items "
+            f"of two groups at least; there are {few}."
+        )
     reader = with_reading(PromptAnswers("behavior"), "choice")
     parts = _parts(items, seed)
     before = {name: observe(model, part, task=reader) for name, part in parts.items()}

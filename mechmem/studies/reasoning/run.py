@@ -176,9 +176,9 @@ def _asked(
         )
     given = reader.questions(n, seed) if questions is None else questions
     labeled = reader.extraction(given.filter(lambda prompt: prompt.label in LABELS))
-    answered = labeled.filter(
-        lambda prompt: prompt.answer is not None and prompt.meta.get("kind") is not None
-    )
+    answered = labeled.filter(lambda prompt: prompt.answer is not None)
+    if isinstance(reader, Reasoning):  # of a kind that is never run, such as code
+        answered = answered.filter(lambda prompt: prompt.meta.get("kind") is not None)
     return labeled, reader.evaluation(answered, examples, shots)
 
 

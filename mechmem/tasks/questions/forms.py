@@ -73,6 +73,17 @@ def _asked(prompt: Prompt, examples: PromptSet | None, shots: int | None) -> Pro
     return replace(prompt, text=before + asked, spans={"question": (start, start + len(question))})
 
 
+def fitting_examples(prompt: Prompt, examples: PromptSet) -> list[Prompt]:
+    """Examples that may stand before a question: of its kind, and of its category or language."""
+    kind = QUESTION_KINDS[prompt.meta["kind"]]
+    pool = [e for e in examples if e.meta.get("kind") == kind.name and e.group != prompt.group]
+    if kind.alike == "category":
+        category = prompt.meta.get("category", "")
+        return [e for e in pool if e.meta.get("category", "") == category]
+    language = prompt.meta.get("language", "en")
+    return [e for e in pool if e.meta.get("language", "en") == language] or pool
+
+
 def _chosen(prompt: Prompt, examples: PromptSet | None, wanted: int) -> Sequence[Prompt]:
     kind = QUESTION_KINDS[prompt.meta["kind"]]
     if examples is None:
@@ -83,16 +94,11 @@ def _chosen(prompt: Prompt, examples: PromptSet | None, wanted: int) -> Sequence
                 "or shots=0."
             )
         examples = bundled_examples()
-    pool = [e for e in examples if e.meta.get("kind") == kind.name and e.group != prompt.group]
-    if kind.alike == "category":
-        category = prompt.meta.get("category", "")
-        pool = [e for e in pool if e.meta.get("category", "") == category]
-        of = f" of category {category!r}"
-    else:
-        language = prompt.meta.get("language", "en")
-        pool = [e for e in pool if e.meta.get("language", "en") == language] or pool
-        of = ""
+    pool = fitting_examples(prompt, examples)
     if len(pool) < wanted:
+        of = ""
+        if kind.alike == "category":
+            of = f" of category {prompt.meta.get('category', '')!r}"
         raise TaskError(
             f"{prompt.id!r} wants {wanted} worked {kind.name} examples{of}, there are {len(pool)}. "
             "Pass more of them, or fewer shots=."
