@@ -102,6 +102,15 @@ class TestReadingByChoice:
         prompt = mm.Prompt(id="m", text="?", answer="B", meta={"options": ["x", "y", "z"]})
         assert reader.choices(prompt) == ("B", "A", "C")
 
+    @pytest.mark.parametrize("wrong", [["Rome", 4], '["Rome", 4]'])
+    def test_wrong_answers_may_be_a_list_in_a_cell_or_a_number(self, wrong) -> None:
+        reader = with_reading(mm.get_task("reasoning"), "choice")
+        prompt = mm.Prompt(id="m", text="?", answer="Paris", meta={"wrong": wrong})
+        assert reader.choices(prompt) == ("Paris", "Rome", "4")
+        assert reader.choices(mm.Prompt(id="n", text="?", answer="10", meta={"wrong": 4})) == (
+            "10", "4",
+        )  # fmt: skip
+
     def test_a_task_is_read_by_choice_when_asked_and_stays_as_it_was(self, lab) -> None:
         seen = mm.observe(lab.model, PAIRS, task=TASK, reading="choice")
         written = mm.observe(lab.model, PAIRS, task=TASK)

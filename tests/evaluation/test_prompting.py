@@ -80,3 +80,7 @@ class TestPrompting:
         got = mm.evaluation.prompting(here.lab.model, here.test, {})
         with pytest.raises(mm.PromptError, match=r"Nothing named 'odd'"):
             got.compared("odd", "unchanged", "memorized")
+        with pytest.raises(mm.TaskError, match=r"Unknown outcome 'memorised'.*Did you mean"):
+            got.compared("unchanged", "unchanged", "memorised")
+        with pytest.raises(mm.PromptError, match=r"'unchanged' names the prompts as they are"):
+            mm.evaluation.prompting(here.lab.model, here.test, {"unchanged": "w1 "})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_a_labeled_set_has_partners_of_like_loss_or_length(found, match, column)
     assert abs(means[0] - means[1]) <= 0.25 * values.std(ddof=0)
     with pytest.raises(mm.PromptError, match=r"'loss', 'length'"):
         found.labeled("color")
+
+
+def test_a_beginning_of_one_token_has_no_loss_and_no_partner(found) -> None:
+    rows = found.rows.copy()
+    rows.loc[0, "prefix_loss"] = float("nan")
+    chosen = replace(found, rows=rows).labeled()
+    assert len(chosen) > 4
+    assert rows.loc[0, "id"] not in chosen.ids
 
 
 def test_what_cannot_be_recited_is_refused(lab, found) -> None:

@@ -98,6 +98,10 @@ class TestSampling:
             pairs.append(np.mean(alike))
         assert got.agreement(3.0).value == pytest.approx(np.mean(pairs))
         assert got.agreement(3.0).value < 1
+        with pytest.raises(mm.MechmemError, match=r"Nothing was drawn at temperature 0.7"):
+            got.agreement(0.7)
+        with pytest.raises(mm.TaskError, match=r"Unknown outcome 'memorised'"):
+            got.share(3.0, "memorised")
         table = got.table()
         np.testing.assert_allclose(table[["memorized", "generalized", "other"]].sum(axis=1), 1.0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,30 @@ def test_the_band_is_of_the_controls_that_the_edit_has() -> None:
         np.testing.assert_allclose(rows["band_low"], np.min(values, axis=0))
         np.testing.assert_allclose(rows["band_high"], np.max(values, axis=0))
         assert found.control == name
+
+
+@pytest.mark.parametrize("method", ["lda", "logistic"])
+def test_a_classifier_and_its_draws_are_counted_from_their_own_middles(method) -> None:
+    lab, asked = bench(), ragged(1)
+    fit = mm.cache_activations(lab.model, contrast_set(), sites="resid_post")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mm.MechmemWarning)
+        r = mm.fit_directions(fit, method=method, toward="generalized")
+    site = r.sites[1]
+    rows = projection_map(lab.model, r, asked, draws=5).rows
+    rows = rows[rows["layer"] == site.layer]
+    states = mm.cache_activations(lab.model, asked, sites=[site], positions="all")[site][0]
+    others = [
+        mm.controls(mm.AddDirection(r[site]), lab.model, seed=k)["random direction"].direction
+        for k in range(5)
+    ]
+    found = [
+        (states.double().numpy() @ one.vector.numpy() / one.norm
+         - (one.toward_mean + one.away_mean) / 2) / one.norm
+        for one in (r[site], *others)
+    ]  # fmt: skip
+    np.testing.assert_allclose(rows["value"], found[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(rows["band_low"], np.min(found[1:], axis=0), rtol=1e-4)
 
 
 def test_one_more_random_direction_lies_outside_the_band_once_in_twenty_times() -> None:

@@ -152,6 +152,13 @@ class TestControlVectors:
             mm.export_vectors(r, tmp_path / "r.gguf", layers=[7])
 
 
+def test_layers_of_a_safetensors_file_are_those_of_its_sites(directions, tmp_path):
+    streams = {d.site.stream for d in directions}
+    assert len(streams) > 1
+    file = mm.export_vectors(directions, tmp_path / "r.safetensors", layers=[1])
+    assert set(load_file(file)) == {d.site.key for d in directions if d.site.layer == 1}
+
+
 def exported(directions, tmp_path, suffix):
     """A file, what went into it, and what reading it back needs to be told."""
     kept = mm.Directions({d.site: d for d in directions if d.site.stream == "resid_post"})

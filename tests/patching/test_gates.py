@@ -72,6 +72,21 @@ def test_only_an_eraser_erases_and_only_at_home() -> None:
             pass
 
 
+@pytest.mark.parametrize("gate", [GATE, LATER])
+def test_an_edit_behind_a_gate_has_its_controls_wherever_the_gate_reads(gate) -> None:
+    bench = helpers.bench()
+    r = fitted(bench, sites=(GATE, LATER))
+    inner = mm.AddDirection(r[LATER], alpha=2.0)
+    found = mm.controls(mm.OnlyWhere(inner, r[gate], when="memorized"), bench.model)
+    own = mm.controls(inner, bench.model)
+    assert list(found) == list(own)
+    for name, control in found.items():
+        torch.testing.assert_close(control.edit.direction.vector, own[name].direction.vector)
+        with mm.patched(bench.model, control) as view:
+            view.logits(PROMPTS)
+        assert view.edit_report().fired
+
+
 def test_the_controls_of_an_eraser_move_each_token_as_far() -> None:
     bench = helpers.bench()
     eraser = mm.Erase(fitted(bench, "leace"))

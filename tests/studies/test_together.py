@@ -29,6 +29,8 @@ def test_each_keeps_its_tables_figures_and_words(both, tmp_path) -> None:
         for line in (*one.notes(), *one.limits()):
             assert any(line in said for said in (*both.notes(), *both.limits()))
             assert f"{name}: {line}" in (*both.notes(), *both.limits())
+    assert list(saved.summary().columns) == list(both.summary().columns)
+    assert len(saved.summary()) == len(both.summary()) > 0
     assert (tmp_path / "artifacts" / "second" / "directions.json").exists()
     named = "First. {0} Second. {0}"
     assert saved.verdict == named.format(one.verdict.sentence)

@@ -106,6 +106,10 @@ def test_items_need_both_labels_and_both_answers(lab, found) -> None:
     for bad in (ITEMS.filter(lambda p: p.label == "memory"), made("z", 8, 3)):
         with pytest.raises(mm.PromptError, match=r"items of both labels"):
             turn_margins(lab.model, acts, bad)
+    one = next(p for p in ITEMS if p.label == "memory")
+    few = ITEMS.filter(lambda p: p.label == "reasoning" or p.group == one.group)
+    with pytest.raises(mm.PromptError, match=r"two groups at least; there are .*'memory': 1"):
+        turn_margins(lab.model, acts, few)
 
 
 def test_the_shipped_ones_have_one_right_and_one_wrong_answer_of_a_kind() -> None:
